@@ -1,0 +1,92 @@
+//! How a forward pass is run: training or not, with a graph or not, and where its random draws come from.
+
+use rand_chacha::ChaCha8Rng;
+use rand_chacha::rand_core::SeedableRng;
+
+/// The settings of one forward pass, handed down through every layer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Mode {
+    /// Batch norm uses (and updates its running) batch statistics, drop path drops.
+    pub train: bool,
+    /// Parameters enter the graph, so that `backward` reaches them. A teacher's pass and an evaluation have none.
+    pub grad: bool,
+    /// How many equal blocks of the batch axis get batch-norm statistics of their own: the number of views that were
+    /// concatenated along the batch axis, 1 otherwise.
+    pub stat_groups: usize,
+    /// Where random draws come from.
+    pub key: DrawKey,
+}
+
+impl Mode {
+    /// Evaluation: running statistics, nothing dropped, no graph.
+    pub const EVAL: Self = Self { train: false, grad: false, stat_groups: 1, key: DrawKey { seed: 0, step: 0, pass: 0 } };
+
+    /// Training with a graph, with draws from `key`.
+    pub const fn train(key: DrawKey) -> Self {
+        Self { train: true, grad: true, stat_groups: 1, key }
+    }
+
+    /// The same without a graph.
+    pub const fn without_grad(self) -> Self {
+        Self { grad: false, ..self }
+    }
+
+    /// The same with batch-norm statistics for each of `groups` equal blocks of the batch.
+    pub const fn with_stat_groups(self, groups: usize) -> Self {
+        Self { stat_groups: groups, ..self }
+    }
+
+    /// The same with the draws of pass number `pass` (a view, say) of the step.
+    pub const fn with_pass(self, pass: u64) -> Self {
+        Self { key: DrawKey { pass, ..self.key }, ..self }
+    }
+}
+
+/// Names a stream of random draws inside the network: the same key and layer name give the same draws, on any number of
+/// threads and after a resume.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DrawKey {
+    /// The run's seed.
+    pub seed: u64,
+    /// The optimizer step.
+    pub step: u64,
+    /// The forward pass within the step.
+    pub pass: u64,
+}
+
+impl DrawKey {
+    /// The generator of the layer called `name`.
+    pub fn rng(&self, name: &str) -> ChaCha8Rng {
+        let mut bytes = [0; 32];
+        for (part, value) in bytes.chunks_exact_mut(8).zip([self.seed, self.step, self.pass, fnv1a(name)]) {
+            part.copy_from_slice(&value.to_le_bytes());
+        }
+        ChaCha8Rng::from_seed(bytes)
+    }
+}
+
+/// FNV-1a of a name, 64 bits: a hash that never changes between versions or machines.
+pub(crate) fn fnv1a(name: &str) -> u64 {
+    name.bytes().fold(0xcbf2_9ce4_8422_2325, |h, b| (h ^ u64::from(b)).wrapping_mul(0x0000_0100_0000_01b3))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rand::Rng;
+
+    #[test]
+    fn each_part_of_the_key_and_the_name_changes_the_draws() {
+        let key = DrawKey { seed: 1, step: 2, pass: 3 };
+        let first = |key: DrawKey, name: &str| key.rng(name).random::<u64>();
+        assert_eq!(first(key, "a"), first(key, "a"));
+        for (other, name) in [
+            (DrawKey { seed: 2, ..key }, "a"),
+            (DrawKey { step: 3, ..key }, "a"),
+            (DrawKey { pass: 4, ..key }, "a"),
+            (key, "b"),
+        ] {
+            assert_ne!(first(key, "a"), first(other, name));
+        }
+    }
+}
