@@ -1,0 +1,318 @@
+//! The command line: what can be typed, with examples in every help.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// Self-supervised learning of image encoders: images without labels in, an encoder and its figures out.
+#[derive(Debug, Parser)]
+#[command(name = "twinsight", version, propagate_version = true, arg_required_else_help = true)]
+#[command(after_help = "Examples:
+  twinsight demo                              ten minutes on the built-in images, to see it work
+  twinsight train --data ~/pictures           train on a folder of images
+  twinsight resume runs/pictures-simclr       go on with a run that was stopped
+  twinsight embed runs/pictures-simclr --data ~/pictures --out vectors.npy")]
+pub struct Cli {
+    /// Print one machine-readable JSON line last (words go to standard error).
+    #[arg(long, global = true)]
+    pub json: bool,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Train a small encoder on 10,000 built-in images and compare it with pixels and with an untrained one.
+    #[command(after_help = "Examples:
+  twinsight demo
+  twinsight demo --seed 1 --json
+  twinsight demo --epochs 2 --out /tmp/quick")]
+    Demo(DemoArgs),
+    /// Train an encoder on a folder of images or a named data set.
+    #[command(after_help = "Examples:
+  twinsight train --data ~/pictures
+  twinsight train --data fashion-mnist-mini --method byol --epochs 10 --out runs/byol
+  twinsight train --data cifar --recipe simclr-small --set options.temperature=0.3 --set schedule.lr=0.1
+  twinsight train --data cifar --method dino --encoder vit_tiny --limit 10000")]
+    Train(Box<TrainArgs>),
+    /// Go on with a run that was stopped, from its last checkpoint.
+    #[command(after_help = "Examples:
+  twinsight resume runs/pictures-simclr")]
+    Resume(ResumeArgs),
+    /// Data sets: list, fetch, look into.
+    #[command(after_help = "Examples:
+  twinsight data list
+  twinsight data fetch cifar10
+  twinsight data info ~/pictures")]
+    Data {
+        /// What to do with data sets.
+        #[command(subcommand)]
+        command: DataCommand,
+    },
+    /// k-NN accuracy of a trained encoder on labelled images, settings chosen on images held out.
+    #[command(after_help = "Examples:
+  twinsight knn runs/pictures-simclr
+  twinsight knn runs/pictures-simclr/encoder.safetensors --data cifar10 --json")]
+    Knn(KnnArgs),
+    /// Write one vector an image, as npy or CSV.
+    #[command(after_help = "Examples:
+  twinsight embed runs/pictures-simclr --data ~/pictures --out vectors.npy
+  twinsight embed runs/pictures-simclr --data ~/pictures --out vectors.csv
+
+An .npy file comes with a .csv beside it that names the image (and label) of each row.")]
+    Embed(EmbedArgs),
+    /// Draw the views that a method makes of images, as a PNG sheet.
+    #[command(after_help = "Examples:
+  twinsight views ~/pictures/cat.jpg --out views.png
+  twinsight views ~/pictures --method dino --count 4 --out views.png
+  twinsight views fashion-mnist-mini --set options.temperature=0.2 --out views.png")]
+    Views(ViewsArgs),
+    /// List methods, encoders, data sets or recipes.
+    #[command(after_help = "Examples:
+  twinsight list methods
+  twinsight list recipes --json
+  twinsight list keys --method dino")]
+    List(ListArgs),
+    /// Measure speed.
+    #[command(after_help = "Examples:
+  twinsight bench step --method simclr --encoder resnet18 --batch 128 --size 32 --steps 3 --json")]
+    Bench {
+        /// What to measure.
+        #[command(subcommand)]
+        command: BenchCommand,
+    },
+}
+
+/// `demo`.
+#[derive(Debug, Args)]
+pub struct DemoArgs {
+    /// Decides weights, order of images and views.
+    #[arg(long, default_value_t = 0)]
+    pub seed: u64,
+    /// The run folder [default: runs/demo, or the next free number after it].
+    #[arg(long)]
+    pub out: Option<PathBuf>,
+    /// Passes over the images; fewer for a quick look.
+    #[arg(long)]
+    pub epochs: Option<u64>,
+}
+
+/// Settings that `train` and `views` share.
+#[derive(Debug, Args, Default)]
+pub struct SettingArgs {
+    /// The method (see `list methods`) [default: simclr].
+    #[arg(long)]
+    pub method: Option<String>,
+    /// Settings by name (see `list recipes`).
+    #[arg(long)]
+    pub recipe: Option<String>,
+    /// A TOML file of settings, over the recipe.
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// One setting, over everything else; may be given again. See `list keys`.
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub set: Vec<String>,
+    /// Side of the square views in pixels [default: the images' own up to 64, else 224].
+    #[arg(long, value_name = "PIXELS")]
+    pub image_size: Option<usize>,
+    /// Decides weights, order of images and views [default: 0].
+    #[arg(long)]
+    pub seed: Option<u64>,
+}
+
+/// `train`.
+#[derive(Debug, Args)]
+pub struct TrainArgs {
+    /// A folder of images, or the name of a data set.
+    #[arg(long, value_name = "PATH_OR_NAME")]
+    pub data: Option<String>,
+    /// The encoder (see `list encoders`) [default: resnet_mini].
+    #[arg(long)]
+    pub encoder: Option<String>,
+    /// Passes over the images.
+    #[arg(long)]
+    pub epochs: Option<u64>,
+    /// Images a step.
+    #[arg(long)]
+    pub batch: Option<usize>,
+    /// The run folder [default: runs/DATA-METHOD, or the next free number after it].
+    #[arg(long)]
+    pub out: Option<PathBuf>,
+    /// At most this many training images, spread over the classes.
+    #[arg(long)]
+    pub limit: Option<usize>,
+    /// Stop at the first image that can't be read instead of naming and skipping it.
+    #[arg(long)]
+    pub strict: bool,
+    /// Whether sub-folders are labels.
+    #[arg(long, value_enum)]
+    pub labels: Option<Labels>,
+    /// Threads that make views [default: one a core].
+    #[arg(long)]
+    pub workers: Option<usize>,
+    /// Settings.
+    #[command(flatten)]
+    pub settings: SettingArgs,
+}
+
+/// Whether sub-folders are labels.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub enum Labels {
+    /// Where it looks so.
+    Auto,
+    /// Yes.
+    Folder,
+    /// No.
+    None,
+}
+
+/// `resume`.
+#[derive(Debug, Args)]
+pub struct ResumeArgs {
+    /// The run folder.
+    pub run: PathBuf,
+}
+
+/// `data`.
+#[derive(Debug, Subcommand)]
+pub enum DataCommand {
+    /// The data sets that can be named.
+    List,
+    /// Download a data set into the cache (or TWINSIGHT_DATA), checked by its checksums.
+    Fetch {
+        /// Its name.
+        name: String,
+        /// Another folder than the cache.
+        #[arg(long)]
+        dir: Option<PathBuf>,
+    },
+    /// What a folder or data set holds: counts, sizes, labels, files that can't be read.
+    Info {
+        /// A folder, or the name of a data set.
+        data: String,
+        /// Fail at the first image that can't be read.
+        #[arg(long)]
+        strict: bool,
+    },
+}
+
+/// `knn`.
+#[derive(Debug, Args)]
+pub struct KnnArgs {
+    /// A run folder, or an encoder file of one.
+    pub run: PathBuf,
+    /// Labelled images [default: those of the run].
+    #[arg(long, value_name = "PATH_OR_NAME")]
+    pub data: Option<String>,
+    /// At most this many training images.
+    #[arg(long)]
+    pub limit: Option<usize>,
+    /// Numbers of neighbours to choose from.
+    #[arg(long, value_delimiter = ',', default_values_t = [5, 10, 20, 50, 200])]
+    pub k: Vec<usize>,
+    /// Vote temperatures to choose from.
+    #[arg(long, value_delimiter = ',', default_values_t = [0.03, 0.07, 0.1, 0.2])]
+    pub temperature: Vec<f64>,
+}
+
+/// `embed`.
+#[derive(Debug, Args)]
+pub struct EmbedArgs {
+    /// A run folder, or an encoder file of one.
+    pub run: PathBuf,
+    /// The images [default: those of the run].
+    #[arg(long, value_name = "PATH_OR_NAME")]
+    pub data: Option<String>,
+    /// Where to: a file ending in .npy or .csv.
+    #[arg(long)]
+    pub out: PathBuf,
+    /// The test images of the data set instead of the training images.
+    #[arg(long)]
+    pub test: bool,
+    /// Stop at the first image that can't be read.
+    #[arg(long)]
+    pub strict: bool,
+    /// Images a forward pass.
+    #[arg(long, default_value_t = 256)]
+    pub batch: usize,
+}
+
+/// `views`.
+#[derive(Debug, Args)]
+pub struct ViewsArgs {
+    /// An image, a folder or the name of a data set.
+    pub data: String,
+    /// Where to: a PNG file.
+    #[arg(long)]
+    pub out: PathBuf,
+    /// Images to draw.
+    #[arg(long, default_value_t = 4)]
+    pub count: usize,
+    /// Sets of views an image.
+    #[arg(long, default_value_t = 2)]
+    pub draws: usize,
+    /// Settings.
+    #[command(flatten)]
+    pub settings: SettingArgs,
+}
+
+/// `list`.
+#[derive(Debug, Args)]
+pub struct ListArgs {
+    /// What to list.
+    #[arg(value_enum)]
+    pub what: Listed,
+    /// Of which method, for `keys`.
+    #[arg(long, default_value = "simclr")]
+    pub method: String,
+}
+
+/// What can be listed.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub enum Listed {
+    /// Self-supervised methods.
+    Methods,
+    /// Encoders.
+    Encoders,
+    /// Data sets.
+    Datasets,
+    /// Recipes.
+    Recipes,
+    /// The keys that `--set` takes, with their defaults for a method.
+    Keys,
+}
+
+/// `bench`.
+#[derive(Debug, Subcommand)]
+pub enum BenchCommand {
+    /// Images a second of a training step on random views.
+    Step(BenchStepArgs),
+}
+
+/// `bench step`.
+#[derive(Debug, Args)]
+pub struct BenchStepArgs {
+    /// The method.
+    #[arg(long, default_value = "simclr")]
+    pub method: String,
+    /// The encoder.
+    #[arg(long, default_value = "resnet18")]
+    pub encoder: String,
+    /// Images a step.
+    #[arg(long, default_value_t = 128)]
+    pub batch: usize,
+    /// Side of the views in pixels.
+    #[arg(long, default_value_t = 32)]
+    pub size: usize,
+    /// Side of DINO's local views in pixels.
+    #[arg(long, default_value_t = 16)]
+    pub local_size: usize,
+    /// Timed steps, after one that warms up.
+    #[arg(long, default_value_t = 5)]
+    pub steps: usize,
+    /// Threads [default: one a core].
+    #[arg(long)]
+    pub threads: Option<usize>,
+}

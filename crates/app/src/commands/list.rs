@@ -1,0 +1,59 @@
+//! `list`: the registries.
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use serde_json::{Value, json};
+use twinsight_datasets::DATASETS;
+use twinsight_encoders::ENCODERS;
+use twinsight_ssl_methods::{METHODS, method};
+use twinsight_train::{Layer, RECIPES, RunConfig};
+
+use crate::cli::{ListArgs, Listed};
+use crate::output::Output;
+
+/// Runs it.
+///
+/// # Errors
+/// An unknown method, for its keys.
+pub fn run(args: &ListArgs, output: &Output) -> Result<ExitCode> {
+    let rows: Vec<Value> = match args.what {
+        Listed::Methods => METHODS.iter().map(|m| row(m.name, m.summary, json!({"title": m.title, "paper": m.paper}))).collect(),
+        Listed::Encoders => ENCODERS.iter().map(|e| row(e.name, e.summary, json!({"paper": e.paper}))).collect(),
+        Listed::Datasets => {
+            DATASETS.iter().map(|d| row(d.name, d.summary, json!({"licence": d.licence, "homepage": d.homepage}))).collect()
+        }
+        Listed::Recipes => RECIPES.iter().map(|r| row(r.name, r.summary, json!({}))).collect(),
+        Listed::Keys => keys(&args.method)?,
+    };
+    let width = rows.iter().filter_map(|r| r["name"].as_str()).map(str::len).max().unwrap_or(0);
+    for r in &rows {
+        output.say(format!("{:width$}  {}", r["name"].as_str().unwrap_or_default(), r["summary"].as_str().unwrap_or_default()));
+    }
+    output.finish(&rows)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn row(name: &str, summary: &str, mut more: Value) -> Value {
+    more["name"] = json!(name);
+    more["summary"] = json!(summary);
+    more
+}
+
+/// Every key with its default for the method, and the meaning of the method's own.
+fn keys(name: &str) -> Result<Vec<Value>> {
+    let spec = method(name)?;
+    let table = toml::Table::from_iter([("method".to_string(), toml::Value::from(name))]);
+    let config = RunConfig::resolve(&[Layer { origin: "command line".into(), table }])?;
+    let resolved = toml::Table::try_from(&config)?;
+    let mut rows = Vec::new();
+    for key in twinsight_train::config::all_keys(name)? {
+        let value = key.split('.').try_fold(&toml::Value::Table(resolved.clone()), |v, part| v.get(part)).map(ToString::to_string);
+        let meaning = key
+            .strip_prefix("options.")
+            .and_then(|own| spec.keys.iter().find(|k| k.key == own))
+            .map_or(String::new(), |k| format!("  {}", k.meaning));
+        rows.push(row(&key, &format!("{}{meaning}", value.unwrap_or_default()), json!({})));
+    }
+    Ok(rows)
+}

@@ -1,0 +1,139 @@
+//! `train` and `resume`: a run from settings to figures.
+
+use std::path::Path;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use anyhow::{Context, Result, bail};
+use serde_json::json;
+use toml::{Table, Value};
+use twinsight_train::observe::Progress;
+use twinsight_train::{Outcome, RunConfig, Trainer};
+
+use super::{free_folder, layers, set_in};
+use crate::cli::{Labels, ResumeArgs, TrainArgs};
+use crate::output::Output;
+
+/// `train`.
+///
+/// # Errors
+/// Bad settings or data; training that diverged; a full disk.
+pub fn run(args: &TrainArgs, output: &Output) -> Result<ExitCode> {
+    let mut options = Table::new();
+    if let Some(path) = &args.data {
+        set_in(&mut options, "data", "path", path.clone().into());
+    }
+    for (key, value) in [("encoder", args.encoder.clone().map(Value::from))] {
+        if let Some(value) = value {
+            options.insert(key.into(), value);
+        }
+    }
+    if let Some(epochs) = args.epochs {
+        options.insert("epochs".into(), Value::Integer(i64::try_from(epochs)?));
+    }
+    if let Some(batch) = args.batch {
+        options.insert("batch".into(), Value::Integer(batch as i64));
+    }
+    if let Some(limit) = args.limit {
+        set_in(&mut options, "data", "limit", Value::Integer(limit as i64));
+    }
+    if args.strict {
+        set_in(&mut options, "data", "strict", Value::Boolean(true));
+    }
+    if let Some(labels) = args.labels {
+        let word = match labels {
+            Labels::Auto => "auto",
+            Labels::Folder => "folder",
+            Labels::None => "none",
+        };
+        set_in(&mut options, "data", "labels", word.into());
+    }
+    if let Some(workers) = args.workers {
+        set_in(&mut options, "data", "workers", Value::Integer(workers as i64));
+    }
+    let mut config = RunConfig::resolve(&layers(&args.settings, options)?)?;
+    if config.data.path.is_empty() {
+        bail!("--data is missing: name a folder of images, or a data set of `twinsight list datasets`");
+    }
+    // Warm-up can't be longer than a run that was shortened by --epochs.
+    config.schedule.warmup_epochs = config.schedule.warmup_epochs.min(config.epochs as f64);
+    let out = args.out.clone().unwrap_or_else(|| {
+        let name = Path::new(&config.data.path).file_name().map_or("data".into(), |n| n.to_string_lossy().into_owned());
+        free_folder(&format!("{name}-{}", config.method))
+    });
+    start(config, &out, output)
+}
+
+/// `resume`.
+///
+/// # Errors
+/// No run there, a damaged checkpoint; whatever training can fail of.
+pub fn resume(args: &ResumeArgs, output: &Output) -> Result<ExitCode> {
+    let trainer = Trainer::resume(&args.run)?;
+    finish(trainer, output)
+}
+
+/// Makes a run in `out` and trains it.
+///
+/// # Errors
+/// As [`run`].
+pub fn start(config: RunConfig, out: &Path, output: &Output) -> Result<ExitCode> {
+    let trainer = Trainer::create(config, out)?;
+    let (config, data) = (trainer.config(), trainer.data());
+    for bad in &data.report.bad_files {
+        eprintln!("skipped {bad}");
+    }
+    output.say(format!(
+        "{} with {} on {} images of {} ({}), {} channels, {} px; {} steps; run folder {}",
+        config.method,
+        config.encoder,
+        data.train.len(),
+        config.data.path,
+        data.report.understood,
+        data.channels,
+        config.data.image_size,
+        trainer.total_steps(),
+        out.display()
+    ));
+    finish(trainer, output)
+}
+
+fn finish(mut trainer: Trainer, output: &Output) -> Result<ExitCode> {
+    let stop = Arc::new(AtomicBool::new(false));
+    let flag = stop.clone();
+    ctrlc::set_handler(move || {
+        if flag.swap(true, Ordering::SeqCst) {
+            std::process::exit(130);
+        }
+        eprintln!("stopping after this step (once more to stop at once)");
+    })
+    .context("cannot listen for Ctrl-C")?;
+    let mut progress = Progress::new();
+    let outcome = trainer.run(&mut progress, &stop)?;
+    let root = trainer.folder().root().display().to_string();
+    match outcome {
+        Outcome::Finished(result) => {
+            let percent = |v: Option<f64>| v.map_or("unknown".to_string(), |v| format!("{:.1} %", v * 100.0));
+            if result.knn_trained.is_some() {
+                output.say(format!(
+                    "k-NN accuracy on {} images: {} trained, {} untrained, {} pixels",
+                    result.measured_on.as_deref().unwrap_or("held-out"),
+                    percent(result.knn_trained),
+                    percent(result.knn_random),
+                    percent(result.knn_pixels)
+                ));
+            }
+            output.say(format!("{:.0} s; encoder and report.html are in {root}", result.seconds));
+            let mut line = serde_json::to_value(&result)?;
+            line["out"] = json!(root);
+            output.finish(&line)?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Outcome::Interrupted { step, total } => {
+            output.say(format!("stopped at step {step} of {total} and saved; go on with: twinsight resume {root}"));
+            output.finish(&json!({"interrupted": true, "step": step, "total": total, "out": root}))?;
+            Ok(ExitCode::from(130))
+        }
+    }
+}

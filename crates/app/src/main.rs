@@ -1,0 +1,34 @@
+//! The `twinsight` program: arguments in, the library crates called, words out.
+//!
+//! Exit codes: 0 done, 2 bad input or a failure of the system (one clear line on standard error), 3 training diverged or
+//! collapsed, 130 interrupted after saving.
+
+mod cli;
+mod commands;
+mod output;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+/// A caching allocator: a training step allocates and frees hundreds of megabytes in large blocks, and handing each back
+/// to the system costs more than the arithmetic of small layers.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+fn main() -> ExitCode {
+    let arguments = cli::Cli::parse();
+    let filter = tracing_subscriber::EnvFilter::try_from_env("TWINSIGHT_LOG").unwrap_or_else(|_| "warn".into());
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    let output = output::Output::new(arguments.json);
+    match commands::run(arguments.command, &output) {
+        Ok(code) => code,
+        Err(error) => {
+            // One line, whatever the chain of causes holds.
+            let text = format!("{error:#}").replace('\n', " ");
+            eprintln!("twinsight: {text}");
+            let diverged = matches!(error.downcast_ref::<twinsight_train::Error>(), Some(twinsight_train::Error::Diverged(_)));
+            ExitCode::from(if diverged { 3 } else { 2 })
+        }
+    }
+}

@@ -1,0 +1,170 @@
+//! Throughput of one training step on random views made beforehand: forward of all views, loss, backward, optimizer and
+//! what the method does after a step. No image is decoded or augmented, so that only the step is timed.
+//!
+//! Heads, view sizes and optimizer are those that throughput comparisons of PyTorch programs commonly use: SimCLR
+//! D-D-128; BYOL D-1024-256 and 256-1024-256; DINO 2048-256-4096 without batch norm, two global and six local views; SGD
+//! with momentum 0.9, weight decay 5e-4, learning rate 0.01.
+
+use std::time::Instant;
+
+use candle_core::{Device, Tensor};
+use serde::Serialize;
+use twinsight_augment::Normalize;
+use twinsight_encoders::EncoderConfig;
+use twinsight_nn::{DrawKey, Gradients, Optimizer, OptimizerConfig};
+use twinsight_ssl_methods::{At, MethodContext, method};
+
+use crate::{Error, Result};
+
+/// What to time.
+#[derive(Debug, Clone)]
+pub struct BenchStep {
+    /// Method, encoder: names in the registries.
+    pub method: String,
+    /// The encoder's name.
+    pub encoder: String,
+    /// Images a step.
+    pub batch: usize,
+    /// Side of the (global) views in pixels.
+    pub size: usize,
+    /// Side of DINO's local views in pixels.
+    pub local_size: usize,
+    /// Timed steps; one more is made before them.
+    pub steps: usize,
+}
+
+/// The figures of a timed step; the names are shared with the PyTorch program that it is compared with.
+#[derive(Debug, Clone, Serialize)]
+pub struct BenchReport {
+    /// Who measured.
+    pub peer: String,
+    /// The method.
+    pub method: String,
+    /// The encoder.
+    pub encoder: String,
+    /// Images a step.
+    pub batch: usize,
+    /// Side of the views.
+    pub size: usize,
+    /// Element type.
+    pub dtype: &'static str,
+    /// Whether a graph compiler ran (never here; the key is shared).
+    pub compile: bool,
+    /// The device.
+    pub device: &'static str,
+    /// Images a second at the median step, each image counted once however many views.
+    pub images_per_s: f64,
+    /// Median seconds a step.
+    pub step_s: f64,
+    /// Seconds of the fastest step.
+    pub best_step_s: f64,
+    /// Peak resident memory of the process in MiB; `null` where the system does not tell.
+    pub peak_rss_mb: Option<u64>,
+}
+
+/// Times `bench.steps` steps after one that warms up.
+///
+/// # Errors
+/// Unknown names, sizes that the encoder can't take.
+pub fn bench_step(bench: &BenchStep, tick: &mut dyn FnMut(usize)) -> Result<BenchReport> {
+    if bench.steps == 0 || bench.batch < 2 || bench.size < 8 {
+        return Err(Error::Config("bench step needs --steps 1 or more, --batch 2 or more and --size 8 or more".into()));
+    }
+    let spec = method(&bench.method)?;
+    let mut options = (spec.defaults)();
+    for (key, value) in comparison_options(&bench.method, bench.local_size) {
+        if let Some(slot) = options.get_mut(key) {
+            *slot = value;
+        }
+    }
+    let device = Device::Cpu;
+    let context = MethodContext {
+        encoder: twinsight_encoders::encoder(&bench.encoder)?,
+        encoder_config: EncoderConfig { channels: 3, image_size: bench.size, ..EncoderConfig::default() },
+        normalize: Normalize { mean: vec![0.5; 3], std: vec![0.25; 3] },
+        batch_size: bench.batch,
+        epochs: 100,
+        steps_per_epoch: 100,
+        seed: 0,
+        device: device.clone(),
+    };
+    let mut method = (spec.build)(&options, &context)?;
+    let weight_decay = 5e-4;
+    let config = OptimizerConfig::Sgd { momentum: 0.9, nesterov: false, weight_decay };
+    let mut optimizer = Optimizer::new(&config, method.student())?;
+    let plan = method.views().clone();
+    let views = (0..plan.view_count())
+        .map(|v| {
+            let side = plan.view(v).size;
+            let key = DrawKey { seed: 0, step: 0, pass: v as u64 };
+            let values = normal(&mut key.rng("bench"), bench.batch * 3 * side * side);
+            Ok(Tensor::from_vec(values, (bench.batch, 3, side, side), &device)?)
+        })
+        .collect::<Result<Vec<_>>>()?;
+    let mut times = Vec::with_capacity(bench.steps);
+    for i in 0..=bench.steps {
+        let start = Instant::now();
+        // Past the epochs in which DINO's last layer is frozen, so that a step does all its work.
+        let at = At { step: 1000 + i as u64, epoch: 10, steps_per_epoch: 100, epochs: 100, seed: 0 };
+        let out = method.loss(&views, &at)?;
+        let store = out.loss.backward()?;
+        let mut gradients = Gradients::collect(&store, method.student())?;
+        drop(store);
+        method.adjust_gradients(&mut gradients, &at)?;
+        optimizer.step(&gradients, 0.01, weight_decay)?;
+        method.after_step(&at)?;
+        if i > 0 {
+            times.push(start.elapsed().as_secs_f64());
+        }
+        tick(i);
+    }
+    times.sort_by(f64::total_cmp);
+    let median = times[times.len() / 2];
+    Ok(BenchReport {
+        peer: format!("twinsight {}", env!("CARGO_PKG_VERSION")),
+        method: bench.method.clone(),
+        encoder: bench.encoder.clone(),
+        batch: bench.batch,
+        size: bench.size,
+        dtype: "f32",
+        compile: false,
+        device: "cpu",
+        images_per_s: (bench.batch as f64 / median * 100.0).round() / 100.0,
+        step_s: (median * 1e4).round() / 1e4,
+        best_step_s: (times[0] * 1e4).round() / 1e4,
+        peak_rss_mb: peak_rss_mb(),
+    })
+}
+
+/// The heads of the comparison, where they differ from the method's defaults.
+fn comparison_options(method: &str, local_size: usize) -> Vec<(&'static str, toml::Value)> {
+    let int = |v: usize| toml::Value::Integer(v as i64);
+    match method {
+        "simclr" => vec![("projection_dim", int(128)), ("temperature", toml::Value::Float(0.5))],
+        "byol" => vec![("hidden_dim", int(1024)), ("projection_dim", int(256))],
+        "dino" => vec![
+            ("hidden_dim", int(2048)),
+            ("bottleneck_dim", int(256)),
+            ("out_dim", int(4096)),
+            ("local_views", int(6)),
+            ("local_size", int(local_size)),
+        ],
+        _ => Vec::new(),
+    }
+}
+
+fn normal(rng: &mut impl rand::Rng, count: usize) -> Vec<f32> {
+    (0..count)
+        .map(|_| {
+            let radius = (-2.0 * (1.0 - rng.random::<f64>()).ln()).sqrt();
+            (radius * (std::f64::consts::TAU * rng.random::<f64>()).cos()) as f32
+        })
+        .collect()
+}
+
+/// `VmHWM` of this process, in MiB.
+fn peak_rss_mb() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:"))?;
+    line.trim().trim_end_matches("kB").trim().parse::<u64>().ok().map(|kb| kb / 1024)
+}

@@ -1,0 +1,464 @@
+//! The configuration of a run: typed, complete, written to `config.toml` as resolved.
+//!
+//! It is made in layers, later ones over earlier ones: defaults, a recipe, a file, options of the command line,
+//! `--set key=value`. The layers are TOML tables; every key of every layer must exist, and an unknown one is refused with
+//! the nearest that does. What comes out is a [`RunConfig`].
+
+use serde::{Deserialize, Serialize};
+use toml::{Table, Value};
+use twinsight_encoders::{EncoderConfig, Stem};
+use twinsight_nn::OptimizerConfig;
+use twinsight_ssl_methods::{METHODS, method};
+
+use crate::{Error, Result, recipe};
+
+/// Everything that decides what a run computes. Paths aside, nothing else does.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RunConfig {
+    /// The method's name in the registry.
+    pub method: String,
+    /// The encoder's name in the registry.
+    pub encoder: String,
+    /// How often every training image is seen.
+    pub epochs: u64,
+    /// Images a step.
+    pub batch: usize,
+    /// Decides weights, order of images and views.
+    pub seed: u64,
+    /// Where images come from and how they are prepared.
+    pub data: DataConfig,
+    /// The encoder's shape.
+    pub network: NetworkConfig,
+    /// How weights are updated.
+    pub optimizer: OptimizerSettings,
+    /// Learning rate and weight decay over time.
+    pub schedule: ScheduleConfig,
+    /// k-NN during and after training.
+    pub eval: EvalConfig,
+    /// What is written while training, and how often.
+    pub log: LogConfig,
+    /// The method's own settings; its file lists them.
+    pub options: Table,
+}
+
+/// Where images come from and how they are prepared.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DataConfig {
+    /// A folder, or the name of a data set in the registry.
+    pub path: String,
+    /// At most this many training images, spread evenly over the classes (and a fifth as many test images); 0 for all.
+    pub limit: usize,
+    /// Whether the first unreadable image ends the run.
+    pub strict: bool,
+    /// `auto`, `folder` or `none`: whether sub-folders are labels.
+    pub labels: String,
+    /// The share of training images held out for choosing settings, where labels exist; 0 to 0.5.
+    pub held_out: f64,
+    /// The side of the square views in pixels; 0 takes the images' own when they are alike and at most 64 pixels, else 224.
+    pub image_size: usize,
+    /// Mean of each channel of values in 0..1; empty to measure it on the training images.
+    pub mean: Vec<f32>,
+    /// Standard deviation of each channel; empty to measure it.
+    pub std: Vec<f32>,
+    /// Threads that make views; 0 for one a core.
+    pub workers: usize,
+}
+
+/// The encoder's shape.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NetworkConfig {
+    /// `auto`, `cifar` or `imagenet`: the first layers of a ResNet.
+    pub stem: Stem,
+    /// The side of a ViT's patches in pixels; 0 takes 4 up to 64 pixels and 16 above.
+    pub patch: usize,
+    /// Stochastic depth of a ViT, 0 to below 1.
+    pub drop_path: f64,
+}
+
+/// How weights are updated.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct OptimizerSettings {
+    /// `sgd`, `adamw` or `lars`.
+    pub kind: String,
+    /// Of `sgd` and `lars`, 0 to below 1.
+    pub momentum: f64,
+    /// Of `sgd` and `lars`.
+    pub nesterov: bool,
+    /// Of `adamw`.
+    pub beta1: f64,
+    /// Of `adamw`.
+    pub beta2: f64,
+    /// Of `adamw` and `lars`.
+    pub eps: f64,
+    /// Of `lars`: η of You et al. 2017.
+    pub trust_coefficient: f64,
+    /// Of `lars`: whether the trust ratio is clipped at 1 (solo-learn's choice).
+    pub clip_lr: bool,
+    /// Largest norm of all gradients together; 0 for no clipping.
+    pub clip_norm: f64,
+}
+
+/// Learning rate and weight decay over time.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ScheduleConfig {
+    /// Peak learning rate for a batch of `lr_batch` images; it is scaled linearly with the batch.
+    pub lr: f64,
+    /// The batch that `lr` is for; 0 takes `lr` as it is.
+    pub lr_batch: usize,
+    /// Epochs of linear warm-up from 0.
+    pub warmup_epochs: f64,
+    /// Learning rate at the end, as a share of the peak.
+    pub lr_end: f64,
+    /// Weight decay at the start.
+    pub weight_decay: f64,
+    /// Weight decay at the end (cosine between).
+    pub weight_decay_end: f64,
+}
+
+/// k-NN during and after training.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EvalConfig {
+    /// Every how many epochs k-NN accuracy on the held-out images is measured; 0 only at the end.
+    pub every: u64,
+    /// Numbers of neighbours to choose from, on the held-out images.
+    pub k: Vec<usize>,
+    /// Vote temperatures to choose from, on the held-out images.
+    pub temperature: Vec<f64>,
+    /// Images a forward pass of an evaluation.
+    pub batch: usize,
+    /// Whether k-NN on raw pixels and on the untrained encoder are measured before training.
+    pub baselines: bool,
+}
+
+/// What is written while training, and how often.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LogConfig {
+    /// Steps between two lines of `metrics.jsonl`.
+    pub every: u64,
+    /// Seconds between two checkpoints within an epoch; each epoch ends with one.
+    pub checkpoint_seconds: u64,
+    /// Whether a collapse or a loss that is not finite ends the run (`stop`) or is only reported (`warn`).
+    pub on_collapse: String,
+}
+
+/// One layer of settings with the words that name it in errors.
+#[derive(Debug, Clone)]
+pub struct Layer {
+    /// Where it came from: `recipe demo`, `--set`, a file.
+    pub origin: String,
+    /// Its keys.
+    pub table: Table,
+}
+
+impl RunConfig {
+    /// Puts `layers` over the defaults of the method and encoder that they name.
+    ///
+    /// The method is found first (last layer that names one), then its `small` recipe lies under the layers, as the default
+    /// for a few thousand images on a CPU.
+    ///
+    /// # Errors
+    /// An unknown key (with the nearest), a value of the wrong type, a setting out of range.
+    pub fn resolve(layers: &[Layer]) -> Result<Self> {
+        let named = |key: &str| layers.iter().rev().find_map(|l| l.table.get(key)).and_then(Value::as_str);
+        let method_name = named("method").unwrap_or("simclr");
+        let spec = method(method_name)?;
+        let mut table = defaults();
+        table.insert("method".into(), method_name.into());
+        table.insert("options".into(), Value::Table((spec.defaults)()));
+        let small = recipe::small_for(method_name).map(|r| Ok::<_, Error>(Layer { origin: r.origin(), table: r.table()? }));
+        let small = small.transpose()?;
+        for layer in small.iter().chain(layers) {
+            let keys = dotted_keys(&table);
+            merge(&mut table, &layer.table, "", &layer.origin, &keys)?;
+        }
+        let config: Self =
+            table.try_into().map_err(|e: toml::de::Error| Error::Config(format!("configuration: {}", e.message())))?;
+        config.check()?;
+        Ok(config)
+    }
+
+    /// Reads a resolved configuration.
+    ///
+    /// # Errors
+    /// Text that is no TOML, or lacks or adds a key.
+    pub fn parse(text: &str) -> Result<Self> {
+        let config: Self = toml::from_str(text).map_err(|e| Error::Config(e.to_string().replace('\n', " ")))?;
+        config.check()?;
+        Ok(config)
+    }
+
+    /// The text of `config.toml`.
+    ///
+    /// # Errors
+    /// A value that TOML can't hold.
+    pub fn to_toml(&self) -> Result<String> {
+        toml::to_string_pretty(self).map_err(|e| Error::Config(format!("configuration: {e}")))
+    }
+
+    /// The peak learning rate at this batch size.
+    pub fn peak_lr(&self) -> f64 {
+        match self.schedule.lr_batch {
+            0 => self.schedule.lr,
+            reference => self.schedule.lr * self.batch as f64 / reference as f64,
+        }
+    }
+
+    /// The optimizer in `nn`'s form.
+    pub fn optimizer_config(&self) -> OptimizerConfig {
+        let o = &self.optimizer;
+        let weight_decay = self.schedule.weight_decay;
+        match o.kind.as_str() {
+            "adamw" => OptimizerConfig::AdamW { beta1: o.beta1, beta2: o.beta2, eps: o.eps, weight_decay },
+            "lars" => OptimizerConfig::Lars {
+                momentum: o.momentum,
+                weight_decay,
+                trust_coefficient: o.trust_coefficient,
+                eps: o.eps,
+                clip: o.clip_lr,
+                nesterov: o.nesterov,
+            },
+            _ => OptimizerConfig::Sgd { momentum: o.momentum, nesterov: o.nesterov, weight_decay },
+        }
+    }
+
+    /// The encoder's configuration for images of `channels` channels.
+    pub fn encoder_config(&self, channels: usize) -> EncoderConfig {
+        EncoderConfig {
+            channels,
+            image_size: self.data.image_size,
+            stem: self.network.stem,
+            patch: (self.network.patch > 0).then_some(self.network.patch),
+            drop_path: self.network.drop_path,
+            ..EncoderConfig::default()
+        }
+    }
+
+    fn check(&self) -> Result<()> {
+        twinsight_encoders::encoder(&self.encoder)?;
+        let one_of = |key: &str, value: &str, allowed: &[&str]| -> Result<()> {
+            if allowed.contains(&value) {
+                return Ok(());
+            }
+            let guess = nearest(value, allowed.iter().copied()).map(|n| format!("; did you mean `{n}`?")).unwrap_or_default();
+            Err(Error::Config(format!("{key} = \"{value}\" is none of {}{guess}", allowed.join(", "))))
+        };
+        let within = |key: &str, value: f64, low: f64, high: f64| {
+            if value >= low && value <= high {
+                Ok(())
+            } else {
+                Err(Error::Config(format!("{key} = {value} is out of range: expected {low} to {high}")))
+            }
+        };
+        one_of("optimizer.kind", &self.optimizer.kind, &["sgd", "adamw", "lars"])?;
+        one_of("data.labels", &self.data.labels, &["auto", "folder", "none"])?;
+        one_of("log.on_collapse", &self.log.on_collapse, &["stop", "warn"])?;
+        within("epochs", self.epochs as f64, 1.0, 1e6)?;
+        within("batch", self.batch as f64, 2.0, 1e6)?;
+        within("data.image_size", self.data.image_size as f64, 0.0, 4096.0)?;
+        within("data.held_out", self.data.held_out, 0.0, 0.5)?;
+        within("data.workers", self.data.workers as f64, 0.0, 1024.0)?;
+        within("network.drop_path", self.network.drop_path, 0.0, 0.99)?;
+        within("optimizer.momentum", self.optimizer.momentum, 0.0, 0.9999)?;
+        within("optimizer.beta1", self.optimizer.beta1, 0.0, 0.9999)?;
+        within("optimizer.beta2", self.optimizer.beta2, 0.0, 0.99999)?;
+        within("optimizer.eps", self.optimizer.eps, 0.0, 1.0)?;
+        within("optimizer.clip_norm", self.optimizer.clip_norm, 0.0, f64::MAX)?;
+        within("schedule.lr", self.schedule.lr, 0.0, 1e3)?;
+        within("schedule.lr_end", self.schedule.lr_end, 0.0, 1.0)?;
+        within("schedule.warmup_epochs", self.schedule.warmup_epochs, 0.0, self.epochs as f64)?;
+        within("schedule.weight_decay", self.schedule.weight_decay, 0.0, 10.0)?;
+        within("schedule.weight_decay_end", self.schedule.weight_decay_end, 0.0, 10.0)?;
+        within("eval.batch", self.eval.batch as f64, 1.0, 1e6)?;
+        within("log.every", self.log.every as f64, 1.0, 1e9)?;
+        if self.eval.k.is_empty() || self.eval.k.contains(&0) {
+            return Err(Error::Config("eval.k needs at least one number of neighbours, each 1 or more".into()));
+        }
+        if self.eval.temperature.is_empty() || self.eval.temperature.iter().any(|&t| t <= 0.0 || !t.is_finite()) {
+            return Err(Error::Config("eval.temperature needs at least one number, each above 0".into()));
+        }
+        if self.data.mean.len() != self.data.std.len() || self.data.std.iter().any(|&s| s <= 0.0 || !s.is_finite()) {
+            return Err(Error::Config("data.mean and data.std need one number a channel each, std above 0".into()));
+        }
+        Ok(())
+    }
+}
+
+/// Reads `key=value` (dotted keys; the value in TOML's form, or a bare word as a string).
+///
+/// # Errors
+/// Text without an equals sign or with an empty key.
+pub fn parse_assignment(text: &str) -> Result<Table> {
+    let Some((key, value)) = text.split_once('=').filter(|(k, _)| !k.trim().is_empty()) else {
+        return Err(Error::Config(format!("--set {text}: expected key=value, such as --set options.temperature=0.2")));
+    };
+    let (key, value) = (key.trim(), value.trim());
+    let value = toml::from_str::<Table>(&format!("v = {value}"))
+        .ok()
+        .and_then(|mut t| t.remove("v"))
+        .unwrap_or_else(|| Value::String(value.trim_matches('"').to_string()));
+    let mut parts: Vec<&str> = key.split('.').collect();
+    let mut table = Table::from_iter([(parts.pop().unwrap_or(key).to_string(), value)]);
+    while let Some(part) = parts.pop() {
+        table = Table::from_iter([(part.to_string(), Value::Table(table))]);
+    }
+    Ok(table)
+}
+
+/// The candidate nearest to `word`, when one is near enough to be meant.
+pub fn nearest<'a>(word: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+    candidates
+        .into_iter()
+        .map(|c| (strsim::jaro_winkler(word, c), c))
+        .filter(|(score, _)| *score > 0.75)
+        .max_by(|a, b| a.0.total_cmp(&b.0))
+        .map(|(_, c)| c)
+}
+
+/// Every key of the configuration with the method's own, dotted.
+pub fn all_keys(method_name: &str) -> Result<Vec<String>> {
+    let mut table = defaults();
+    table.insert("options".into(), Value::Table((method(method_name)?.defaults)()));
+    Ok(dotted_keys(&table))
+}
+
+fn defaults() -> Table {
+    let defaults = RunConfig {
+        method: METHODS[0].name.to_string(),
+        encoder: "resnet_mini".into(),
+        epochs: 20,
+        batch: 256,
+        seed: 0,
+        data: DataConfig {
+            path: String::new(),
+            limit: 0,
+            strict: false,
+            labels: "auto".into(),
+            held_out: 0.1,
+            image_size: 0,
+            mean: Vec::new(),
+            std: Vec::new(),
+            workers: 0,
+        },
+        network: NetworkConfig { stem: Stem::Auto, patch: 0, drop_path: 0.0 },
+        optimizer: OptimizerSettings {
+            kind: "sgd".into(),
+            momentum: 0.9,
+            nesterov: false,
+            beta1: 0.9,
+            beta2: 0.999,
+            eps: 1e-8,
+            trust_coefficient: 0.001,
+            clip_lr: false,
+            clip_norm: 0.0,
+        },
+        schedule: ScheduleConfig {
+            lr: 0.06,
+            lr_batch: 128,
+            warmup_epochs: 1.0,
+            lr_end: 0.0,
+            weight_decay: 5e-4,
+            weight_decay_end: 5e-4,
+        },
+        eval: EvalConfig { every: 1, k: vec![5, 10, 20, 50, 200], temperature: vec![0.03, 0.07, 0.1, 0.2], batch: 256, baselines: true },
+        log: LogConfig { every: 10, checkpoint_seconds: 60, on_collapse: "stop".into() },
+        options: Table::new(),
+    };
+    Table::try_from(defaults).expect("the defaults are plain numbers and words")
+}
+
+fn dotted_keys(table: &Table) -> Vec<String> {
+    fn walk(table: &Table, prefix: &str, out: &mut Vec<String>) {
+        for (key, value) in table {
+            let full = if prefix.is_empty() { key.clone() } else { format!("{prefix}.{key}") };
+            match value {
+                Value::Table(inner) => walk(inner, &full, out),
+                _ => out.push(full),
+            }
+        }
+    }
+    let mut out = Vec::new();
+    walk(table, "", &mut out);
+    out
+}
+
+/// Puts `over` onto `base`. A key that `base` lacks is refused; a whole number is taken where a fraction is meant.
+fn merge(base: &mut Table, over: &Table, prefix: &str, origin: &str, keys: &[String]) -> Result<()> {
+    for (key, value) in over {
+        let full = if prefix.is_empty() { key.clone() } else { format!("{prefix}.{key}") };
+        let Some(slot) = base.get_mut(key) else {
+            let whole = nearest(&full, keys.iter().map(String::as_str));
+            let last = nearest(key, keys.iter().map(|k| k.rsplit('.').next().unwrap_or(k)));
+            let by_last = last.and_then(|l| keys.iter().find(|k| k.rsplit('.').next() == Some(l)).map(String::as_str));
+            let guess = by_last.or(whole).map(|n| format!("; did you mean `{n}`?")).unwrap_or_default();
+            return Err(Error::Config(format!("{origin}: unknown key `{full}`{guess}")));
+        };
+        match (slot, value) {
+            (Value::Table(inner), Value::Table(over)) => merge(inner, over, &full, origin, keys)?,
+            (slot @ Value::Float(_), Value::Integer(i)) => *slot = Value::Float(*i as f64),
+            (slot, value) if slot.same_type(value) => *slot = value.clone(),
+            (slot, value) => {
+                return Err(Error::Config(format!(
+                    "{origin}: `{full}` is of type {}, expected {} such as {slot}",
+                    value.type_str(),
+                    slot.type_str()
+                )));
+            }
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn layer(text: &str) -> Layer {
+        Layer { origin: "test".into(), table: toml::from_str(text).expect("valid TOML") }
+    }
+
+    #[test]
+    fn every_method_resolves_and_survives_a_round_trip() -> Result<()> {
+        for spec in METHODS {
+            let config = RunConfig::resolve(&[layer(&format!("method = \"{}\"\nepochs = 3", spec.name))])?;
+            assert_eq!(config.epochs, 3);
+            assert_eq!(RunConfig::parse(&config.to_toml()?)?, config);
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn unknown_keys_and_values_name_the_nearest() {
+        for (text, word) in [
+            ("epoch = 3", "epochs"),
+            ("[schedule]\nwarmup_epoch = 3", "schedule.warmup_epochs"),
+            ("[options]\ntemprature = 3", "options.temperature"),
+            ("[optimizer]\nkind = \"adam\"", "adamw"),
+            ("method = \"simclear\"", "simclr"),
+            ("encoder = \"resnet19\"", "resnet18"),
+            ("epochs = \"many\"", "integer"),
+            ("batch = 1", "out of range"),
+        ] {
+            let error = RunConfig::resolve(&[layer(text)]).expect_err(text).to_string();
+            assert!(error.contains(word), "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn assignments_take_toml_values_and_bare_words() -> Result<()> {
+        let config = RunConfig::resolve(&[
+            Layer { origin: "--set".into(), table: parse_assignment("schedule.lr=1")? },
+            Layer { origin: "--set".into(), table: parse_assignment("optimizer.kind=adamw")? },
+            Layer { origin: "--set".into(), table: parse_assignment("eval.k=[5, 7]")? },
+        ])?;
+        assert_eq!((config.schedule.lr, config.optimizer.kind.as_str(), config.eval.k), (1.0, "adamw", vec![5, 7]));
+        assert!(parse_assignment("lr").is_err());
+        Ok(())
+    }
+}

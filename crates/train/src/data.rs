@@ -1,0 +1,134 @@
+//! From a data path to what training and evaluation take: splits, channels, image size, normalisation.
+
+use std::sync::Arc;
+
+use twinsight_augment::{DrawKey, Normalize, ViewPlan, render};
+use twinsight_datasets::{Dataset, LabelMode, OpenOptions, ScanReport, hold_out, open};
+
+use crate::config::RunConfig;
+use crate::evaluate::Evaluation;
+use crate::{Error, Result};
+
+/// The images of a run.
+pub struct RunData {
+    /// What is trained on: all training images, or those that are not held out.
+    pub train: Arc<dyn Dataset>,
+    /// How k-NN accuracy is measured; `None` where there are no labels.
+    pub evaluation: Option<Evaluation>,
+    /// The images that embeddings, pictures and maps are made of: test images, or held-out ones, or training ones.
+    pub shown: Arc<dyn Dataset>,
+    /// What opening found.
+    pub report: ScanReport,
+    /// Channels of an image.
+    pub channels: usize,
+}
+
+impl RunData {
+    /// Opens the images and fills in what the configuration left open: image size and normalisation.
+    ///
+    /// # Errors
+    /// No such data, no readable image, settings that do not fit them.
+    pub fn open(config: &mut RunConfig) -> Result<Self> {
+        let opened = open(&config.data.path, &open_options(config)?)?;
+        let train = opened.train;
+        let channels = train.channels();
+        if config.data.image_size == 0 {
+            config.data.image_size = natural_size(&*train);
+        }
+        if config.data.mean.is_empty() {
+            let (mean, std) = measure(&*train, channels, config.data.image_size)?;
+            (config.data.mean, config.data.std) = (mean, std);
+        }
+        if config.data.mean.len() != channels {
+            return Err(Error::Config(format!(
+                "data.mean has {} numbers and the images of {} have {channels} channels",
+                config.data.mean.len(),
+                config.data.path
+            )));
+        }
+        let classes = train.classes().map_or(0, <[String]>::len);
+        let labelled = classes > 1 && config.data.held_out > 0.0;
+        let (rest, held) = if labelled {
+            let (rest, held) = hold_out(train.clone(), config.data.held_out, 0)?;
+            (rest, Some(held))
+        } else {
+            (train, None)
+        };
+        let test = opened.test.filter(|t| !t.is_empty());
+        let shown = test.clone().or_else(|| held.clone()).unwrap_or_else(|| rest.clone());
+        let evaluation = match held {
+            Some(held_out) if !held_out.is_empty() => Some(Evaluation {
+                bank: rest.clone(),
+                held_out,
+                test: test.filter(|t| t.label(0).is_some()),
+                classes,
+                plan: eval_plan(config, channels),
+                config: config.eval.clone(),
+            }),
+            _ => None,
+        };
+        Ok(Self { train: rest, evaluation, shown, report: opened.report, channels })
+    }
+}
+
+/// The options that open the images of a configuration.
+///
+/// # Errors
+/// Never in a checked configuration.
+pub fn open_options(config: &RunConfig) -> Result<OpenOptions> {
+    Ok(OpenOptions {
+        strict: config.data.strict,
+        limit: (config.data.limit > 0).then_some(config.data.limit),
+        labels: match config.data.labels.as_str() {
+            "folder" => LabelMode::Folder,
+            "none" => LabelMode::None,
+            _ => LabelMode::Auto,
+        },
+        ..OpenOptions::default()
+    })
+}
+
+/// How an image becomes a tensor when nothing is random.
+pub fn eval_plan(config: &RunConfig, channels: usize) -> ViewPlan {
+    ViewPlan { normalize: normalize(config), ..ViewPlan::eval(config.data.image_size, channels) }
+}
+
+/// The normalisation of a resolved configuration.
+pub fn normalize(config: &RunConfig) -> Normalize {
+    Normalize { mean: config.data.mean.clone(), std: config.data.std.clone() }
+}
+
+/// The images' own side where they are alike and small, 224 otherwise.
+pub fn natural_size(dataset: &dyn Dataset) -> usize {
+    match dataset.side() {
+        Some((w, h)) if w.max(h) <= 64 => w.max(h) as usize,
+        _ => 224,
+    }
+}
+
+/// Mean and standard deviation of each channel of values in 0..1, over up to 2,000 images spread over the data set.
+fn measure(dataset: &dyn Dataset, channels: usize, size: usize) -> Result<(Vec<f32>, Vec<f32>)> {
+    let identity = Normalize { mean: vec![0.0; channels], std: vec![1.0; channels] };
+    let plan = ViewPlan { normalize: identity, ..ViewPlan::eval(size, channels) };
+    let area = size * size;
+    let mut row = vec![0.0_f32; channels * area];
+    let (mut sum, mut square, mut count) = (vec![0.0_f64; channels], vec![0.0_f64; channels], 0_usize);
+    for i in (0..dataset.len()).step_by(dataset.len().div_ceil(2000).max(1)) {
+        let Ok(sample) = dataset.get(i) else { continue };
+        render(&plan, 0, &sample.image, DrawKey { seed: 0, epoch: 0, sample: i as u64, view: 0 }, &mut row)?;
+        for (c, plane) in row.chunks_exact(area).enumerate() {
+            sum[c] += plane.iter().map(|&v| f64::from(v)).sum::<f64>();
+            square[c] += plane.iter().map(|&v| f64::from(v).powi(2)).sum::<f64>();
+        }
+        count += area;
+    }
+    if count == 0 {
+        return Err(Error::Config(format!("{}: none of its images can be read", dataset.name())));
+    }
+    let n = count as f64;
+    // Four decimals are plenty and keep config.toml readable.
+    let rounded = |v: f64| ((v * 1e4).round() / 1e4) as f32;
+    let mean: Vec<f32> = sum.iter().map(|s| rounded(s / n)).collect();
+    let std = sum.iter().zip(&square).map(|(s, q)| rounded((q / n - (s / n).powi(2)).max(1e-4).sqrt())).collect();
+    Ok((mean, std))
+}

@@ -1,0 +1,26 @@
+//! Training runs: configuration and recipes, the loader, the loop with its checkpoints, k-NN evaluation, the run folder and
+//! the report.
+//!
+//! The program is a thin shell around this crate: [`RunConfig::resolve`] makes a configuration, [`Trainer::create`] or
+//! [`Trainer::resume`] a run, [`Trainer::run`] trains it while an [`observe::Observer`] is told what happens.
+
+pub mod bench;
+pub mod config;
+pub mod data;
+mod error;
+pub mod evaluate;
+pub mod folder;
+pub mod health;
+pub mod loader;
+pub mod observe;
+pub mod recipe;
+pub mod report;
+pub mod sheet;
+pub mod tensorboard;
+mod trainer;
+
+pub use config::{Layer, RunConfig};
+pub use error::{Diagnosis, Error, Result};
+pub use folder::RunFolder;
+pub use recipe::{RECIPES, RecipeSpec, recipe};
+pub use trainer::{Outcome, RunResult, Trainer};

@@ -1,0 +1,69 @@
+//! A picture of the views that a plan makes: one row an image, the image itself first.
+
+use image::{DynamicImage, RgbImage, imageops};
+use twinsight_augment::{DrawKey, ViewPlan, render_image};
+use twinsight_datasets::Dataset;
+
+use crate::Result;
+
+/// How the sheet is laid out.
+#[derive(Debug, Clone, Copy)]
+pub struct SheetLayout {
+    /// How often each image's set of views is drawn anew.
+    pub draws: usize,
+    /// Smallest side of a tile in pixels; smaller views are enlarged by whole factors.
+    pub min_tile: u32,
+}
+
+impl Default for SheetLayout {
+    fn default() -> Self {
+        Self { draws: 2, min_tile: 64 }
+    }
+}
+
+/// Draws the views of the images `samples`. Local crops keep their size relative to the global ones.
+///
+/// # Errors
+/// An image that can't be read, a plan that does not fit.
+pub fn view_sheet(
+    dataset: &dyn Dataset,
+    samples: &[usize],
+    plan: &ViewPlan,
+    seed: u64,
+    layout: SheetLayout,
+) -> Result<RgbImage> {
+    plan.check()?;
+    const GAP: u32 = 4;
+    let largest = (0..plan.view_count()).map(|v| plan.view(v).size).max().unwrap_or(1) as u32;
+    let scale = layout.min_tile.div_ceil(largest).max(1);
+    let tile = largest * scale;
+    let columns = 1 + (plan.view_count() * layout.draws) as u32;
+    let step = tile + GAP;
+    let mut sheet = RgbImage::from_pixel(columns * step + GAP, samples.len() as u32 * step + GAP, image::Rgb([255; 3]));
+    for (row, &sample) in samples.iter().enumerate() {
+        let image = dataset.get(sample)?.image;
+        let y = GAP + row as u32 * step;
+        let longest = image.width().max(image.height()).max(1);
+        let filter = if longest < tile { imageops::FilterType::Nearest } else { imageops::FilterType::Triangle };
+        let original = image.resize(tile, tile, filter);
+        place(&mut sheet, &original, GAP, y, tile);
+        for draw in 0..layout.draws {
+            for view in 0..plan.view_count() {
+                let key = DrawKey { seed, epoch: draw as u64, sample: sample as u64, view: view as u64 };
+                let made = render_image(plan, view, &image, key)?;
+                let side = plan.view(view).size as u32 * scale;
+                let made = made.resize_exact(side, side, imageops::FilterType::Nearest);
+                let column = 1 + (draw * plan.view_count() + view) as u32;
+                place(&mut sheet, &made, GAP + column * step, y, tile);
+            }
+        }
+    }
+    Ok(sheet)
+}
+
+/// Puts `image` into the middle of the tile at (x, y).
+fn place(sheet: &mut RgbImage, image: &DynamicImage, x: u32, y: u32, tile: u32) {
+    let dx = (tile.saturating_sub(image.width())) / 2;
+    let dy = (tile.saturating_sub(image.height())) / 2;
+    imageops::overlay(sheet, &image.to_rgb8(), i64::from(x + dx), i64::from(y + dy));
+}

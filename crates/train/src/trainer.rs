@@ -1,0 +1,499 @@
+//! The training loop: steps, logs, checkpoints, evaluation; stopped and gone on with at any step.
+//!
+//! Everything that the next step depends on is in the checkpoint: the method's and the optimizer's whole state and the
+//! loop's own ([`LoopState`]). Images and random draws follow from (seed, step). So a run that was killed and resumed ends
+//! with the same bytes as one that never was.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+use candle_core::{DType, Device};
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+use twinsight_datasets::Dataset;
+use twinsight_nn::{Gradients, Optimizer, Schedule, Shape as ScheduleShape, StateLoader, StateSaver, StateVisitor};
+use twinsight_ssl_methods::{At, Method, MethodContext, method};
+
+use crate::config::RunConfig;
+use crate::data::{RunData, normalize};
+use crate::evaluate::Score;
+use crate::folder::{MetricsFile, RunFolder};
+use crate::health::{Health, Watch};
+use crate::loader::{Loader, LoaderConfig, steps_per_epoch};
+use crate::observe::{Event, Observer, StepReport};
+use crate::tensorboard::EventFile;
+use crate::{Error, Result, report, sheet};
+
+/// How a run ended.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Outcome {
+    /// All steps are done; the figures are in the folder too.
+    Finished(RunResult),
+    /// It was asked to stop, and did after a whole step.
+    Interrupted {
+        /// Steps done.
+        step: u64,
+        /// Steps in all.
+        total: u64,
+    },
+}
+
+/// The figures of a finished run: `result.json`. Accuracies are fractions.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct RunResult {
+    /// k-NN accuracy on raw pixels.
+    pub knn_pixels: Option<f64>,
+    /// k-NN accuracy on the features of the untrained encoder.
+    pub knn_random: Option<f64>,
+    /// k-NN accuracy on the trained encoder's features.
+    pub knn_trained: Option<f64>,
+    /// Neighbours, chosen on held-out images.
+    pub k: Option<usize>,
+    /// Vote temperature, chosen on held-out images.
+    pub temperature: Option<f64>,
+    /// `test` or `held-out`: which images the accuracies are of.
+    pub measured_on: Option<String>,
+    /// The last logged loss.
+    pub loss: f64,
+    /// Steps done.
+    pub steps: u64,
+    /// Images seen, each counted once a step.
+    pub images: u64,
+    /// Seconds spent, evaluations and baselines included, summed over resumed parts.
+    pub seconds: f64,
+}
+
+/// The loop's own state, part of every checkpoint.
+#[derive(Debug, Clone, Default)]
+struct LoopState {
+    step: u64,
+    metrics_bytes: u64,
+    seconds: f64,
+    pixels: f64,
+    random: f64,
+    loss: f64,
+    watch: Watch,
+}
+
+/// A run in progress.
+pub struct Trainer {
+    config: RunConfig,
+    folder: RunFolder,
+    data: RunData,
+    method: Box<dyn Method>,
+    optimizer: Optimizer,
+    device: Device,
+    state: LoopState,
+    per_epoch: u64,
+    started: Instant,
+}
+
+impl Trainer {
+    /// Prepares a new run in `out`. Nothing is written before data, encoder and method are known to be good.
+    ///
+    /// # Errors
+    /// Bad settings, unreadable data, a folder that already holds a run.
+    pub fn create(mut config: RunConfig, out: &Path) -> Result<Self> {
+        let started = Instant::now();
+        if out.join("config.toml").exists() || out.join("checkpoint.safetensors").exists() {
+            return Err(Error::run(out, "already holds a run; choose another --out, or go on with it by `twinsight resume`"));
+        }
+        let data = RunData::open(&mut config)?;
+        let (method, optimizer, per_epoch, device) = build(&config, &data)?;
+        let folder = RunFolder::create(out, &config)?;
+        let nan = LoopState { pixels: f64::NAN, random: f64::NAN, loss: f64::NAN, ..LoopState::default() };
+        Ok(Self { config, folder, data, method, optimizer, device, state: nan, per_epoch, started })
+    }
+
+    /// Goes on with the run in `out` from its newest checkpoint (from the start when it was stopped before the first).
+    ///
+    /// # Errors
+    /// No run there, a damaged checkpoint, data that changed in number.
+    pub fn resume(out: &Path) -> Result<Self> {
+        let started = Instant::now();
+        let (folder, mut config) = RunFolder::open(out)?;
+        let device = Device::Cpu;
+        let checkpoint = folder.load_checkpoint(&device)?;
+        let data = RunData::open(&mut config)?;
+        let (method, optimizer, per_epoch, device) = build(&config, &data)?;
+        let nan = LoopState { pixels: f64::NAN, random: f64::NAN, loss: f64::NAN, ..LoopState::default() };
+        let mut trainer = Self { config, folder, data, method, optimizer, device, state: nan, per_epoch, started };
+        if let Some((tensors, words)) = checkpoint {
+            let place = trainer.folder.checkpoint_path();
+            let images = trainer.data.train.len().to_string();
+            if words.get("training_images") != Some(&images) {
+                return Err(Error::run(
+                    &place,
+                    format!(
+                        "was made with {} training images and {} now has {images}; the images of a run must not change",
+                        words.get("training_images").map_or("an unknown number of", String::as_str),
+                        trainer.config.data.path
+                    ),
+                ));
+            }
+            let mut loader = StateLoader::new(tensors, place.display().to_string());
+            trainer.visit_state(&mut loader)?;
+            loader.finish()?;
+        }
+        Ok(trainer)
+    }
+
+    /// The configuration, resolved.
+    pub fn config(&self) -> &RunConfig {
+        &self.config
+    }
+
+    /// The images.
+    pub fn data(&self) -> &RunData {
+        &self.data
+    }
+
+    /// The run folder.
+    pub fn folder(&self) -> &RunFolder {
+        &self.folder
+    }
+
+    /// Steps of the whole run.
+    pub fn total_steps(&self) -> u64 {
+        self.per_epoch * self.config.epochs
+    }
+
+    /// Trains until the end, or until `stop` is set and the step in progress is done.
+    ///
+    /// # Errors
+    /// A loss that is not finite or a collapse (unless only warned of), unreadable images under `strict`, a full disk.
+    pub fn run(&mut self, observer: &mut dyn Observer, stop: &AtomicBool) -> Result<Outcome> {
+        let result = self.run_inner(observer, stop);
+        observer.event(&Event::End);
+        result
+    }
+
+    fn run_inner(&mut self, observer: &mut dyn Observer, stop: &AtomicBool) -> Result<Outcome> {
+        let mut metrics = MetricsFile::open(&self.folder, self.state.metrics_bytes)?;
+        let mut events = EventFile::create(&self.folder, self.state.step)?;
+        if self.state.step == 0 {
+            self.begin(observer, &mut metrics, &mut events)?;
+        }
+        let total = self.total_steps();
+        if self.state.step < total {
+            observer.event(&Event::Start { step: self.state.step, total });
+            let bad = self.train(observer, stop, &mut metrics, &mut events)?;
+            for (id, reason) in &bad {
+                observer.event(&Event::Note(format!("skipped {id}: {reason}")));
+            }
+            if self.state.step < total {
+                return Ok(Outcome::Interrupted { step: self.state.step, total });
+            }
+        }
+        let result = self.finish(observer, &mut metrics, &mut events)?;
+        Ok(Outcome::Finished(result))
+    }
+
+    /// What is done once, before the first step: the picture of the views and the baselines.
+    fn begin(&mut self, observer: &mut dyn Observer, metrics: &mut MetricsFile, events: &mut EventFile) -> Result<()> {
+        let samples: Vec<usize> = (0..4).map(|i| i * self.data.train.len() / 4).collect();
+        match sheet::view_sheet(&*self.data.train, &samples, self.method.views(), self.config.seed, sheet::SheetLayout::default()) {
+            Ok(picture) => {
+                let mut png = std::io::Cursor::new(Vec::new());
+                picture
+                    .write_to(&mut png, image::ImageFormat::Png)
+                    .map_err(|e| Error::run(self.folder.path("views.png"), e.to_string()))?;
+                self.folder.write("views.png", png.get_ref())?;
+                events.image(0, "views", picture.width(), picture.height(), png.get_ref())?;
+                let path = self.folder.path("views.png");
+                observer.event(&Event::Note(format!("the views that {} sees: {}", self.config.method, path.display())));
+            }
+            Err(e) => observer.event(&Event::Note(format!("no picture of the views: {e}"))),
+        }
+        let Some(evaluation) = self.data.evaluation.clone().filter(|_| self.config.eval.baselines) else { return Ok(()) };
+        let pixels = evaluation.score_pixels()?;
+        let random = evaluation.score(self.method.encoder(), &self.device)?;
+        (self.state.pixels, self.state.random) = (pixels.headline(), random.headline());
+        metrics.append(&json!({"event": "baselines", "knn_pixels": pixels.headline(), "knn_random": random.headline()}))?;
+        events.scalars(0, &[("knn/pixels", pixels.headline()), ("knn/random", random.headline())])?;
+        observer.event(&Event::Note(format!(
+            "before training, k-NN accuracy is {:.1} % on pixels and {:.1} % on the untrained encoder",
+            pixels.headline() * 100.0,
+            random.headline() * 100.0
+        )));
+        Ok(())
+    }
+
+    fn train(
+        &mut self,
+        observer: &mut dyn Observer,
+        stop: &AtomicBool,
+        metrics: &mut MetricsFile,
+        events: &mut EventFile,
+    ) -> Result<BTreeMap<String, String>> {
+        let total = self.total_steps();
+        let mut loader = Loader::start(self.loader_config(), self.state.step, &self.device)?;
+        let (lr, decay) = self.schedules();
+        let (mut busy, mut waited, mut images) = (0.0, 0.0, 0_u64);
+        let mut saved = Instant::now();
+        while self.state.step < total {
+            let begun = Instant::now();
+            let step = self.state.step;
+            let at = At {
+                step,
+                epoch: step / self.per_epoch,
+                steps_per_epoch: self.per_epoch,
+                epochs: self.config.epochs,
+                seed: self.config.seed,
+            };
+            let rate = lr.at(step);
+            let batch = loader.next_batch()?;
+            let out = self.method.loss(&batch.views, &at)?;
+            let loss = f64::from(out.loss.to_dtype(DType::F32)?.to_scalar::<f32>()?);
+            if let Some(found) = self.state.watch.loss(step, loss, rate, &self.config.method) {
+                // The update is not made: weights and checkpoints stay as good as they were.
+                metrics.append(&json!({"event": "diverged", "step": step, "finding": found.finding}))?;
+                metrics.sync()?;
+                return Err(Error::Diverged(found));
+            }
+            let store = out.loss.backward()?;
+            let mut gradients = Gradients::collect(&store, self.method.student())?;
+            drop(store);
+            self.method.adjust_gradients(&mut gradients, &at)?;
+            if self.config.optimizer.clip_norm > 0.0 {
+                gradients.clip_norm(self.config.optimizer.clip_norm)?;
+            }
+            self.optimizer.step(&gradients, rate, decay.at(step))?;
+            self.method.after_step(&at)?;
+            self.state.step += 1;
+            self.state.loss = loss;
+
+            busy += begun.elapsed().as_secs_f64();
+            waited += loader.take_waited().as_secs_f64();
+            images += self.config.batch as u64;
+            let epoch_done = self.state.step % self.per_epoch == 0;
+            let logged = self.state.step % self.config.log.every == 0 || epoch_done || self.state.step == total;
+            let health = if logged { Some(Health::of(&out.embedding)?) } else { None };
+            let report = StepReport {
+                step: self.state.step,
+                epoch: at.epoch,
+                loss,
+                lr: rate,
+                images_per_s: images as f64 / busy,
+                wait_share: waited / busy,
+                health,
+            };
+            if let Some(health) = health {
+                self.log(&report, health, &out.metrics, decay.at(step), metrics, events)?;
+                if let Some(found) = self.state.watch.health(step, health, &self.config.method) {
+                    if self.config.log.on_collapse == "stop" {
+                        metrics.append(&json!({"event": "collapsed", "step": step, "finding": found.finding}))?;
+                        self.save(metrics)?;
+                        return Err(Error::Diverged(found));
+                    }
+                    observer.event(&Event::Note(format!("warning: {}", found.finding)));
+                    self.state.watch = Watch::default();
+                }
+            }
+            observer.event(&Event::Step(report));
+            drop(out);
+            let epoch = self.state.step / self.per_epoch;
+            let every = self.config.eval.every;
+            if epoch_done && every > 0 && epoch % every == 0 && self.state.step < total {
+                self.evaluate(epoch, observer, metrics, events)?;
+            }
+            let stopping = stop.load(Ordering::Relaxed);
+            if stopping || epoch_done || saved.elapsed().as_secs() >= self.config.log.checkpoint_seconds {
+                self.save(metrics)?;
+                events.flush()?;
+                saved = Instant::now();
+            }
+            if stopping {
+                break;
+            }
+        }
+        Ok(loader.bad_images())
+    }
+
+    fn log(
+        &self,
+        report: &StepReport,
+        health: Health,
+        extra: &[(&'static str, candle_core::Tensor)],
+        weight_decay: f64,
+        metrics: &mut MetricsFile,
+        events: &mut EventFile,
+    ) -> Result<()> {
+        let mut values = vec![
+            ("train/loss", report.loss),
+            ("train/lr", report.lr),
+            ("train/weight_decay", weight_decay),
+            ("health/feature_std", health.feature_std),
+            ("health/effective_rank", health.effective_rank),
+            ("speed/images_per_s", report.images_per_s),
+            ("speed/wait_share", report.wait_share),
+        ];
+        let mut named: Vec<(String, f64)> = Vec::new();
+        for (name, value) in extra {
+            named.push((format!("method/{name}"), f64::from(value.to_dtype(DType::F32)?.to_scalar::<f32>()?)));
+        }
+        values.extend(named.iter().map(|(n, v)| (n.as_str(), *v)));
+        let mut line = json!({"event": "step", "step": report.step, "epoch": report.epoch});
+        for (tag, value) in &values {
+            line[tag.rsplit('/').next().unwrap_or(tag)] = json!(value);
+        }
+        metrics.append(&line)?;
+        events.scalars(report.step, &values)
+    }
+
+    fn evaluate(
+        &mut self,
+        epoch: u64,
+        observer: &mut dyn Observer,
+        metrics: &mut MetricsFile,
+        events: &mut EventFile,
+    ) -> Result<()> {
+        let Some(evaluation) = &self.data.evaluation else { return Ok(()) };
+        let chosen = evaluation.held_out_accuracy(self.method.encoder(), &self.device)?;
+        metrics.append(&json!({
+            "event": "knn", "step": self.state.step, "epoch": epoch, "accuracy": chosen.accuracy, "k": chosen.k,
+            "temperature": chosen.temperature, "measured_on": "held-out"
+        }))?;
+        events.scalars(self.state.step, &[("knn/held_out", chosen.accuracy)])?;
+        observer.event(&Event::Evaluated { epoch, chosen });
+        Ok(())
+    }
+
+    /// What is done once, after the last step: the exported encoder, the figures, the report.
+    fn finish(&mut self, observer: &mut dyn Observer, metrics: &mut MetricsFile, events: &mut EventFile) -> Result<RunResult> {
+        let score: Option<Score> = match &self.data.evaluation {
+            Some(evaluation) => Some(evaluation.score(self.method.encoder(), &self.device)?),
+            None => None,
+        };
+        self.export_encoder()?;
+        let known = |v: f64| v.is_finite().then_some(v);
+        let result = RunResult {
+            knn_pixels: known(self.state.pixels),
+            knn_random: known(self.state.random),
+            knn_trained: score.map(|s| s.headline()),
+            k: score.map(|s| s.chosen.k),
+            temperature: score.map(|s| s.chosen.temperature),
+            measured_on: score.map(|s| if s.test.is_some() { "test".into() } else { "held-out".into() }),
+            loss: self.state.loss,
+            steps: self.state.step,
+            images: self.state.step * self.config.batch as u64,
+            seconds: self.state.seconds + self.started.elapsed().as_secs_f64(),
+        };
+        if let Some(s) = &score {
+            let step = self.state.step;
+            metrics.append(&json!({
+                "event": "knn", "step": step, "epoch": self.config.epochs, "accuracy": s.chosen.accuracy, "k": s.chosen.k,
+                "temperature": s.chosen.temperature, "measured_on": "held-out"
+            }))?;
+            events.scalars(step, &[("knn/held_out", s.chosen.accuracy)])?;
+            if let Some(test) = s.test {
+                metrics.append(&json!({"event": "final", "step": step, "accuracy": test, "measured_on": "test"}))?;
+                events.scalars(step, &[("knn/test", test)])?;
+            }
+        }
+        events.flush()?;
+        metrics.sync()?;
+        let text = serde_json::to_string_pretty(&result).map_err(|e| Error::Config(e.to_string()))?;
+        self.folder.write("result.json", format!("{text}\n").as_bytes())?;
+        report::write(&self.folder, &self.config, &self.data, self.method.encoder(), &result, &self.device)?;
+        observer.event(&Event::Note(format!("report: {}", self.folder.path("report.html").display())));
+        Ok(result)
+    }
+
+    fn export_encoder(&self) -> Result<()> {
+        let pair = json!({"mean": self.config.data.mean, "std": self.config.data.std});
+        let notes = BTreeMap::from([
+            ("normalize".to_string(), pair.to_string()),
+            ("method".to_string(), self.config.method.clone()),
+        ]);
+        let spec = twinsight_encoders::encoder(&self.config.encoder)?;
+        let config = self.method.encoder().config();
+        let path = self.folder.encoder_path();
+        Ok(twinsight_encoders::save_encoder(&path, spec, config, &self.method.encoder_params(), &notes)?)
+    }
+
+    fn save(&mut self, metrics: &MetricsFile) -> Result<()> {
+        metrics.sync()?;
+        self.state.metrics_bytes = metrics.len();
+        let seconds = self.state.seconds;
+        self.state.seconds += self.started.elapsed().as_secs_f64();
+        let mut saver = StateSaver::new();
+        let saved = self.visit_state(&mut saver);
+        self.state.seconds = seconds;
+        saved?;
+        let words = BTreeMap::from([
+            ("format".to_string(), "twinsight-checkpoint-1".to_string()),
+            ("training_images".to_string(), self.data.train.len().to_string()),
+        ]);
+        self.folder.save_checkpoint(&(saver.into_tensors(), words))
+    }
+
+    fn visit_state(&mut self, visitor: &mut dyn StateVisitor) -> Result<()> {
+        self.method.visit_state(visitor)?;
+        self.optimizer.visit_state(visitor)?;
+        let s = &mut self.state;
+        visitor.counter("loop.step", &mut s.step)?;
+        visitor.counter("loop.metrics_bytes", &mut s.metrics_bytes)?;
+        visitor.counter("loop.collapsed", &mut s.watch.collapsed)?;
+        visitor.scalar("loop.seconds", &mut s.seconds)?;
+        visitor.scalar("loop.knn_pixels", &mut s.pixels)?;
+        visitor.scalar("loop.knn_random", &mut s.random)?;
+        visitor.scalar("loop.loss", &mut s.loss)?;
+        Ok(())
+    }
+
+    fn loader_config(&self) -> LoaderConfig {
+        LoaderConfig {
+            dataset: self.data.train.clone(),
+            plan: self.method.views().clone(),
+            batch: self.config.batch,
+            seed: self.config.seed,
+            threads: self.config.data.workers,
+            strict: self.config.data.strict,
+        }
+    }
+
+    fn schedules(&self) -> (Schedule, Schedule) {
+        let s = &self.config.schedule;
+        let total = self.total_steps();
+        let peak = self.config.peak_lr();
+        let lr = Schedule {
+            start: peak,
+            end: peak * s.lr_end,
+            warmup_steps: (s.warmup_epochs * self.per_epoch as f64).round() as u64,
+            warmup_start: 0.0,
+            total_steps: total,
+            shape: ScheduleShape::Cosine,
+        };
+        let decay = Schedule {
+            start: s.weight_decay,
+            end: s.weight_decay_end,
+            warmup_steps: 0,
+            warmup_start: 0.0,
+            total_steps: total,
+            shape: ScheduleShape::Cosine,
+        };
+        (lr, decay)
+    }
+}
+
+/// Builds method and optimizer from a resolved configuration.
+fn build(config: &RunConfig, data: &RunData) -> Result<(Box<dyn Method>, Optimizer, u64, Device)> {
+    let device = Device::Cpu;
+    let per_epoch = steps_per_epoch(data.train.len(), config.batch)?;
+    let context = MethodContext {
+        encoder: twinsight_encoders::encoder(&config.encoder)?,
+        encoder_config: config.encoder_config(data.channels),
+        normalize: normalize(config),
+        batch_size: config.batch,
+        epochs: config.epochs,
+        steps_per_epoch: per_epoch,
+        seed: config.seed,
+        device: device.clone(),
+    };
+    let method = (method(&config.method)?.build)(&config.options, &context)?;
+    let optimizer = Optimizer::new(&config.optimizer_config(), method.student())?;
+    Ok((method, optimizer, per_epoch, device))
+}

@@ -1,0 +1,110 @@
+//! A run that is stopped or killed at any moment and resumed ends with the bytes of one that never was; so does a run with
+//! another number of threads.
+
+#![cfg(unix)]
+
+mod common;
+
+use std::path::Path;
+use std::process::Stdio;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use common::{run, twinsight};
+
+/// A run of two to four seconds: 480 images, 3 epochs of 15 steps, checkpoints whenever a step ends after a second.
+fn args<'a>(method: &'a str, out: &'a str, workers: &'a str) -> Vec<&'a str> {
+    let mut args = vec!["train", "--data", "fashion-mnist-mini", "--limit", "534", "--epochs", "3", "--batch", "32", "--image-size", "16"];
+    args.extend(["--method", method, "--out", out, "--workers", workers, "--set", "eval.every=2"]);
+    args.extend(["--set", "log.checkpoint_seconds=0", "--set", "log.every=5", "--set", "network.drop_path=0.1"]);
+    if method == "dino" {
+        args.extend(["--encoder", "vit_tiny", "--set", "options.out_dim=64", "--set", "options.local_views=2"]);
+    }
+    args
+}
+
+fn encoder(cache: &Path, out: &str) -> Result<Vec<u8>> {
+    std::fs::read(cache.join(out).join("encoder.safetensors")).with_context(|| format!("encoder of {out}"))
+}
+
+fn whole(cache: &Path, method: &str, out: &str, workers: &str) -> Result<Vec<u8>> {
+    let (code, _, stderr) = run(cache, &args(method, out, workers))?;
+    ensure!(code == 0, "{stderr}");
+    encoder(cache, out)
+}
+
+/// Starts the run, sends it `signal` once it has written `steps` steps' worth of time, and resumes it to the end.
+fn broken(cache: &Path, method: &str, out: &str, signal: &str, moments: &[u64]) -> Result<Vec<u8>> {
+    for (i, &milliseconds) in moments.iter().enumerate() {
+        let resumed = ["resume", out];
+        let arguments = if i == 0 { args(method, out, "2") } else { resumed.to_vec() };
+        let mut child = twinsight(cache).args(&arguments).stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
+        if i == 0 {
+            // Killed once there is a checkpoint, so that something is resumed, and then a moment later.
+            let checkpoint = cache.join(out).join("checkpoint.safetensors");
+            while !checkpoint.exists() && child.try_wait()?.is_none() {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+        }
+        std::thread::sleep(Duration::from_millis(milliseconds));
+        // The process may have ended by itself; then there is nothing to signal, and nothing lost.
+        std::process::Command::new("kill").args([signal, &child.id().to_string()]).stderr(Stdio::null()).status()?;
+        child.wait()?;
+    }
+    let (code, _, stderr) = run(cache, &["resume", out])?;
+    ensure!(code == 0, "{stderr}");
+    encoder(cache, out)
+}
+
+/// A number that differs from run to run of the tests, so that other moments are tried each time.
+fn moment(salt: u64) -> u64 {
+    let nanos = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |d| u64::from(d.subsec_nanos()));
+    (nanos / 1000).wrapping_mul(2_654_435_761).wrapping_add(salt * 7919) % 700
+}
+
+#[test]
+fn killed_runs_end_with_the_same_bytes() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    for method in ["simclr", "byol", "dino"] {
+        let want = whole(dir.path(), method, &format!("{method}-whole"), "2")?;
+        let one = whole(dir.path(), method, &format!("{method}-one"), "1")?;
+        ensure!(one == want, "{method}: one loader thread gives other bytes than two");
+        let moments = [moment(1), moment(2), moment(3)];
+        let got = broken(dir.path(), method, &format!("{method}-killed"), "-KILL", &moments)?;
+        ensure!(got == want, "{method}: killed after {moments:?} ms and resumed, the encoder differs");
+        let metrics = |out: String| -> Result<Vec<(u64, String)>> {
+            let text = std::fs::read_to_string(dir.path().join(out).join("metrics.jsonl"))?;
+            text.lines()
+                .map(|l| {
+                    let line: serde_json::Value = serde_json::from_str(l)?;
+                    Ok((line["step"].as_u64().unwrap_or(0), line["loss"].to_string()))
+                })
+                .collect()
+        };
+        ensure!(
+            metrics(format!("{method}-whole"))? == metrics(format!("{method}-killed"))?,
+            "{method}: the metrics of a resumed run have gaps or repeats"
+        );
+    }
+    Ok(())
+}
+
+#[test]
+fn an_interrupted_run_says_how_to_go_on() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let want = whole(dir.path(), "simclr", "whole", "2")?;
+    let child = twinsight(dir.path()).args(args("simclr", "stopped", "2")).stdout(Stdio::piped()).stderr(Stdio::null()).spawn()?;
+    let checkpoint = dir.path().join("stopped/checkpoint.safetensors");
+    while !checkpoint.exists() {
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    std::process::Command::new("kill").args(["-INT", &child.id().to_string()]).status()?;
+    let output = child.wait_with_output()?;
+    ensure!(output.status.code() == Some(130), "exit code {:?}", output.status.code());
+    let text = String::from_utf8(output.stdout)?;
+    ensure!(text.contains("twinsight resume stopped"), "{text}");
+    let (code, _, stderr) = run(dir.path(), &["resume", "stopped"])?;
+    ensure!(code == 0, "{stderr}");
+    ensure!(encoder(dir.path(), "stopped")? == want, "interrupted and resumed, the encoder differs");
+    Ok(())
+}
