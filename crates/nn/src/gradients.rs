@@ -1,0 +1,122 @@
+//! Gradients by name, checked for gaps.
+
+use std::collections::BTreeMap;
+
+use candle_core::Tensor;
+use candle_core::backprop::GradStore;
+
+use crate::{Error, ParamStore, Result};
+
+/// The gradients of a network's trainable parameters by name. What is absent is left alone by an optimizer.
+#[derive(Debug, Clone, Default)]
+pub struct Gradients {
+    map: BTreeMap<String, Tensor>,
+}
+
+impl Gradients {
+    /// Takes the gradients of all trainable parameters out of candle's store.
+    ///
+    /// # Errors
+    /// A trainable parameter without one ([`Error::MissingGradient`]); candle itself would pass over it in silence.
+    pub fn collect(store: &GradStore, params: &ParamStore) -> Result<Self> {
+        let map = params
+            .trainable()
+            .map(|p| {
+                let g = store.get(p.var()).ok_or_else(|| Error::MissingGradient(p.name().to_string()))?;
+                Ok((p.name().to_string(), g.detach().contiguous()?))
+            })
+            .collect::<Result<_>>()?;
+        Ok(Self { map })
+    }
+
+    /// The gradient of the parameter `name`.
+    pub fn get(&self, name: &str) -> Option<&Tensor> {
+        self.map.get(name)
+    }
+
+    /// Takes out a gradient: the parameter is frozen for this step.
+    pub fn remove(&mut self, name: &str) -> Option<Tensor> {
+        self.map.remove(name)
+    }
+
+    /// All gradients in order of their names.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &Tensor)> {
+        self.map.iter().map(|(k, v)| (k.as_str(), v))
+    }
+
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.map.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.map.is_empty()
+    }
+
+    /// The L2 norm of all gradients together.
+    ///
+    /// # Errors
+    /// When candle fails.
+    pub fn norm(&self) -> Result<f64> {
+        Ok(self.squares()?.iter().sum::<f64>().sqrt())
+    }
+
+    /// Scales all gradients so that their norm together is at most `max`; returns the norm before.
+    ///
+    /// # Errors
+    /// When candle fails.
+    pub fn clip_norm(&mut self, max: f64) -> Result<f64> {
+        let norm = self.norm()?;
+        if norm > max {
+            self.scale(max / (norm + 1e-6))?;
+        }
+        Ok(norm)
+    }
+
+    /// Scales each gradient by itself so that its norm is at most `max` (DINO's `clip_gradients`).
+    ///
+    /// # Errors
+    /// When candle fails.
+    pub fn clip_each(&mut self, max: f64) -> Result<()> {
+        let squares = self.squares()?;
+        for (gradient, square) in self.map.values_mut().zip(squares) {
+            let factor = max / (square.sqrt() + 1e-6);
+            if factor < 1.0 {
+                *gradient = (&*gradient * factor)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Multiplies all gradients.
+    ///
+    /// # Errors
+    /// When candle fails.
+    pub fn scale(&mut self, factor: f64) -> Result<()> {
+        for gradient in self.map.values_mut() {
+            *gradient = (&*gradient * factor)?;
+        }
+        Ok(())
+    }
+
+    /// Adds other gradients of the same network; a name that only they have is taken over.
+    ///
+    /// # Errors
+    /// Shapes that differ.
+    pub fn add(&mut self, other: &Self) -> Result<()> {
+        for (name, gradient) in &other.map {
+            let sum = match self.map.get(name) {
+                Some(own) => (own + gradient)?,
+                None => gradient.clone(),
+            };
+            self.map.insert(name.clone(), sum);
+        }
+        Ok(())
+    }
+
+    fn squares(&self) -> Result<Vec<f64>> {
+        let all: Vec<&Tensor> = self.map.values().collect();
+        Ok(twinsight_kernels::update::square_sums(&all)?)
+    }
+}

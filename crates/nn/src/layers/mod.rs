@@ -1,0 +1,13 @@
+//! Layers: what registers parameters and computes with them.
+
+mod attention;
+mod conv;
+mod drop_path;
+mod linear;
+mod norm;
+
+pub use attention::{Attention, Mlp};
+pub use conv::Conv2d;
+pub use drop_path::DropPath;
+pub use linear::{Linear, WeightNormLinear};
+pub use norm::{BatchNorm, LayerNorm, LayerScale};

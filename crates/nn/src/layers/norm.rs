@@ -1,0 +1,134 @@
+//! Batch norm, layer norm and layer scale.
+
+use candle_core::Tensor;
+use twinsight_kernels::BatchNormConfig;
+
+use crate::{Builder, Init, Mode, Parameter, Result, Role};
+
+const EPS: f64 = 1e-5;
+const MOMENTUM: f64 = 0.1;
+
+/// Batch normalisation over all axes but the last, with the parameters and buffers of `torch.nn.BatchNorm2d`: `weight`,
+/// `bias`, `running_mean`, `running_var`; eps 1e-5, momentum 0.1.
+#[derive(Debug, Clone)]
+pub struct BatchNorm {
+    affine: Option<(Parameter, Parameter)>,
+    mean: Parameter,
+    var: Parameter,
+}
+
+impl BatchNorm {
+    /// A layer over `features` channels, with scale and shift when `affine`.
+    ///
+    /// # Errors
+    /// A name that is taken.
+    pub fn new(b: &Builder, features: usize, affine: bool) -> Result<Self> {
+        let shape = [features];
+        let affine = if affine {
+            Some((
+                b.parameter("weight", &shape, Role::Norm, Init::Constant(1.0))?,
+                b.parameter("bias", &shape, Role::Norm, Init::Constant(0.0))?,
+            ))
+        } else {
+            None
+        };
+        Ok(Self {
+            affine,
+            mean: b.parameter("running_mean", &shape, Role::Buffer, Init::Constant(0.0))?,
+            var: b.parameter("running_var", &shape, Role::Buffer, Init::Constant(1.0))?,
+        })
+    }
+
+    /// (N, …, C) → the same.
+    ///
+    /// # Errors
+    /// Another number of channels, a batch that the mode's blocks do not divide.
+    pub fn forward(&self, x: &Tensor, mode: &Mode) -> Result<Tensor> {
+        self.forward_fused(x, None, false, mode)
+    }
+
+    /// Normalisation, then the sum with `residual` if any, then a ReLU if asked for, in one pass.
+    ///
+    /// In training each of the mode's `stat_groups` blocks has statistics of its own, and the running statistics take them up
+    /// block after block, as separate calls would.
+    ///
+    /// # Errors
+    /// As [`BatchNorm::forward`].
+    pub fn forward_fused(&self, x: &Tensor, residual: Option<&Tensor>, relu: bool, mode: &Mode) -> Result<Tensor> {
+        let weight = self.affine.as_ref().map(|(w, _)| w.get(mode));
+        let bias = self.affine.as_ref().map(|(_, b)| b.get(mode));
+        let config = BatchNormConfig { eps: EPS, relu, groups: mode.stat_groups };
+        if !mode.train {
+            let (mean, var) = (self.mean.value(), self.var.value());
+            return Ok(twinsight_kernels::batch_norm_eval(x, mean, var, weight, bias, residual, config)?);
+        }
+        let out = twinsight_kernels::batch_norm_train(x, weight, bias, residual, config)?;
+        let features = x.dims()[x.rank() - 1];
+        let count = (x.elem_count() / features / mode.stat_groups) as f64;
+        let unbiased = count / (count - 1.0).max(1.0);
+        let (mut mean, mut var) = (self.mean.value().copy()?, self.var.value().copy()?);
+        for group in 0..mode.stat_groups {
+            let new_mean = out.mean.detach().get(group)?;
+            let new_var = (out.var.detach().get(group)? * unbiased)?;
+            mean = ((mean * (1.0 - MOMENTUM))? + (new_mean * MOMENTUM)?)?;
+            var = ((var * (1.0 - MOMENTUM))? + (new_var * MOMENTUM)?)?;
+        }
+        self.mean.set(&mean)?;
+        self.var.set(&var)?;
+        Ok(out.y)
+    }
+}
+
+/// Layer normalisation over the last axis: `weight`, `bias` (Ba et al. 2016).
+#[derive(Debug, Clone)]
+pub struct LayerNorm {
+    weight: Parameter,
+    bias: Parameter,
+    eps: f64,
+}
+
+impl LayerNorm {
+    /// A layer over `features` numbers.
+    ///
+    /// # Errors
+    /// A name that is taken.
+    pub fn new(b: &Builder, features: usize, eps: f64) -> Result<Self> {
+        Ok(Self {
+            weight: b.parameter("weight", &[features], Role::Norm, Init::Constant(1.0))?,
+            bias: b.parameter("bias", &[features], Role::Norm, Init::Constant(0.0))?,
+            eps,
+        })
+    }
+
+    /// (…, features) → the same.
+    ///
+    /// # Errors
+    /// A last axis of another size.
+    pub fn forward(&self, x: &Tensor, mode: &Mode) -> Result<Tensor> {
+        Ok(twinsight_kernels::layer_norm(x, self.weight.get(mode), self.bias.get(mode), self.eps)?)
+    }
+}
+
+/// A learned factor a channel, `gamma` (Touvron et al. 2021, CaiT).
+#[derive(Debug, Clone)]
+pub struct LayerScale {
+    gamma: Parameter,
+}
+
+impl LayerScale {
+    /// `dim` factors that start at `init`.
+    ///
+    /// # Errors
+    /// A name that is taken.
+    pub fn new(b: &Builder, dim: usize, init: f32) -> Result<Self> {
+        Ok(Self { gamma: b.parameter("gamma", &[dim], Role::Norm, Init::Constant(init))? })
+    }
+
+    /// (…, dim) → the same.
+    ///
+    /// # Errors
+    /// A last axis of another size.
+    pub fn forward(&self, x: &Tensor, mode: &Mode) -> Result<Tensor> {
+        Ok(x.broadcast_mul(self.gamma.get(mode))?)
+    }
+}

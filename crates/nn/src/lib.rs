@@ -1,0 +1,30 @@
+//! The parts that encoders and methods are built from: parameters by name and role, layers, optimizers, schedules, EMA
+//! and checkpoints, on candle.
+//!
+//! candle's own `VarMap`, optimizers and some layers are not used: a shallow `VarMap::clone`, hash-ordered variables,
+//! optimizers that pass over variables without a gradient, and layer norms that cut the gradient all fail silently.
+
+mod checkpoint;
+mod ema;
+mod error;
+mod gradients;
+mod init;
+mod layers;
+mod mode;
+mod optim;
+mod params;
+mod schedule;
+mod state;
+
+pub use checkpoint::{load_tensors, save_tensors, write_atomic};
+pub use ema::{BufferRule, ema_update};
+pub use error::{Error, Result};
+pub use gradients::Gradients;
+pub use init::Init;
+pub use layers::{Attention, BatchNorm, Conv2d, DropPath, LayerNorm, LayerScale, Linear, Mlp, WeightNormLinear};
+pub use mode::{DrawKey, Mode};
+pub use optim::{Optimizer, OptimizerConfig};
+pub use params::{Builder, ParamStore, Parameter, Role};
+pub use schedule::{Schedule, Shape};
+pub use state::{StateLoader, StateSaver, StateVisitor};
+pub use twinsight_kernels::Conv2dConfig;
