@@ -12,7 +12,6 @@ use std::time::Instant;
 use candle_core::{DType, Device};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
-use twinsight_datasets::Dataset;
 use twinsight_nn::{Gradients, Optimizer, Schedule, Shape as ScheduleShape, StateLoader, StateSaver, StateVisitor};
 use twinsight_ssl_methods::{At, Method, MethodContext, method};
 

@@ -1,6 +1,5 @@
 //! `embed`: one vector an image.
 
-use std::io::Write;
 use std::path::Path;
 use std::process::ExitCode;
 

@@ -1,0 +1,147 @@
+//! Gaussian blur with torchvision's kernel and reflected edges, as two passes of one dimension.
+
+use super::vectorised;
+use crate::pixels::Pixels;
+
+/// Weights below this are left out: together they move no level by more than a thousandth.
+const NEGLIGIBLE: f32 = 1e-7;
+
+/// Buffers that a blur needs, kept from one call to the next.
+#[derive(Debug, Default)]
+pub(crate) struct BlurScratch {
+    line: Vec<f32>,
+    rows: Vec<f32>,
+    sum: Vec<f32>,
+}
+
+/// Blurs every channel with a `kernel` × `kernel` Gaussian (odd length in pixels) of standard deviation `sigma` (pixels, above 0).
+///
+/// Edges are reflected without repeating the edge pixel, as often as a kernel wider than the image needs. Levels are rounded
+/// half to even.
+pub fn gaussian_blur(pixels: &mut Pixels, kernel: usize, sigma: f64) {
+    gaussian_blur_with(pixels, kernel, sigma, &mut BlurScratch::default());
+}
+
+/// The weights of torchvision's kernel of `length` (odd): samples of the density at whole distances, divided by their sum.
+pub fn gaussian_kernel(length: usize, sigma: f64) -> Vec<f32> {
+    let half = (length / 2) as f64;
+    let density = |x: f64| (-0.5 * (x / sigma).powi(2)).exp();
+    let sum: f64 = (0..length).map(|i| density(i as f64 - half)).sum();
+    (0..length).map(|i| (density(i as f64 - half) / sum) as f32).collect()
+}
+
+/// [`gaussian_blur`] with buffers of the caller's.
+pub(crate) fn gaussian_blur_with(pixels: &mut Pixels, kernel: usize, sigma: f64, scratch: &mut BlurScratch) {
+    let weights = gaussian_kernel(kernel, sigma);
+    // From the centre outwards: centre, ±1, ±2, … up to the last that matters.
+    let weights = &weights[kernel / 2..];
+    let reach = weights.iter().rposition(|&w| w > NEGLIGIBLE).unwrap_or(0);
+    if reach == 0 {
+        return; // The centre's weight rounds to 1.
+    }
+    let (width, height) = (pixels.width(), pixels.height());
+    for c in 0..pixels.channels() {
+        let plane = pixels.plane_mut(c);
+        vectorised(
+            #[inline(always)]
+            || blur_plane(plane, width, height, &weights[..=reach], scratch),
+        );
+    }
+}
+
+/// One channel: across into `rows`, then down into the plane. `weights` runs from the centre outwards.
+#[inline(always)]
+fn blur_plane(plane: &mut [u8], width: usize, height: usize, weights: &[f32], scratch: &mut BlurScratch) {
+    let reach = weights.len() - 1;
+    let BlurScratch { line, rows, sum } = scratch;
+    line.resize(width + 2 * reach, 0.0);
+    rows.resize(width * height, 0.0);
+    sum.resize(width, 0.0);
+    for (levels, row) in plane.chunks_exact(width).zip(rows.chunks_exact_mut(width)) {
+        for i in 0..reach {
+            line[i] = f32::from(levels[reflect(i as isize - reach as isize, width)]);
+            line[reach + width + i] = f32::from(levels[reflect((width + i) as isize, width)]);
+        }
+        for (to, &from) in line[reach..].iter_mut().zip(levels) {
+            *to = f32::from(from);
+        }
+        scale(row, &line[reach..], weights[0]);
+        for (d, &weight) in weights.iter().enumerate().skip(1) {
+            add_pair(row, &line[reach - d..], &line[reach + d..], weight);
+        }
+    }
+    let row_of = |y: isize| &rows[reflect(y, height) * width..][..width];
+    for (y, levels) in plane.chunks_exact_mut(width).enumerate() {
+        let y = y as isize;
+        scale(sum, row_of(y), weights[0]);
+        for (d, &weight) in (0..).zip(weights).skip(1) {
+            add_pair(sum, row_of(y - d), row_of(y + d), weight);
+        }
+        for (level, &value) in levels.iter_mut().zip(&*sum) {
+            // 2²³ + value holds the value, rounded half to even, in its lowest bits.
+            *level = (value + 8_388_608.0).to_bits() as u8;
+        }
+    }
+}
+
+#[inline(always)]
+fn scale(to: &mut [f32], from: &[f32], weight: f32) {
+    for (to, &from) in to.iter_mut().zip(from) {
+        *to = weight * from;
+    }
+}
+
+#[inline(always)]
+fn add_pair(to: &mut [f32], a: &[f32], b: &[f32], weight: f32) {
+    for ((to, &a), &b) in to.iter_mut().zip(a).zip(b) {
+        *to += weight * (a + b);
+    }
+}
+
+/// The index in 0..`len` that `i` falls on when the line is mirrored at the centres of its first and last elements.
+fn reflect(i: isize, len: usize) -> usize {
+    if len == 1 {
+        return 0;
+    }
+    let last = len as isize - 1;
+    let i = i.rem_euclid(2 * last);
+    if i > last { (2 * last - i) as usize } else { i as usize }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn edges_are_reflected() {
+        let at = |len| (-3..6).map(|i| reflect(i, len)).collect::<Vec<_>>();
+        assert_eq!(at(4), [3, 2, 1, 0, 1, 2, 3, 2, 1]);
+        assert_eq!(at(2), [1, 0, 1, 0, 1, 0, 1, 0, 1]);
+        assert_eq!(at(1), [0; 9]);
+    }
+
+    #[test]
+    fn a_blur_keeps_flat_images_and_spreads_points() {
+        for (w, h) in [(1, 1), (2, 1), (1, 7), (5, 4)] {
+            let mut flat = Pixels::from_interleaved(&vec![255; w * h * 3], w, h, 3, 3);
+            gaussian_blur(&mut flat, 23, 2.0);
+            assert!(flat.data().iter().all(|&v| v == 255), "{w}×{h}");
+        }
+        let mut raw = vec![0; 49];
+        raw[24] = 255;
+        let mut point = Pixels::from_interleaved(&raw, 7, 7, 1, 1);
+        gaussian_blur(&mut point, 3, 1.0);
+        // The outer product of (0.27406862, 0.45186276, 0.27406862) with itself, times 255.
+        assert_eq!(&point.data()[16..19], [19, 32, 19]);
+        assert_eq!(&point.data()[23..26], [32, 52, 32]);
+    }
+
+    #[test]
+    fn a_tiny_sigma_changes_nothing() {
+        let raw: Vec<u8> = (0..64).map(|v: u8| v.wrapping_mul(97)).collect();
+        let before = Pixels::from_interleaved(&raw, 8, 8, 1, 1);
+        let mut pixels = before.clone();
+        gaussian_blur(&mut pixels, 9, 0.1);
+        assert_eq!(pixels, before);
+    }
+}

@@ -1,0 +1,211 @@
+//! One image file: its header, its pixels, and whether it is all there.
+
+use std::fs::File;
+use std::io::{Cursor, Read};
+use std::path::Path;
+
+use image::metadata::Orientation;
+use image::{DynamicImage, ImageDecoder, ImageReader, Limits};
+
+use crate::{Error, Result};
+
+/// Endings of image files, in lower case.
+pub const ENDINGS: [&str; 13] = ["jpg", "jpeg", "jpe", "png", "bmp", "gif", "webp", "tif", "tiff", "pnm", "ppm", "pgm", "pbm"];
+
+/// Largest side of an image that is read at all.
+const MAX_SIDE: u32 = 30_000;
+/// Largest image that is read at all, decoded or as a file.
+const MAX_BYTES: u64 = 1 << 30;
+/// Enough of a file for the header of nearly every image.
+const HEAD: u64 = 64 << 10;
+
+/// What an image's header says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Header {
+    /// Width and height once it is turned upright.
+    pub(crate) size: (u32, u32),
+    /// Whether it has no colour.
+    pub(crate) gray: bool,
+}
+
+impl Header {
+    /// Bytes of its decoded 8-bit form in `channels` channels.
+    pub(crate) fn bytes(self, channels: usize) -> u64 {
+        u64::from(self.size.0) * u64::from(self.size.1) * channels as u64
+    }
+}
+
+/// Whether a file's ending is an image's.
+pub(crate) fn has_image_ending(path: &Path) -> bool {
+    path.extension().and_then(|e| e.to_str()).is_some_and(|e| ENDINGS.contains(&e.to_ascii_lowercase().as_str()))
+}
+
+/// Decodes an image file of any known form by its content, turned upright by its EXIF orientation.
+///
+/// # Errors
+/// A file that can't be read or decoded, a JPEG that breaks off, an image larger than 30,000 pixels a side or 1 GiB decoded.
+pub fn decode(path: &Path) -> Result<DynamicImage> {
+    let raw = content(path, MAX_BYTES + 1)?;
+    if raw.len() as u64 > MAX_BYTES {
+        return Err(bad(path, "larger than 1 GiB"));
+    }
+    if raw.starts_with(&[0xff, 0xd8]) && !jpeg_is_whole(&raw) {
+        return Err(bad(path, "the JPEG data breaks off before its end"));
+    }
+    let mut decoder = decoder(&raw, path)?;
+    if decoder.total_bytes() > MAX_BYTES {
+        let (w, h) = decoder.dimensions();
+        return Err(bad(path, format!("{w} × {h} pixels are more than 1 GiB")));
+    }
+    let orientation = decoder.orientation().unwrap_or(Orientation::NoTransforms);
+    let mut image = DynamicImage::from_decoder(decoder).map_err(|e| bad(path, e))?;
+    image.apply_orientation(orientation);
+    Ok(image)
+}
+
+/// As [`decode`], in 8 bits and 1 or 3 channels: alpha is dropped, gray repeated.
+pub(crate) fn decode_as(path: &Path, channels: usize) -> Result<DynamicImage> {
+    let image = decode(path)?;
+    Ok(if channels == 1 { image.into_luma8().into() } else { image.into_rgb8().into() })
+}
+
+/// Reads an image's header, and where possible no more of the file than that.
+///
+/// # Errors
+/// A file that can't be read, or begins as no image does.
+pub(crate) fn probe(path: &Path) -> Result<Header> {
+    let head = content(path, HEAD)?;
+    match header(&head, path) {
+        // The header may be longer than what was read.
+        Err(_) if head.len() as u64 == HEAD => header(&content(path, MAX_BYTES)?, path),
+        found => found,
+    }
+}
+
+fn header(raw: &[u8], path: &Path) -> Result<Header> {
+    let mut decoder = decoder(raw, path)?;
+    let (w, h) = decoder.dimensions();
+    if w == 0 || h == 0 {
+        return Err(bad(path, format!("{w} × {h} pixels")));
+    }
+    use Orientation::{Rotate90, Rotate90FlipH, Rotate270, Rotate270FlipH};
+    let turned = matches!(decoder.orientation(), Ok(Rotate90 | Rotate270 | Rotate90FlipH | Rotate270FlipH));
+    Ok(Header { size: if turned { (h, w) } else { (w, h) }, gray: !decoder.color_type().has_color() })
+}
+
+fn decoder<'a>(raw: &'a [u8], path: &Path) -> Result<impl ImageDecoder + 'a> {
+    if raw.is_empty() {
+        return Err(bad(path, "the file is empty"));
+    }
+    let mut reader = ImageReader::new(Cursor::new(raw)).with_guessed_format().map_err(Error::io(path))?;
+    if reader.format().is_none() {
+        return Err(bad(path, "its content begins as no known form of image does"));
+    }
+    let mut limits = Limits::default();
+    limits.max_image_width = Some(MAX_SIDE);
+    limits.max_image_height = Some(MAX_SIDE);
+    limits.max_alloc = Some(MAX_BYTES);
+    reader.limits(limits);
+    reader.into_decoder().map_err(|e| bad(path, e))
+}
+
+/// The first `most` bytes of a file.
+fn content(path: &Path, most: u64) -> Result<Vec<u8>> {
+    let file = File::open(path).map_err(Error::io(path))?;
+    let size = file.metadata().map_or(0, |m| m.len());
+    let mut raw = Vec::with_capacity(size.min(most).min(MAX_BYTES) as usize);
+    file.take(most).read_to_end(&mut raw).map_err(Error::io(path))?;
+    Ok(raw)
+}
+
+fn bad(path: &Path, reason: impl ToString) -> Error {
+    Error::BadImage { path: path.to_path_buf(), reason: reason.to_string().replace('\n', " ") }
+}
+
+/// Whether a JPEG's segments (ITU-T T.81, annex B) go on to the end-of-image marker. Decoders fill what is missing with gray and
+/// say nothing, and an encoder would learn from that.
+fn jpeg_is_whole(raw: &[u8]) -> bool {
+    let mut at = 2;
+    loop {
+        // To the next marker: a byte 0xff followed by neither a stuffed zero nor more filling.
+        while at + 1 < raw.len() && (raw[at] != 0xff || matches!(raw[at + 1], 0x00 | 0xff)) {
+            at += 1;
+        }
+        let Some(&marker) = raw.get(at + 1) else { return false };
+        at += 2;
+        match marker {
+            0xd9 => return true,
+            // Without length: restart markers, start of image, TEM.
+            0xd0..=0xd8 | 0x01 => {}
+            _ => match raw.get(at..at + 2) {
+                Some(length) => at += usize::from(u16::from_be_bytes([length[0], length[1]])),
+                None => return false,
+            },
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use image::codecs::jpeg::JpegEncoder;
+    use image::{ImageEncoder as _, RgbImage};
+
+    fn picture() -> RgbImage {
+        RgbImage::from_fn(90, 60, |x, y| image::Rgb([(x * 7 + y * 3) as u8, (x ^ y) as u8, (y * 5) as u8]))
+    }
+
+    /// EXIF of one entry: orientation `value`.
+    fn exif(value: u8) -> Vec<u8> {
+        let mut raw = b"II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0".to_vec();
+        raw.extend([value, 0, 0, 0, 0, 0, 0, 0]);
+        raw
+    }
+
+    #[test]
+    fn a_jpeg_cut_anywhere_is_an_error() -> anyhow::Result<()> {
+        let dir = tempfile::tempdir()?;
+        let path = dir.path().join("x.jpg");
+        picture().save(&path)?;
+        let whole = std::fs::read(&path)?;
+        assert_eq!(decode(&path)?.width(), 90);
+        for end in [1, 2, 3, 20, 300, whole.len() / 3, whole.len() / 2, whole.len() - 10, whole.len() - 2, whole.len() - 1] {
+            std::fs::write(&path, &whole[..end])?;
+            let text = decode(&path).expect_err("it is cut").to_string();
+            assert!(text.contains("x.jpg"), "{text}");
+        }
+        // What cameras append does no harm.
+        std::fs::write(&path, [&whole[..], &[0xff, 0xd8, 1, 2, 3]].concat())?;
+        assert_eq!(decode(&path)?.width(), 90);
+        Ok(())
+    }
+
+    #[test]
+    fn exif_turns_the_image_and_its_size() -> anyhow::Result<()> {
+        let dir = tempfile::tempdir()?;
+        let path = dir.path().join("turned.jpg");
+        for (value, size) in [(1, (90, 60)), (3, (90, 60)), (6, (60, 90)), (8, (60, 90))] {
+            let mut encoder = JpegEncoder::new_with_quality(File::create(&path)?, 100);
+            encoder.set_exif_metadata(exif(value))?;
+            encoder.encode_image(&picture())?;
+            let image = decode(&path)?;
+            assert_eq!((image.width(), image.height()), size, "orientation {value}");
+            assert_eq!(probe(&path)?, Header { size, gray: false });
+            let corner = image.to_rgb8().get_pixel(if value == 6 { 59 } else { 0 }, if value == 8 { 89 } else { 0 }).0;
+            let want = if value == 3 { picture().get_pixel(89, 59).0 } else { picture().get_pixel(0, 0).0 };
+            assert!(corner.iter().zip(want).all(|(a, b)| a.abs_diff(b) < 40), "orientation {value}: {corner:?} {want:?}");
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn an_image_that_claims_to_be_huge_is_refused_at_once() -> anyhow::Result<()> {
+        let dir = tempfile::tempdir()?;
+        let path = dir.path().join("bomb.pgm");
+        std::fs::write(&path, b"P5 29000 29000 65535\n\0")?;
+        assert!(decode(&path).is_err());
+        std::fs::write(&path, b"P5 4000000000 2 255\n\0")?;
+        assert!(decode(&path).is_err() && probe(&path).is_err());
+        Ok(())
+    }
+}

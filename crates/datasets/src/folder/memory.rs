@@ -1,0 +1,100 @@
+//! A folder's images decoded once and kept: no image is decoded twice, and every bad file is known before training begins.
+
+use image::{DynamicImage, GrayImage, RgbImage};
+use rayon::prelude::*;
+
+use super::ImageFolder;
+use super::decode::decode_as;
+use super::labels::Labels;
+use crate::open::BadFile;
+use crate::{Dataset, Error, Result, Sample};
+
+impl ImageFolder {
+    /// Decodes everything, in parallel: (the images that can be read, the files that can't).
+    ///
+    /// # Errors
+    /// Under `strict` the first bad file; no readable image at all.
+    pub fn into_memory(self, strict: bool) -> Result<(InMemory, Vec<BadFile>)> {
+        let decoded: Vec<Result<Pixels>> =
+            self.files.par_iter().map(|(_, path)| Ok(Pixels::new(decode_as(path, self.channels)?))).collect();
+        let total = self.files.len();
+        let (mut images, mut ids, mut kept, mut bad) = (Vec::with_capacity(total), Vec::new(), Vec::new(), Vec::new());
+        for (i, (result, (id, _))) in decoded.into_iter().zip(self.files).enumerate() {
+            match result {
+                Ok(image) => {
+                    images.push(image);
+                    ids.push(id);
+                    kept.push(i);
+                }
+                Err(e) if strict => return Err(e),
+                Err(e) => bad.push(BadFile::new(id, &e)),
+            }
+        }
+        if let (true, Some(first)) = (images.is_empty(), bad.first()) {
+            return Err(Error::NotFound(format!("{}: none of its {total} images can be read: {first}", self.root.display())));
+        }
+        let labels = self.labels.map(|l| Labels { of: kept.iter().map(|&i| l.of[i]).collect(), ..l });
+        Ok((InMemory { name: self.name, images, ids, labels, channels: self.channels }, bad))
+    }
+}
+
+/// Decoded images that keep their names.
+pub struct InMemory {
+    name: String,
+    images: Vec<Pixels>,
+    ids: Vec<String>,
+    labels: Option<Labels>,
+    channels: usize,
+}
+
+/// One image: 8-bit pixels of the data set's channels.
+struct Pixels {
+    width: u32,
+    height: u32,
+    data: Box<[u8]>,
+}
+
+impl Pixels {
+    fn new(image: DynamicImage) -> Self {
+        Self { width: image.width(), height: image.height(), data: image.into_bytes().into() }
+    }
+
+    fn image(&self, channels: usize) -> Option<DynamicImage> {
+        let data = self.data.to_vec();
+        match channels {
+            1 => GrayImage::from_raw(self.width, self.height, data).map(DynamicImage::from),
+            _ => RgbImage::from_raw(self.width, self.height, data).map(DynamicImage::from),
+        }
+    }
+}
+
+impl Dataset for InMemory {
+    fn name(&self) -> &str {
+        &self.name
+    }
+    fn len(&self) -> usize {
+        self.ids.len()
+    }
+    fn get(&self, index: usize) -> Result<Sample> {
+        match self.images.get(index).and_then(|p| p.image(self.channels)) {
+            Some(image) => Ok(Sample { image, label: self.label(index) }),
+            None => Err(Error::BadSetting(format!("{}: image {index} of {} does not exist", self.name, self.len()))),
+        }
+    }
+    fn label(&self, index: usize) -> Option<u32> {
+        self.labels.as_ref().and_then(|l| l.of.get(index).copied())
+    }
+    fn classes(&self) -> Option<&[String]> {
+        self.labels.as_ref().map(|l| l.classes.as_slice())
+    }
+    fn id(&self, index: usize) -> String {
+        self.ids.get(index).cloned().unwrap_or_else(|| format!("#{index}"))
+    }
+    fn channels(&self) -> usize {
+        self.channels
+    }
+    fn side(&self) -> Option<(u32, u32)> {
+        let first = self.images.first().map(|p| (p.width, p.height))?;
+        self.images.iter().all(|p| (p.width, p.height) == first).then_some(first)
+    }
+}

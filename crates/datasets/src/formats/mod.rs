@@ -1,0 +1,4 @@
+//! Files of known formats, read strictly: every length is checked before anything is believed.
+
+pub mod cifar;
+pub mod idx;
