@@ -10,11 +10,13 @@ mod output;
 use std::process::ExitCode;
 
 use clap::Parser;
+use mimalloc::MiMalloc;
+use twinsight_kernels::CachingAllocator;
 
 /// A caching allocator: a training step allocates and frees hundreds of megabytes in large blocks, and handing each back
-/// to the system costs more than the arithmetic of small layers.
+/// to the system (and clearing it page by page when it comes again) costs more than the arithmetic of small layers.
 #[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+static ALLOCATOR: CachingAllocator<MiMalloc> = CachingAllocator::new(MiMalloc, 4 << 30);
 
 fn main() -> ExitCode {
     let arguments = cli::Cli::parse();

@@ -11,12 +11,21 @@ use safetensors::tensor::{Dtype, View};
 
 use crate::{Error, Result};
 
-/// Writes a file under a temporary name beside it, flushes it to disk and renames it over `path`.
+/// Writes a file under a temporary name beside it, flushes it to disk and renames it over `path`. A device or pipe, which
+/// a rename would replace by a file, is written into.
 ///
 /// # Errors
 /// A full disk, missing rights; the temporary file is removed and an earlier file at `path` stays as it was.
 pub fn write_atomic(path: &Path, write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<()> {
     let temporary = temporary_name(path);
+    if std::fs::metadata(path).is_ok_and(|m| !m.is_file() && !m.is_dir()) {
+        let attempt = || -> io::Result<()> {
+            let mut out = BufWriter::with_capacity(1 << 20, File::options().write(true).open(path)?);
+            write(&mut out)?;
+            out.flush()
+        };
+        return attempt().map_err(|source| Error::Io { path: path.to_path_buf(), source });
+    }
     let attempt = || -> io::Result<()> {
         let mut out = BufWriter::with_capacity(1 << 20, File::create(&temporary)?);
         write(&mut out)?;
@@ -66,7 +75,8 @@ pub fn load_tensors(path: &Path, device: &Device) -> Result<(BTreeMap<String, Te
         let dtype = DType::try_from(view.dtype()).map_err(|e| damaged(&e))?;
         tensors.insert(name, Tensor::from_raw_buffer(view.data(), dtype, view.shape(), device)?);
     }
-    let mut metadata: BTreeMap<String, String> = header.metadata().iter().flatten().map(|(k, v)| (k.clone(), v.clone())).collect();
+    let mut metadata: BTreeMap<String, String> =
+        header.metadata().iter().flatten().map(|(k, v)| (k.clone(), v.clone())).collect();
     if let Some(text) = metadata.remove(WORDS) {
         let words: BTreeMap<String, String> = serde_json::from_str(&text).map_err(|e| damaged(&e))?;
         metadata.extend(words);
@@ -184,7 +194,45 @@ mod tests {
         assert!(text.contains("d.bin"), "{text}");
         assert_eq!(std::fs::read(&path).expect("d"), b"first");
         assert_eq!(std::fs::read_dir(dir.path()).expect("the folder").count(), 1, "a temporary file was left");
-        assert!(write_atomic(&dir.path().join("no/such/folder"), |_| Ok(())).is_err());
+        let error = write_atomic(&dir.path().join("no/such/folder"), |_| Ok(())).expect_err("no folder");
+        assert!(matches!(&error, Error::Io { path, .. } if path.ends_with("no/such/folder")), "{error}");
         Ok(())
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn a_full_device_is_an_error_and_stays_a_device() -> Result<()> {
+        use std::os::unix::fs::FileTypeExt;
+        let path = Path::new("/dev/full");
+        let (tensors, words) = some()?;
+        let error = save_tensors(path, &tensors, &words).expect_err("no room");
+        assert!(matches!(&error, Error::Io { path: p, .. } if p == path), "{error}");
+        assert!(std::fs::metadata(path).expect("/dev/full").file_type().is_char_device());
+        Ok(())
+    }
+
+    proptest::proptest! {
+        /// Whatever bytes a file holds, reading ends in tensors or in one line that names it.
+        #[test]
+        fn no_damage_panics(cut in 0.0..1.0_f64, at in 0.0..1.0_f64, byte in 0..=255_u8, shorten in proptest::bool::ANY) {
+            let dir = tempfile::tempdir().expect("a temporary folder");
+            let path = dir.path().join("e.safetensors");
+            let (tensors, words) = some().expect("tensors");
+            save_tensors(&path, &tensors, &words).expect("saved");
+            let mut bytes = std::fs::read(&path).expect("e");
+            let place = (at * bytes.len() as f64) as usize;
+            bytes[place] = byte;
+            if shorten {
+                bytes.truncate((cut * bytes.len() as f64) as usize);
+            }
+            std::fs::write(&path, bytes).expect("written");
+            match load_tensors(&path, &Device::Cpu) {
+                Ok(_) => proptest::prop_assert!(!shorten, "a file cut short was read"),
+                Err(e) => {
+                    let text = e.to_string();
+                    proptest::prop_assert!(text.contains("e.safetensors") && !text.contains('\n'), "{}", text);
+                }
+            }
+        }
     }
 }

@@ -47,6 +47,9 @@ pub enum Error {
     /// A trainable parameter got no gradient, which would leave it silently untrained.
     #[error("parameter `{0}` got no gradient; it is trainable, so the loss must depend on it (or freeze it)")]
     MissingGradient(String),
+    /// A gradient holds NaN or infinity; a step with it would spoil the parameter for good.
+    #[error("the gradient of parameter `{0}` holds a value that is not finite; lower the learning rate or clip gradients")]
+    NonFiniteGradient(String),
     /// A file could not be read or written.
     #[error("{path}: {source}")]
     Io {

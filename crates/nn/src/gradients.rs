@@ -54,6 +54,18 @@ impl Gradients {
         self.map.is_empty()
     }
 
+    /// Looks for values that are not finite.
+    ///
+    /// # Errors
+    /// [`Error::NonFiniteGradient`] with the first parameter, in order of names, whose gradient holds NaN or infinity.
+    pub fn check_finite(&self) -> Result<()> {
+        // Squares of finite `f32` values stay finite in the `f64` sum, so only a bad value makes a bad sum.
+        match self.map.keys().zip(self.squares()?).find(|(_, square)| !square.is_finite()) {
+            None => Ok(()),
+            Some((name, _)) => Err(Error::NonFiniteGradient(name.clone())),
+        }
+    }
+
     /// The L2 norm of all gradients together.
     ///
     /// # Errors

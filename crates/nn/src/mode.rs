@@ -80,12 +80,9 @@ mod tests {
         let key = DrawKey { seed: 1, step: 2, pass: 3 };
         let first = |key: DrawKey, name: &str| key.rng(name).random::<u64>();
         assert_eq!(first(key, "a"), first(key, "a"));
-        for (other, name) in [
-            (DrawKey { seed: 2, ..key }, "a"),
-            (DrawKey { step: 3, ..key }, "a"),
-            (DrawKey { pass: 4, ..key }, "a"),
-            (key, "b"),
-        ] {
+        for (other, name) in
+            [(DrawKey { seed: 2, ..key }, "a"), (DrawKey { step: 3, ..key }, "a"), (DrawKey { pass: 4, ..key }, "a"), (key, "b")]
+        {
             assert_ne!(first(key, "a"), first(other, name));
         }
     }

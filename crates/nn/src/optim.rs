@@ -1,5 +1,7 @@
 //! Optimizers over parameters by name: SGD, AdamW, LARS. Biases, norms and tokens are neither decayed nor scaled by LARS.
 
+use std::collections::BTreeMap;
+
 use candle_core::{DType, Tensor, Var};
 use serde::{Deserialize, Serialize};
 use twinsight_kernels::update::{self, AdamwConfig, AdamwTensor, SgdConfig, SgdTensor};
@@ -32,7 +34,8 @@ pub enum OptimizerConfig {
         /// Decoupled decay.
         weight_decay: f64,
     },
-    /// You et al. 2017, as `lightly.utils.lars.LARS`.
+    /// You et al. 2017, as `lightly.utils.lars.LARS`: a parameter that is not decayed (at a decay of 0, none is) has no
+    /// trust ratio, and one whose norm or gradient is zero is neither scaled nor decayed.
     Lars {
         /// 0 to below 1.
         momentum: f64,
@@ -47,6 +50,52 @@ pub enum OptimizerConfig {
         /// Nesterov's form.
         nesterov: bool,
     },
+}
+
+impl OptimizerConfig {
+    /// Whether every constant is in its range.
+    ///
+    /// # Errors
+    /// The first that is not, by name.
+    pub fn check(&self) -> Result<()> {
+        let share = |name: &str, value: f64| match (0.0..1.0).contains(&value) {
+            true => Ok(()),
+            false => Err(Error::BadSetting(format!("optimizer {name} = {value} is not in 0 to below 1"))),
+        };
+        let positive = |name: &str, value: f64| match value > 0.0 && value.is_finite() {
+            true => Ok(()),
+            false => Err(Error::BadSetting(format!("optimizer {name} = {value} is not above 0"))),
+        };
+        let heavy_ball = |momentum: f64, nesterov: bool| {
+            share("momentum", momentum)?;
+            match nesterov && momentum == 0.0 {
+                true => Err(Error::BadSetting("optimizer nesterov = true needs a momentum above 0".into())),
+                false => Ok(()),
+            }
+        };
+        let (Self::Sgd { weight_decay, .. } | Self::AdamW { weight_decay, .. } | Self::Lars { weight_decay, .. }) = *self;
+        decay_in_range(weight_decay)?;
+        match *self {
+            Self::Sgd { momentum, nesterov, .. } => heavy_ball(momentum, nesterov),
+            Self::AdamW { beta1, beta2, eps, .. } => {
+                share("beta1", beta1)?;
+                share("beta2", beta2)?;
+                positive("eps", eps)
+            }
+            Self::Lars { momentum, nesterov, trust_coefficient, eps, .. } => {
+                heavy_ball(momentum, nesterov)?;
+                positive("trust_coefficient", trust_coefficient)?;
+                positive("eps", eps)
+            }
+        }
+    }
+}
+
+fn decay_in_range(value: f64) -> Result<()> {
+    match value >= 0.0 && value.is_finite() {
+        true => Ok(()),
+        false => Err(Error::BadSetting(format!("weight_decay = {value} is not 0 or more"))),
+    }
 }
 
 /// An optimizer with its state, which lives in variables keyed by the parameters' names.
@@ -73,20 +122,7 @@ impl Optimizer {
     /// # Errors
     /// Constants out of range.
     pub fn new(config: &OptimizerConfig, params: &ParamStore) -> Result<Self> {
-        let check = |name: &str, value: f64| {
-            if (0.0..1.0).contains(&value) {
-                Ok(())
-            } else {
-                Err(Error::BadSetting(format!("optimizer {name} = {value} is not in 0 to below 1")))
-            }
-        };
-        match *config {
-            OptimizerConfig::Sgd { momentum, .. } | OptimizerConfig::Lars { momentum, .. } => check("momentum", momentum)?,
-            OptimizerConfig::AdamW { beta1, beta2, .. } => {
-                check("beta1", beta1)?;
-                check("beta2", beta2)?;
-            }
-        }
+        config.check()?;
         let two = matches!(config, OptimizerConfig::AdamW { .. });
         let slots = params
             .trainable()
@@ -100,9 +136,17 @@ impl Optimizer {
 
     /// Updates every parameter that has a gradient, in place. `weight_decay` takes the place of the configuration's.
     ///
+    /// All is checked before the first value changes.
+    ///
     /// # Errors
-    /// A gradient of another shape.
+    /// A gradient of another shape, or of a parameter that this optimizer does not have, by name; a learning rate or decay
+    /// that is negative or not finite.
     pub fn step(&mut self, gradients: &Gradients, lr: f64, weight_decay: f64) -> Result<()> {
+        if !(lr >= 0.0 && lr.is_finite()) {
+            return Err(Error::BadSetting(format!("learning rate {lr} is not 0 or more")));
+        }
+        decay_in_range(weight_decay)?;
+        self.check_names_and_shapes(gradients)?;
         self.steps += 1;
         let decayed = |p: &Parameter| if p.role() == Role::Weight { weight_decay } else { 0.0 };
         let mut active: Vec<(&mut Slot, &Tensor)> =
@@ -126,9 +170,8 @@ impl Optimizer {
             OptimizerConfig::Lars { momentum, nesterov, trust_coefficient, eps, clip, .. } => {
                 let weights: Vec<&Tensor> = active.iter().map(|(s, _)| s.parameter.value()).collect();
                 let grads: Vec<&Tensor> = active.iter().map(|(_, g)| *g).collect();
-                let norms = |t: &[&Tensor]| -> Result<Vec<f64>> {
-                    Ok(update::square_sums(t)?.into_iter().map(f64::sqrt).collect())
-                };
+                let norms =
+                    |t: &[&Tensor]| -> Result<Vec<f64>> { Ok(update::square_sums(t)?.into_iter().map(f64::sqrt).collect()) };
                 let (w_norm, g_norm) = (norms(&weights)?, norms(&grads)?);
                 let tensors: Vec<_> = active
                     .iter()
@@ -136,6 +179,7 @@ impl Optimizer {
                     .map(|((s, grad), (&w, &g))| {
                         let decay = decayed(&s.parameter);
                         let adapted = s.parameter.role() == Role::Weight && decay != 0.0 && w != 0.0 && g != 0.0;
+                        // lightly's rule: without a ratio there is no decay either.
                         let ratio = trust_coefficient * w / (g + w * decay + eps);
                         let ratio = if clip { (ratio / lr).min(1.0) } else { ratio };
                         SgdTensor {
@@ -143,7 +187,7 @@ impl Optimizer {
                             grad,
                             momentum: &s.first,
                             lr,
-                            weight_decay: decay,
+                            weight_decay: if adapted { decay } else { 0.0 },
                             scale: if adapted { ratio } else { 1.0 },
                         }
                     })
@@ -172,6 +216,25 @@ impl Optimizer {
                         .collect();
                     update::adamw(&tensors, AdamwConfig { beta1, beta2, eps, step })?;
                 }
+            }
+        }
+        Ok(())
+    }
+
+    fn check_names_and_shapes(&self, gradients: &Gradients) -> Result<()> {
+        let known: BTreeMap<&str, &[usize]> = self.slots.iter().map(|s| (s.parameter.name(), s.parameter.dims())).collect();
+        for (name, gradient) in gradients.iter() {
+            match known.get(name) {
+                None => return Err(Error::ExtraTensor { place: "gradients".into(), name: name.into() }),
+                Some(&expected) if expected != gradient.dims() => {
+                    return Err(Error::ShapeMismatch {
+                        place: "gradients".into(),
+                        name: name.into(),
+                        found: gradient.dims().to_vec(),
+                        expected: expected.to_vec(),
+                    });
+                }
+                Some(_) => {}
             }
         }
         Ok(())

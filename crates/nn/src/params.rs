@@ -154,11 +154,7 @@ impl ParamStore {
     pub fn load(&self, tensors: &BTreeMap<String, Tensor>, place: &str) -> Result<()> {
         for p in &self.params {
             let Some(t) = tensors.get(&*p.name) else {
-                return Err(Error::MissingTensor {
-                    place: place.into(),
-                    name: p.name.to_string(),
-                    expected: p.dims().to_vec(),
-                });
+                return Err(Error::MissingTensor { place: place.into(), name: p.name.to_string(), expected: p.dims().to_vec() });
             };
             if t.dims() != p.dims() {
                 return Err(Error::ShapeMismatch {

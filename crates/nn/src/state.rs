@@ -75,25 +75,30 @@ impl StateVisitor for StateSaver {
 }
 
 /// Overwrites all state with saved tensors, strictly.
+///
+/// Tensors are checked during the walk and written by [`StateLoader::finish`], so that an error leaves every tensor as it
+/// was. Counters and scalars are lent for a moment only, and are written at once.
 #[derive(Debug)]
+#[must_use = "tensors are written by `finish`"]
 pub struct StateLoader {
     tensors: BTreeMap<String, Tensor>,
+    checked: Vec<(Var, Tensor)>,
     place: String,
 }
 
 impl StateLoader {
     /// A loader of `tensors`; `place` (a file) is named in errors.
     pub fn new(tensors: BTreeMap<String, Tensor>, place: impl Into<String>) -> Self {
-        Self { tensors, place: place.into() }
+        Self { tensors, checked: Vec::new(), place: place.into() }
     }
 
-    /// To be called after the walk.
+    /// To be called after the walk: writes all tensors.
     ///
     /// # Errors
-    /// A tensor that nothing asked for.
+    /// A tensor that nothing asked for; then none is written.
     pub fn finish(self) -> Result<()> {
         match self.tensors.into_keys().next() {
-            None => Ok(()),
+            None => self.checked.iter().try_for_each(|(var, tensor)| Ok(var.set(tensor)?)),
             Some(name) => Err(Error::ExtraTensor { place: self.place, name }),
         }
     }
@@ -123,7 +128,8 @@ impl StateLoader {
 impl StateVisitor for StateLoader {
     fn tensor(&mut self, name: &str, var: &Var) -> Result<()> {
         let tensor = self.take(name, var.dims(), var.dtype())?;
-        Ok(var.set(&tensor.to_device(var.device())?)?)
+        self.checked.push((var.clone(), tensor.to_device(var.device())?.contiguous()?));
+        Ok(())
     }
 
     fn counter(&mut self, name: &str, value: &mut u64) -> Result<()> {
@@ -177,15 +183,19 @@ mod tests {
             loader.finish()
         };
         attempt(saved.clone())?;
+        var.set(&Tensor::zeros(3, DType::F32, &Device::Cpu)?)?;
         let mut missing = saved.clone();
         missing.remove("steps");
         let mut extra = saved.clone();
         extra.insert("other".into(), Tensor::new(1.0_f32, &Device::Cpu)?);
+        let mut kind = saved.clone();
+        kind.insert("steps".into(), Tensor::new(1.0_f64, &Device::Cpu)?);
         let mut shape = saved;
         shape.insert("a.weight".into(), Tensor::zeros(4, DType::F32, &Device::Cpu)?);
-        for (bad, word) in [(missing, "steps"), (extra, "other"), (shape, "a.weight")] {
+        for (bad, word) in [(missing, "steps"), (extra, "other"), (shape, "a.weight"), (kind, "steps")] {
             let text = attempt(bad).expect_err("must be refused").to_string();
             assert!(text.contains(word) && text.contains("file"), "{text}");
+            assert_eq!(var.to_vec1::<f32>()?, [0.0; 3], "a refused load wrote a tensor");
         }
         Ok(())
     }

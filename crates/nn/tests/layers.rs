@@ -186,3 +186,29 @@ fn drop_path_drops_whole_samples_and_repeats_itself() -> Result<()> {
     ensure!(DropPath::new(&Builder::new(0, &Device::Cpu), 1.0).is_err());
     Ok(())
 }
+
+#[test]
+fn batch_norm_refuses_to_train_on_one_value_a_channel() -> Result<()> {
+    let b = Builder::new(0, &Device::Cpu);
+    let norm = BatchNorm::new(&b.under("head.bn"), 3, true)?;
+    let text = norm.forward(&input(&[2, 3])?, &TRAIN.with_stat_groups(2)).err().context("must be refused")?.to_string();
+    ensure!(text.contains("head.bn"), "{text}");
+    for p in b.finish().iter().filter(|p| !p.is_trainable()) {
+        ensure!(values(p.value())?.iter().all(|v| *v == 0.0 || *v == 1.0), "{} changed", p.name());
+    }
+    norm.forward(&input(&[1, 3])?, &Mode::EVAL)?;
+    Ok(())
+}
+
+#[test]
+fn evaluation_uses_running_statistics_and_keeps_them() -> Result<()> {
+    let b = Builder::new(0, &Device::Cpu);
+    let norm = BatchNorm::new(&b, 3, false)?;
+    let store = b.finish();
+    store.get("running_mean").context("mean")?.set(&Tensor::new(&[1.0_f32, 2.0, 3.0], &Device::Cpu)?)?;
+    store.get("running_var").context("var")?.set(&Tensor::new(&[4.0_f32, 4.0, 4.0], &Device::Cpu)?)?;
+    let y = norm.forward(&Tensor::new(&[[3.0_f32, 2.0, 1.0]], &Device::Cpu)?, &Mode::EVAL)?;
+    assert_close("eval", &values(&y)?, &[1.0, 0.0, -1.0], 1e-5)?;
+    ensure!(values(store.get("running_mean").context("mean")?.value())? == [1.0, 2.0, 3.0]);
+    Ok(())
+}

@@ -43,11 +43,7 @@ fn golden_steps() -> Result<()> {
                 clip: false,
                 nesterov: false,
             },
-            _ => OptimizerConfig::Sgd {
-                momentum: golden.number("momentum")?,
-                nesterov: name == "sgd_nesterov",
-                weight_decay,
-            },
+            _ => OptimizerConfig::Sgd { momentum: golden.number("momentum")?, nesterov: name == "sgd_nesterov", weight_decay },
         };
         let b = Builder::new(0, &Device::Cpu);
         let w = b.parameter("w", &[6, 5], Role::Weight, Init::Constant(0.0))?;
@@ -69,7 +65,14 @@ fn biases_and_norms_are_not_decayed_and_frozen_ones_not_moved() -> Result<()> {
     let configs = [
         OptimizerConfig::Sgd { momentum: 0.9, nesterov: false, weight_decay: 0.5 },
         OptimizerConfig::AdamW { beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.5 },
-        OptimizerConfig::Lars { momentum: 0.9, weight_decay: 0.5, trust_coefficient: 0.1, eps: 1e-8, clip: false, nesterov: false },
+        OptimizerConfig::Lars {
+            momentum: 0.9,
+            weight_decay: 0.5,
+            trust_coefficient: 0.1,
+            eps: 1e-8,
+            clip: false,
+            nesterov: false,
+        },
     ];
     for config in configs {
         let b = Builder::new(0, &Device::Cpu);
@@ -79,7 +82,7 @@ fn biases_and_norms_are_not_decayed_and_frozen_ones_not_moved() -> Result<()> {
         let store = b.finish();
         let mut optimizer = Optimizer::new(&config, &store)?;
         let tiny = Tensor::from_vec(vec![1e-30_f32; 3], 3, &Device::Cpu)?;
-        let all: Vec<(&str, Tensor)> = ["w", "b", "n", "t", "f"].map(|n| (n, (&tiny * 0.0).expect("zeros"))).to_vec();
+        let all: Vec<(&str, Tensor)> = ["w", "b", "n", "t", "f"].map(|n| (n, tiny.clone())).to_vec();
         let mut g = gradients(&store, &all)?;
         g.remove("f");
         optimizer.step(&g, 0.1, 0.5)?;
@@ -93,13 +96,88 @@ fn biases_and_norms_are_not_decayed_and_frozen_ones_not_moved() -> Result<()> {
 }
 
 #[test]
+fn lars_leaves_a_weight_without_gradient_alone() -> Result<()> {
+    // lightly scales and decays only where both norms are above zero.
+    let b = Builder::new(0, &Device::Cpu);
+    let w = b.parameter("w", &[3], Role::Weight, Init::Constant(2.0))?;
+    let store = b.finish();
+    let config = OptimizerConfig::Lars {
+        momentum: 0.9,
+        weight_decay: 0.5,
+        trust_coefficient: 0.1,
+        eps: 1e-8,
+        clip: false,
+        nesterov: false,
+    };
+    let zeros = Tensor::from_vec(vec![0.0_f32; 3], 3, &Device::Cpu)?;
+    Optimizer::new(&config, &store)?.step(&gradients(&store, &[("w", zeros)])?, 1.0, 0.5)?;
+    ensure!(w.value().to_vec1::<f32>()? == [2.0; 3]);
+    Ok(())
+}
+
+#[test]
+fn constants_out_of_range_and_foreign_gradients_are_refused() -> Result<()> {
+    let make = |names: &[&str], size: usize| -> Result<ParamStore> {
+        let b = Builder::new(0, &Device::Cpu);
+        for name in names {
+            b.parameter(name, &[size], Role::Weight, Init::Constant(1.0))?;
+        }
+        Ok(b.finish())
+    };
+    let store = make(&["w"], 3)?;
+    for (config, word) in [
+        (OptimizerConfig::Sgd { momentum: 1.0, nesterov: false, weight_decay: 0.0 }, "momentum"),
+        (OptimizerConfig::Sgd { momentum: 0.0, nesterov: true, weight_decay: 0.0 }, "nesterov"),
+        (OptimizerConfig::Sgd { momentum: 0.9, nesterov: true, weight_decay: -1.0 }, "weight_decay"),
+        (OptimizerConfig::AdamW { beta1: 0.9, beta2: f64::NAN, eps: 1e-8, weight_decay: 0.0 }, "beta2"),
+    ] {
+        let text = Optimizer::new(&config, &store).err().context("must be refused")?.to_string();
+        ensure!(text.contains(word), "{text}");
+    }
+    let mut optimizer = Optimizer::new(&OptimizerConfig::Sgd { momentum: 0.9, nesterov: false, weight_decay: 0.0 }, &store)?;
+    for (other, word) in [(make(&["w", "foreign"], 3)?, "foreign"), (make(&["w"], 4)?, "`w`")] {
+        let ones: Vec<(&str, Tensor)> = other.iter().map(|p| (p.name(), p.value().clone())).collect();
+        let text = optimizer.step(&gradients(&other, &ones)?, 0.1, 0.0).err().context("must be refused")?.to_string();
+        ensure!(text.contains(word), "{text}");
+    }
+    let own = gradients(&store, &[("w", store.get("w").context("w")?.value().copy()?)])?;
+    ensure!(optimizer.step(&own, f64::NAN, 0.0).is_err());
+    ensure!(store.get("w").context("w")?.value().to_vec1::<f32>()? == [1.0; 3], "a refused step changed a weight");
+    Ok(())
+}
+
+#[test]
+fn a_gradient_that_is_not_finite_is_named() -> Result<()> {
+    for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+        let b = Builder::new(0, &Device::Cpu);
+        for name in ["a", "spoilt", "z"] {
+            b.parameter(name, &[2], Role::Weight, Init::Constant(1.0))?;
+        }
+        let store = b.finish();
+        let large = Tensor::from_vec(vec![f32::MAX, 1.0], 2, &Device::Cpu)?;
+        let g = |spoilt: Tensor| gradients(&store, &[("a", large.clone()), ("spoilt", spoilt), ("z", large.clone())]);
+        g(large.clone())?.check_finite()?;
+        let text = g(Tensor::from_vec(vec![1.0, bad], 2, &Device::Cpu)?)?.check_finite().err().context("refused")?.to_string();
+        ensure!(text.contains("spoilt"), "{text}");
+    }
+    Ok(())
+}
+
+#[test]
 fn a_restored_optimizer_takes_the_same_next_step() -> Result<()> {
     let dir = tempfile::tempdir()?;
     let path = dir.path().join("state.safetensors");
     let configs = [
         OptimizerConfig::Sgd { momentum: 0.9, nesterov: true, weight_decay: 0.01 },
         OptimizerConfig::AdamW { beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.05 },
-        OptimizerConfig::Lars { momentum: 0.9, weight_decay: 0.01, trust_coefficient: 0.02, eps: 1e-8, clip: true, nesterov: false },
+        OptimizerConfig::Lars {
+            momentum: 0.9,
+            weight_decay: 0.01,
+            trust_coefficient: 0.02,
+            eps: 1e-8,
+            clip: true,
+            nesterov: false,
+        },
     ];
     for config in configs {
         let make = |seed| -> Result<(Linear, ParamStore, Optimizer)> {
@@ -157,7 +235,9 @@ fn a_missing_gradient_is_named_and_clipping_bounds_norms() -> Result<()> {
     let norm = g.norm()?;
     ensure!((norm - (36.0_f64 + 0.04).sqrt()).abs() < 1e-5, "{norm}");
     g.clip_each(1.0)?;
-    let length = |g: &Gradients, n: &str| -> Result<f32> { Ok(g.get(n).context("gradient")?.sqr()?.sum_all()?.to_scalar::<f32>()?.sqrt()) };
+    let length = |g: &Gradients, n: &str| -> Result<f32> {
+        Ok(g.get(n).context("gradient")?.sqr()?.sum_all()?.to_scalar::<f32>()?.sqrt())
+    };
     ensure!((length(&g, "used")? - 1.0).abs() < 1e-4 && (length(&g, "forgotten")? - 0.2).abs() < 1e-6);
     g.clip_norm(0.5)?;
     ensure!((g.norm()? - 0.5).abs() < 1e-4);

@@ -21,7 +21,7 @@ impl Attention {
     /// # Errors
     /// Heads that do not divide `dim`; a name that is taken.
     pub fn new(b: &Builder, dim: usize, heads: usize) -> Result<Self> {
-        if heads == 0 || dim % heads != 0 {
+        if heads == 0 || !dim.is_multiple_of(heads) {
             return Err(Error::BadSetting(format!("attention {}: {heads} heads do not divide {dim} channels", b.prefix())));
         }
         Ok(Self {

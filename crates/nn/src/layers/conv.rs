@@ -29,7 +29,7 @@ impl Conv2d {
         init: Init,
     ) -> Result<Self> {
         let groups = config.groups;
-        if groups == 0 || inputs % groups != 0 || outputs % groups != 0 || kernel == 0 || config.stride == 0 {
+        if groups == 0 || !inputs.is_multiple_of(groups) || !outputs.is_multiple_of(groups) || kernel == 0 || config.stride == 0 {
             return Err(crate::Error::BadSetting(format!(
                 "convolution {}: {inputs} to {outputs} channels, kernel {kernel}, {config:?}: groups must divide both, kernel and \
                  stride must be at least 1",

@@ -28,12 +28,12 @@ impl DropPath {
     /// (N, …) → the same.
     ///
     /// # Errors
-    /// When candle fails.
+    /// A scalar, which has no samples.
     pub fn forward(&self, x: &Tensor, mode: &Mode) -> Result<Tensor> {
         if !mode.train || self.rate == 0.0 {
             return Ok(x.clone());
         }
-        let n = x.dims()[0];
+        let n = x.dim(0)?;
         let mut rng = mode.key.rng(&self.name);
         let kept = (1.0 / (1.0 - self.rate)) as f32;
         let mask: Vec<f32> = (0..n).map(|_| if rng.random::<f64>() < self.rate { 0.0 } else { kept }).collect();

@@ -3,7 +3,7 @@
 use candle_core::Tensor;
 use twinsight_kernels::BatchNormConfig;
 
-use crate::{Builder, Init, Mode, Parameter, Result, Role};
+use crate::{Builder, Error, Init, Mode, Parameter, Result, Role};
 
 const EPS: f64 = 1e-5;
 const MOMENTUM: f64 = 0.1;
@@ -42,7 +42,8 @@ impl BatchNorm {
     /// (N, …, C) → the same.
     ///
     /// # Errors
-    /// Another number of channels, a batch that the mode's blocks do not divide.
+    /// Another number of channels, a batch that the mode's blocks do not divide, in training a block with one value a channel
+    /// (its variance says nothing, and all gradients would be zero; PyTorch refuses it too).
     pub fn forward(&self, x: &Tensor, mode: &Mode) -> Result<Tensor> {
         self.forward_fused(x, None, false, mode)
     }
@@ -65,7 +66,15 @@ impl BatchNorm {
         let out = twinsight_kernels::batch_norm_train(x, weight, bias, residual, config)?;
         let features = x.dims()[x.rank() - 1];
         let count = (x.elem_count() / features / mode.stat_groups) as f64;
-        let unbiased = count / (count - 1.0).max(1.0);
+        if count < 2.0 {
+            return Err(Error::BadSetting(format!(
+                "batch norm {}: shape {:?} in {} blocks leaves one value a channel, training needs two or more; enlarge the batch",
+                self.mean.name().trim_end_matches("running_mean").trim_end_matches('.'),
+                x.dims(),
+                mode.stat_groups
+            )));
+        }
+        let unbiased = count / (count - 1.0);
         let (mut mean, mut var) = (self.mean.value().copy()?, self.var.value().copy()?);
         for group in 0..mode.stat_groups {
             let new_mean = out.mean.detach().get(group)?;

@@ -1,0 +1,134 @@
+//! Encoders in files that describe themselves: safetensors with the encoder's name and settings in the metadata.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use candle_core::Device;
+use twinsight_nn::{Builder, ParamStore, load_tensors, save_tensors};
+
+use crate::{Encoder, EncoderConfig, EncoderSpec, Error, Result, encoder};
+
+/// Metadata keys of a file of weights.
+const NAME: &str = "encoder";
+const CONFIG: &str = "encoder_config";
+
+/// An encoder read from a file.
+pub struct LoadedEncoder {
+    /// Which it is.
+    pub spec: &'static EncoderSpec,
+    /// The network with the file's weights.
+    pub encoder: Box<dyn Encoder>,
+    /// Its parameters.
+    pub params: ParamStore,
+    /// All of the file's metadata, the `notes` of [`save_encoder`] included.
+    pub metadata: BTreeMap<String, String>,
+}
+
+/// Writes the weights and buffers `params` of an encoder of kind `spec`, built with `config`, to `path` as safetensors under
+/// their PyTorch names. `notes` (the images' normalisation, say) go into the metadata beside name and settings.
+/// The file appears whole or not at all; the same weights give the same bytes.
+///
+/// # Errors
+/// When the file cannot be written.
+pub fn save_encoder(
+    path: &Path,
+    spec: &EncoderSpec,
+    config: &EncoderConfig,
+    params: &ParamStore,
+    notes: &BTreeMap<String, String>,
+) -> Result<()> {
+    let mut metadata = notes.clone();
+    metadata.extend(describe(spec.name, config)?);
+    Ok(save_tensors(path, &params.snapshot()?, &metadata)?)
+}
+
+/// The metadata by which a file says that it holds the encoder called `name`, built with `config`. A file of that encoder's
+/// tensors with these words (and any others) is one that [`load_encoder`] reads.
+///
+/// # Errors
+/// An unknown name.
+pub fn describe(name: &str, config: &EncoderConfig) -> Result<BTreeMap<String, String>> {
+    let spec = encoder(name)?;
+    let json = serde_json::to_string(config).map_err(|e| Error::BadSetting {
+        key: "encoder",
+        value: name.into(),
+        expected: format!("settings that JSON can hold ({e})"),
+    })?;
+    Ok(BTreeMap::from([(NAME.into(), spec.name.into()), (CONFIG.into(), json)]))
+}
+
+/// Reads an encoder that [`save_encoder`] wrote, onto `device`. Every tensor is checked by name and shape.
+///
+/// # Errors
+/// A missing or damaged file, one that does not say which encoder it holds, or one whose tensors are not that encoder's.
+pub fn load_encoder(path: &Path, device: &Device) -> Result<LoadedEncoder> {
+    let (tensors, metadata) = load_tensors(path, device)?;
+    let word = |key: &str| {
+        metadata.get(key).ok_or_else(|| {
+            bad(path, format!("its metadata has no `{key}`: this is no encoder file written by twinsight"))
+        })
+    };
+    let (name, json) = (word(NAME)?, word(CONFIG)?);
+    let spec = encoder(name).map_err(|e| bad(path, e.to_string()))?;
+    let config: EncoderConfig =
+        serde_json::from_str(json).map_err(|e| bad(path, format!("the settings under `{CONFIG}` are damaged: {e}")))?;
+    let builder = Builder::new(0, device);
+    let encoder = (spec.build)(&config, &builder)?;
+    let params = builder.finish();
+    params.load(&tensors, &path.display().to_string())?;
+    Ok(LoadedEncoder { spec, encoder, params, metadata })
+}
+
+fn bad(path: &Path, reason: String) -> Error {
+    Error::BadMetadata { path: path.into(), reason }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use candle_core::{DType, Tensor};
+    use twinsight_nn::Mode;
+
+    #[test]
+    fn a_file_gives_the_same_encoder_back() -> anyhow::Result<()> {
+        let folder = tempfile::tempdir()?;
+        let path = folder.path().join("encoder.safetensors");
+        let config = EncoderConfig { channels: 1, image_size: 28, ..EncoderConfig::default() };
+        let spec = encoder("resnet_mini")?;
+        let builder = Builder::new(5, &Device::Cpu);
+        let network = (spec.build)(&config, &builder)?;
+        let notes = BTreeMap::from([("mean".to_string(), "[0.5]".to_string())]);
+        save_encoder(&path, spec, &config, &builder.finish(), &notes)?;
+        let bytes = std::fs::read(&path)?;
+
+        let loaded = load_encoder(&path, &Device::Cpu)?;
+        assert_eq!((loaded.spec.name, loaded.encoder.config()), ("resnet_mini", &config));
+        assert_eq!(loaded.metadata["mean"], "[0.5]");
+        let x = Tensor::ones((2, 1, 28, 28), DType::F32, &Device::Cpu)?;
+        let vectors = |e: &dyn Encoder| -> anyhow::Result<_> { Ok(e.forward(&x, &Mode::EVAL)?.pooled.to_vec2::<f32>()?) };
+        assert_eq!(vectors(&*network)?, vectors(&*loaded.encoder)?);
+
+        save_encoder(&path, loaded.spec, &config, &loaded.params, &loaded.metadata)?;
+        assert_eq!(bytes, std::fs::read(&path)?, "the same weights must give the same bytes");
+        Ok(())
+    }
+
+    #[test]
+    fn a_file_that_is_no_encoder_is_refused() -> anyhow::Result<()> {
+        let folder = tempfile::tempdir()?;
+        let path = folder.path().join("x.safetensors");
+        let refusal = |metadata: &[(&str, &str)]| -> anyhow::Result<String> {
+            let metadata = metadata.iter().map(|(k, v)| (k.to_string(), v.to_string())).collect();
+            save_tensors(&path, &BTreeMap::new(), &metadata)?;
+            match load_encoder(&path, &Device::Cpu) {
+                Ok(_) => anyhow::bail!("{metadata:?} was accepted"),
+                Err(e) => Ok(e.to_string()),
+            }
+        };
+        assert!(refusal(&[])?.contains("no `encoder`"));
+        assert!(refusal(&[(NAME, "resnet_mimi"), (CONFIG, "{}")])?.contains("resnet_mini"));
+        assert!(refusal(&[(NAME, "resnet_mini"), (CONFIG, "{")])?.contains("damaged"));
+        assert!(refusal(&[(NAME, "resnet_mini"), (CONFIG, "{}")])?.contains("conv1.weight"));
+        Ok(())
+    }
+}

@@ -1,0 +1,74 @@
+//! Image encoders: residual networks and vision transformers under their PyTorch parameter names.
+//!
+//! An image batch (N, C, H, W) goes in, one vector an image comes out ([`Features`]). [`ENCODERS`] lists what there is;
+//! [`encoder`] finds one by name; [`save_encoder`] and [`load_encoder`] keep one in a file that describes itself.
+//!
+//! ```no_run
+//! use candle_core::Device;
+//! use twinsight_encoders::{EncoderConfig, encoder};
+//! use twinsight_nn::{Builder, Mode};
+//!
+//! # fn main() -> twinsight_encoders::Result<()> {
+//! let builder = Builder::new(0, &Device::Cpu);
+//! let config = EncoderConfig { image_size: 32, ..EncoderConfig::default() };
+//! let network = (encoder("resnet18")?.build)(&config, &builder)?;
+//! let images = candle_core::Tensor::zeros((8, 3, 32, 32), candle_core::DType::F32, &Device::Cpu)?;
+//! let vectors = network.forward(&images, &Mode::EVAL)?.pooled; // (8, 512)
+//! # Ok(())
+//! # }
+//! ```
+
+mod config;
+mod error;
+mod file;
+mod position;
+mod registry;
+mod resnet;
+mod vit;
+
+use candle_core::Tensor;
+use twinsight_nn::Mode;
+
+pub use config::{EncoderConfig, Stem};
+pub use error::{Error, Result};
+pub use file::{LoadedEncoder, describe, load_encoder, save_encoder};
+pub use position::bicubic_matrix;
+pub use registry::{ENCODERS, EncoderSpec, Kind, encoder};
+pub use resnet::{ResNet, ResNetShape};
+pub use vit::{ViT, ViTShape};
+
+/// What an encoder makes of a batch of N images.
+#[derive(Debug, Clone)]
+pub struct Features {
+    /// (N, D): the global average (convolutional networks) or the class token after the final norm (transformers).
+    pub pooled: Tensor,
+    /// (N, T, D): every token after the final norm, the class token first. `None` for convolutional networks.
+    pub tokens: Option<Tensor>,
+}
+
+/// A network that turns images into vectors.
+pub trait Encoder: Send + Sync {
+    /// Encodes `x`, an f32 batch (N, C, H, W) in PyTorch's layout, normalised as in training. H and W may differ from the
+    /// size that the encoder was built for.
+    ///
+    /// # Errors
+    /// Another number of axes or channels than the encoder was built for, or a size that it cannot take.
+    fn forward(&self, x: &Tensor, mode: &Mode) -> Result<Features>;
+
+    /// The number of elements D of a vector.
+    fn dim(&self) -> usize;
+
+    /// The settings that the encoder was built with.
+    fn config(&self) -> &EncoderConfig;
+}
+
+/// Refuses input that is no f32 batch (N, `channels`, H, W), in one line. Gives (N, H, W).
+fn check_input(x: &Tensor, channels: usize) -> Result<(usize, usize, usize)> {
+    match *x.dims() {
+        [n, c, h, w] if c == channels && n > 0 && h > 0 && w > 0 => Ok((n, h, w)),
+        _ => Err(Error::BadInput(format!(
+            "the encoder takes a batch of shape (N, {channels}, height, width), but got {:?}",
+            x.dims()
+        ))),
+    }
+}

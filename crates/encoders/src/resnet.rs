@@ -1,0 +1,209 @@
+//! Residual networks under torchvision's parameter names (`conv1.weight`, `layer2.0.downsample.0.weight` …), without the
+//! classifier.
+//!
+//! Activations are (N, H, W, C) inside; the batch is turned around once at the entry. Bottlenecks carry their stride in
+//! the 3×3 convolution, as torchvision's do ("v1.5"). Convolutions start by He et al.'s normal distribution (fan out), batch
+//! norms at 1 and 0.
+
+use candle_core::Tensor;
+use twinsight_kernels::{global_avg_pool, max_pool2d};
+use twinsight_nn::{BatchNorm, Builder, Conv2d, Conv2dConfig, Init, Mode};
+
+use crate::{Encoder, EncoderConfig, Features, Result, Stem, check_input};
+
+/// A residual network (He et al. 2016).
+pub struct ResNet {
+    stem: ConvNorm,
+    pool: bool,
+    blocks: Vec<Block>,
+    grid: usize,
+    dim: usize,
+    config: EncoderConfig,
+}
+
+/// What distinguishes one residual network from another.
+#[derive(Debug, Clone, Copy)]
+pub struct ResNetShape {
+    /// Blocks in each stage; every stage after the first halves the side and doubles the width.
+    pub blocks: &'static [usize],
+    /// Channels of the stem and of the first stage.
+    pub width: usize,
+    /// Stride of the CIFAR stem: 1, or 2 where speed counts for more than the finest details.
+    pub stem_stride: usize,
+    /// The last feature map is averaged over each cell of a grid of this side, and the cells are put one after the other: 1 for
+    /// ordinary global average pooling; 2 keeps where things are, coarsely, which small pictures of centred things need.
+    pub grid: usize,
+    /// Bottlenecks (1×1, 3×3, 1×1 with four times the width out) instead of two 3×3 convolutions.
+    pub bottleneck: bool,
+}
+
+impl ResNetShape {
+    /// Three stages of one basic block, 64 to 256 channels, after a stem of stride 2: 41 M multiply-adds at 28 pixels where
+    /// ResNet-18 with the CIFAR stem has 0.43 G. Wide and coarse: the same work spent on fewer channels at full size gives
+    /// shorter vectors and takes longer.
+    pub const MINI: Self = Self { blocks: &[1, 1, 1], width: 64, stem_stride: 2, grid: 2, bottleneck: false };
+    /// ResNet-18.
+    pub const RESNET18: Self = Self { blocks: &[2, 2, 2, 2], width: 64, stem_stride: 1, grid: 1, bottleneck: false };
+    /// ResNet-50.
+    pub const RESNET50: Self = Self { blocks: &[3, 4, 6, 3], width: 64, stem_stride: 1, grid: 1, bottleneck: true };
+}
+
+impl ResNet {
+    /// Builds a network of `shape` under `b`.
+    ///
+    /// # Errors
+    /// Settings out of range.
+    pub fn new(shape: &ResNetShape, config: &EncoderConfig, b: &Builder) -> Result<Self> {
+        config.check()?;
+        let imagenet = config.resolved_stem() == Stem::Imagenet;
+        let (kernel, stride) = if imagenet { (7, 2) } else { (3, shape.stem_stride) };
+        let stem = ConvNorm::new(b, ["conv1", "bn1"], [config.channels, shape.width], kernel, stride)?;
+        let mut blocks = Vec::new();
+        let mut channels = shape.width;
+        for (stage, &count) in shape.blocks.iter().enumerate() {
+            let width = shape.width << stage;
+            let outputs = if shape.bottleneck { 4 * width } else { width };
+            for index in 0..count {
+                let stride = if stage > 0 && index == 0 { 2 } else { 1 };
+                let b = b.under(format!("layer{}", stage + 1)).under(index);
+                let block = Block::new(&b, [channels, width, outputs], stride, shape.bottleneck)?;
+                if config.zero_init_residual {
+                    block.start_as_identity(&b)?;
+                }
+                blocks.push(block);
+                channels = outputs;
+            }
+        }
+        Ok(Self {
+            stem,
+            pool: imagenet,
+            blocks,
+            grid: shape.grid,
+            dim: channels * shape.grid * shape.grid,
+            config: config.clone(),
+        })
+    }
+}
+
+impl Encoder for ResNet {
+    fn forward(&self, x: &Tensor, mode: &Mode) -> Result<Features> {
+        check_input(x, self.config.channels)?;
+        let x = x.permute((0, 2, 3, 1))?.contiguous()?;
+        let mut x = self.stem.forward(&x, None, true, mode)?;
+        if self.pool {
+            x = max_pool2d(&x, 3, 2, 1)?;
+        }
+        for block in &self.blocks {
+            x = block.forward(&x, mode)?;
+        }
+        let pooled = if self.grid == 1 { global_avg_pool(&x)? } else { grid_avg_pool(&x, self.grid)? };
+        Ok(Features { pooled, tokens: None })
+    }
+
+    fn dim(&self) -> usize {
+        self.dim
+    }
+
+    fn config(&self) -> &EncoderConfig {
+        &self.config
+    }
+}
+
+/// Averages over the cells of a `grid` × `grid` grid, (N, H, W, C) → (N, grid² · C), cell by cell in rows. Cells are cut as by
+/// `torch.nn.AdaptiveAvgPool2d`: from ⌊i · H / grid⌋ to ⌈(i + 1) · H / grid⌉.
+fn grid_avg_pool(x: &Tensor, grid: usize) -> Result<Tensor> {
+    let (n, h, w, c) = x.dims4()?;
+    let cell = |i: usize, size: usize| i * size / grid..((i + 1) * size).div_ceil(grid);
+    let mut weights = vec![0.0_f32; grid * grid * h * w];
+    for (k, row) in weights.chunks_exact_mut(h * w).enumerate() {
+        let (rows, columns) = (cell(k / grid, h), cell(k % grid, w));
+        let share = 1.0 / (rows.len() * columns.len()) as f32;
+        for y in rows {
+            row[y * w..][columns.clone()].fill(share);
+        }
+    }
+    // One product for the whole batch: channels and images side by side.
+    let weights = Tensor::from_vec(weights, (grid * grid, h * w), x.device())?;
+    let flat = x.reshape((n, h * w, c))?.permute((1, 0, 2))?.reshape((h * w, n * c))?;
+    Ok(weights.matmul(&flat)?.reshape((grid * grid, n, c))?.permute((1, 0, 2))?.reshape((n, grid * grid * c))?)
+}
+
+/// A convolution without bias and the batch norm after it.
+struct ConvNorm {
+    conv: Conv2d,
+    norm: BatchNorm,
+}
+
+impl ConvNorm {
+    /// `names`: those of the convolution and of the norm.
+    fn new(
+        b: &Builder,
+        names: [&str; 2],
+        [inputs, outputs]: [usize; 2],
+        kernel: usize,
+        stride: usize,
+    ) -> Result<Self> {
+        let config = Conv2dConfig { stride, padding: kernel / 2, ..Conv2dConfig::default() };
+        let conv =
+            Conv2d::new(&b.under(names[0]), inputs, outputs, kernel, config, false, Init::KaimingNormalFanOut)?;
+        Ok(Self { conv, norm: BatchNorm::new(&b.under(names[1]), outputs, true)? })
+    }
+
+    /// Convolution, norm, then `residual` added and negative values cut, where asked for.
+    fn forward(&self, x: &Tensor, residual: Option<&Tensor>, relu: bool, mode: &Mode) -> Result<Tensor> {
+        Ok(self.norm.forward_fused(&self.conv.forward(x, mode)?, residual, relu, mode)?)
+    }
+}
+
+/// Two or three convolutions beside a shortcut.
+struct Block {
+    path: Vec<ConvNorm>,
+    /// 1×1 convolution where the shape changes; otherwise the shortcut is the input itself.
+    shortcut: Option<ConvNorm>,
+}
+
+impl Block {
+    /// `[inputs, width, outputs]`: channels coming in, inside, and going out.
+    fn new(b: &Builder, [inputs, width, outputs]: [usize; 3], stride: usize, bottleneck: bool) -> Result<Self> {
+        let path = if bottleneck {
+            vec![
+                ConvNorm::new(b, ["conv1", "bn1"], [inputs, width], 1, 1)?,
+                ConvNorm::new(b, ["conv2", "bn2"], [width, width], 3, stride)?,
+                ConvNorm::new(b, ["conv3", "bn3"], [width, outputs], 1, 1)?,
+            ]
+        } else {
+            vec![
+                ConvNorm::new(b, ["conv1", "bn1"], [inputs, width], 3, stride)?,
+                ConvNorm::new(b, ["conv2", "bn2"], [width, outputs], 3, 1)?,
+            ]
+        };
+        let shortcut = if stride != 1 || inputs != outputs {
+            Some(ConvNorm::new(&b.under("downsample"), ["0", "1"], [inputs, outputs], 1, stride)?)
+        } else {
+            None
+        };
+        Ok(Self { path, shortcut })
+    }
+
+    fn forward(&self, x: &Tensor, mode: &Mode) -> Result<Tensor> {
+        let shortcut = match &self.shortcut {
+            Some(layer) => layer.forward(x, None, false, mode)?,
+            None => x.clone(),
+        };
+        let mut y = x.clone();
+        for (i, layer) in self.path.iter().enumerate() {
+            let residual = (i + 1 == self.path.len()).then_some(&shortcut);
+            y = layer.forward(&y, residual, true, mode)?;
+        }
+        Ok(y)
+    }
+
+    /// Sets the scale of the last norm to 0.
+    fn start_as_identity(&self, b: &Builder) -> Result<()> {
+        let name = b.full_name(&format!("bn{}.weight", self.path.len()));
+        if let Some(scale) = b.finish().get(&name) {
+            scale.set(&scale.value().zeros_like()?)?;
+        }
+        Ok(())
+    }
+}

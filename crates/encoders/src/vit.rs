@@ -1,0 +1,195 @@
+//! Vision transformers under timm's parameter names (`cls_token`, `pos_embed`, `blocks.0.attn.qkv.weight` …), without the
+//! classifier.
+//!
+//! Linear weights, class token and position table start by a normal distribution of deviation 0.02 cut at ±2, as in DINO
+//! (timm starts the class token at 1e-6), biases at 0; the patch projection starts as PyTorch's convolution does. Layer norms use
+//! ε = 1e-6. Images of another size than the one built for get a resampled position table, as with timm's
+//! `dynamic_img_size`.
+
+use std::collections::BTreeMap;
+use std::sync::Mutex;
+
+use candle_core::Tensor;
+use twinsight_kernels::linear;
+use twinsight_nn::{Attention, Builder, DropPath, Init, LayerNorm, Mlp, Mode, Parameter, Role};
+
+use crate::{Encoder, EncoderConfig, Error, Features, Result, bicubic_matrix, check_input};
+
+/// A vision transformer with a class token (Dosovitskiy et al. 2021).
+pub struct ViT {
+    patch: usize,
+    /// Patches along a side of the position table.
+    grid: usize,
+    projection: Parameter,
+    projection_bias: Parameter,
+    cls_token: Parameter,
+    pos_embed: Parameter,
+    blocks: Vec<Block>,
+    norm: LayerNorm,
+    config: EncoderConfig,
+    dim: usize,
+    /// Resampling matrices by (rows, columns) of patches.
+    resampling: Mutex<BTreeMap<(usize, usize), Tensor>>,
+}
+
+/// What distinguishes one transformer from another.
+#[derive(Debug, Clone, Copy)]
+pub struct ViTShape {
+    /// Elements of a token.
+    pub dim: usize,
+    /// Blocks.
+    pub depth: usize,
+    /// Attention heads; they divide `dim`.
+    pub heads: usize,
+}
+
+impl ViTShape {
+    /// DeiT's tiny.
+    pub const TINY: Self = Self { dim: 192, depth: 12, heads: 3 };
+    /// DeiT's small.
+    pub const SMALL: Self = Self { dim: 384, depth: 12, heads: 6 };
+}
+
+const NORM_EPS: f64 = 1e-6;
+const INIT: Init = Init::TruncNormal(0.02);
+
+impl ViT {
+    /// Builds a network of `shape` under `b`.
+    ///
+    /// # Errors
+    /// Settings out of range, or an image size that patches do not divide.
+    pub fn new(shape: &ViTShape, config: &EncoderConfig, b: &Builder) -> Result<Self> {
+        config.check()?;
+        let (patch, size, dim) = (config.resolved_patch(), config.image_size, shape.dim);
+        if size % patch != 0 {
+            return Err(Error::BadSetting {
+                key: "patch",
+                value: patch.to_string(),
+                expected: format!("a divisor of the image size {size}"),
+            });
+        }
+        let grid = size / patch;
+        let inputs = config.channels * patch * patch;
+        let b_patch = b.under("patch_embed").under("proj");
+        let mut blocks = Vec::with_capacity(shape.depth);
+        let cls_token = b.parameter("cls_token", &[1, 1, dim], Role::Token, INIT)?;
+        let pos_embed = b.parameter("pos_embed", &[1, 1 + grid * grid, dim], Role::Token, INIT)?;
+        let projection =
+            b_patch.parameter("weight", &[dim, config.channels, patch, patch], Role::Weight, Init::TorchDefault)?;
+        let bound = 1.0 / (inputs as f64).sqrt();
+        let projection_bias = b_patch.parameter("bias", &[dim], Role::Bias, Init::Uniform(bound))?;
+        for i in 0..shape.depth {
+            let drop = config.drop_path * i as f64 / (shape.depth - 1).max(1) as f64;
+            blocks.push(Block::new(&b.under("blocks").under(i), dim, shape.heads, drop)?);
+        }
+        let norm = LayerNorm::new(&b.under("norm"), dim, NORM_EPS)?;
+        Ok(Self {
+            patch,
+            grid,
+            projection,
+            projection_bias,
+            cls_token,
+            pos_embed,
+            blocks,
+            norm,
+            config: config.clone(),
+            dim,
+            resampling: Mutex::default(),
+        })
+    }
+
+    /// (N, C, H, W) to (N, patches, D). A convolution whose stride is its kernel is one matrix product over patches.
+    fn embed_patches(&self, x: &Tensor, n: usize, rows: usize, columns: usize, mode: &Mode) -> Result<Tensor> {
+        let (p, c) = (self.patch, self.config.channels);
+        let patches = x
+            .reshape(&[n, c, rows, p, columns, p][..])?
+            .permute([0, 2, 4, 1, 3, 5])?
+            .contiguous()?
+            .reshape((n, rows * columns, c * p * p))?;
+        let weight = self.projection.get(mode).reshape((self.dim, c * p * p))?;
+        Ok(linear(&patches, &weight, Some(self.projection_bias.get(mode)))?)
+    }
+
+    /// The position table (1, 1 + `rows` * `columns`, D) for an image of that many patches.
+    fn positions(&self, rows: usize, columns: usize, mode: &Mode) -> Result<Tensor> {
+        let table = self.pos_embed.get(mode);
+        if (rows, columns) == (self.grid, self.grid) {
+            return Ok(table.clone());
+        }
+        let matrix = {
+            let mut known = self.resampling.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+            match known.get(&(rows, columns)) {
+                Some(matrix) => matrix.clone(),
+                None => {
+                    let shape = (rows * columns, self.grid * self.grid);
+                    let values = bicubic_matrix(self.grid, (rows, columns));
+                    let matrix = Tensor::from_vec(values, shape, table.device())?;
+                    known.insert((rows, columns), matrix.clone());
+                    matrix
+                }
+            }
+        };
+        let grid = table.narrow(1, 1, self.grid * self.grid)?.squeeze(0)?;
+        let resampled = matrix.matmul(&grid)?.unsqueeze(0)?;
+        Ok(Tensor::cat(&[&table.narrow(1, 0, 1)?, &resampled], 1)?)
+    }
+}
+
+impl Encoder for ViT {
+    fn forward(&self, x: &Tensor, mode: &Mode) -> Result<Features> {
+        let (n, h, w) = check_input(x, self.config.channels)?;
+        let p = self.patch;
+        if h % p != 0 || w % p != 0 {
+            return Err(Error::BadInput(format!(
+                "an image of {h} × {w} pixels cannot be cut into patches of {p} × {p}: both sides must be multiples of {p}"
+            )));
+        }
+        let (rows, columns) = (h / p, w / p);
+        let patches = self.embed_patches(x, n, rows, columns, mode)?;
+        let cls = self.cls_token.get(mode).broadcast_as((n, 1, self.dim))?;
+        let mut x = Tensor::cat(&[&cls, &patches], 1)?.broadcast_add(&self.positions(rows, columns, mode)?)?;
+        for block in &self.blocks {
+            x = block.forward(&x, mode)?;
+        }
+        let tokens = self.norm.forward(&x, mode)?;
+        Ok(Features { pooled: tokens.narrow(1, 0, 1)?.squeeze(1)?, tokens: Some(tokens) })
+    }
+
+    fn dim(&self) -> usize {
+        self.dim
+    }
+
+    fn config(&self) -> &EncoderConfig {
+        &self.config
+    }
+}
+
+/// Attention and MLP, each behind a norm and beside a shortcut.
+struct Block {
+    norm1: LayerNorm,
+    attn: Attention,
+    norm2: LayerNorm,
+    mlp: Mlp,
+    drop1: DropPath,
+    drop2: DropPath,
+}
+
+impl Block {
+    fn new(b: &Builder, dim: usize, heads: usize, drop: f64) -> Result<Self> {
+        Ok(Self {
+            norm1: LayerNorm::new(&b.under("norm1"), dim, NORM_EPS)?,
+            attn: Attention::new(&b.under("attn"), dim, heads)?,
+            norm2: LayerNorm::new(&b.under("norm2"), dim, NORM_EPS)?,
+            mlp: Mlp::new(&b.under("mlp"), dim, 4 * dim)?,
+            drop1: DropPath::new(&b.under("drop_path1"), drop)?,
+            drop2: DropPath::new(&b.under("drop_path2"), drop)?,
+        })
+    }
+
+    fn forward(&self, x: &Tensor, mode: &Mode) -> Result<Tensor> {
+        let y = self.attn.forward(&self.norm1.forward(x, mode)?, mode)?;
+        let x = (x + self.drop1.forward(&y, mode)?)?;
+        let y = self.mlp.forward(&self.norm2.forward(&x, mode)?, mode)?;
+        Ok((&x + self.drop2.forward(&y, mode)?)?)
+    }
+}

@@ -1,0 +1,116 @@
+//! Encoders against torchvision and timm: output, gradients and running statistics with the same weights.
+
+use anyhow::{Context, Result};
+use candle_core::{Device, Tensor};
+use twinsight_encoders::{Encoder, EncoderConfig, Stem, encoder};
+use twinsight_nn::{Builder, DrawKey, Mode, ParamStore};
+use twinsight_test_support::{Golden, assert_close, procedural};
+
+const TRAIN: Mode = Mode::train(DrawKey { seed: 0, step: 0, pass: 0 });
+/// Evaluation with a graph.
+const EVAL_GRAD: Mode = Mode { train: false, ..TRAIN };
+
+#[test]
+fn resnet18_equals_torchvision() -> Result<()> {
+    resnet("encoder_resnet18", "resnet18", Stem::Imagenet, 64)
+}
+
+#[test]
+fn resnet18_with_the_cifar_stem_equals_torchvision() -> Result<()> {
+    resnet("encoder_resnet18_cifar", "resnet18", Stem::Cifar, 32)
+}
+
+#[test]
+fn resnet50_equals_torchvision() -> Result<()> {
+    resnet("encoder_resnet50", "resnet50", Stem::Imagenet, 64)
+}
+
+#[test]
+fn vit_tiny_with_patches_of_16_equals_timm() -> Result<()> {
+    vit("encoder_vit_tiny_p16", 64, 16)
+}
+
+#[test]
+fn vit_tiny_with_patches_of_4_equals_timm() -> Result<()> {
+    vit("encoder_vit_tiny_p4", 32, 4)
+}
+
+#[test]
+fn vit_tiny_on_a_local_crop_equals_timm() -> Result<()> {
+    let golden = Golden::load("encoder_vit_tiny_p4_local")?;
+    let config = EncoderConfig { image_size: 32, patch: Some(4), ..EncoderConfig::default() };
+    let (network, params) = build("vit_tiny", &config, golden.seed()?)?;
+    let features = network.forward(&tensor(&golden, "x")?, &EVAL_GRAD)?;
+    close(&golden, "pooled", &features.pooled)?;
+    let tokens = features.tokens.context("a transformer gives tokens")?;
+    close(&golden, "tokens", &tokens)?;
+    // The resampled table is part of the graph.
+    let table = params.get("pos_embed").context("pos_embed")?;
+    let gradients = tokens.sqr()?.sum_all()?.backward()?;
+    let gradient = gradients.get(table.var()).context("pos_embed has no gradient")?.abs()?.flatten_all()?.to_vec1::<f32>()?;
+    assert!(gradient.iter().all(|g| g.is_finite()) && gradient.iter().filter(|&&g| g > 0.0).count() > gradient.len() / 2);
+    Ok(())
+}
+
+fn resnet(case: &str, name: &str, stem: Stem, image_size: usize) -> Result<()> {
+    let golden = Golden::load(case)?;
+    let config = EncoderConfig { image_size, stem, ..EncoderConfig::default() };
+    let (network, params) = build(name, &config, golden.seed()?)?;
+    let x = tensor(&golden, "x")?;
+    close(&golden, "eval", &network.forward(&x, &Mode::EVAL)?.pooled)?;
+    let y = network.forward(&x, &TRAIN)?.pooled;
+    close(&golden, "train", &y)?;
+    gradients(&golden, &params, &y)?;
+    for key in ["bn1.running_mean", "bn1.running_var"] {
+        close(&golden, key, params.get(key).context(key)?.value())?;
+    }
+    Ok(())
+}
+
+fn vit(case: &str, image_size: usize, patch: usize) -> Result<()> {
+    let golden = Golden::load(case)?;
+    let config = EncoderConfig { image_size, patch: Some(patch), ..EncoderConfig::default() };
+    let (network, params) = build("vit_tiny", &config, golden.seed()?)?;
+    let features = network.forward(&tensor(&golden, "x")?, &EVAL_GRAD)?;
+    let tokens = features.tokens.context("a transformer gives tokens")?;
+    close(&golden, "tokens", &tokens)?;
+    let cls = tokens.narrow(1, 0, 1)?.flatten_all()?.to_vec1::<f32>()?;
+    assert_eq!(features.pooled.flatten_all()?.to_vec1::<f32>()?, cls);
+    gradients(&golden, &params, &tokens)
+}
+
+/// Compares every `grad.*` of the file with the gradient of sum(y * probe).
+fn gradients(golden: &Golden, params: &ParamStore, y: &Tensor) -> Result<()> {
+    let found = (y * tensor(golden, "probe")?)?.sum_all()?.backward()?;
+    let names: Vec<&str> = golden.tensors.keys().filter_map(|k| k.strip_prefix("grad.")).collect();
+    assert!(!names.is_empty());
+    for name in names {
+        let parameter = params.get(name).with_context(|| format!("no parameter {name}"))?;
+        let gradient = found.get(parameter.var()).with_context(|| format!("no gradient of {name}"))?;
+        close(golden, &format!("grad.{name}"), gradient)?;
+    }
+    Ok(())
+}
+
+fn build(name: &str, config: &EncoderConfig, seed: u32) -> Result<(Box<dyn Encoder>, ParamStore)> {
+    let builder = Builder::new(0, &Device::Cpu);
+    let network = (encoder(name)?.build)(config, &builder)?;
+    let params = builder.finish();
+    for p in params.iter() {
+        p.set(&Tensor::from_vec(procedural(p.name(), p.dims(), seed), p.dims(), &Device::Cpu)?)?;
+    }
+    Ok((network, params))
+}
+
+fn tensor(golden: &Golden, key: &str) -> Result<Tensor> {
+    let t = golden.get(key)?;
+    Ok(Tensor::from_slice(&t.data, t.shape.as_slice(), &Device::Cpu)?)
+}
+
+/// Within 1e-4, both shapes equal.
+fn close(golden: &Golden, key: &str, got: &Tensor) -> Result<()> {
+    let want = golden.get(key)?;
+    assert_eq!(got.dims(), want.shape, "{} {key}", golden.name);
+    let values = got.flatten_all()?.to_vec1::<f32>()?;
+    assert_close(&format!("{} {key}", golden.name), &values, &want.data, 1e-4)
+}

@@ -1,0 +1,26 @@
+//! Activation functions.
+
+use candle_core::{Result, Tensor};
+
+use crate::cpu::elementwise::{Gelu, Relu};
+use crate::cpu::memory::on_cpu;
+use crate::{check, composed};
+
+/// max(x, 0), with gradient 0 at 0 as in PyTorch. Any shape.
+///
+/// # Errors
+/// When `x` is not `f32`.
+pub fn relu(x: &Tensor) -> Result<Tensor> {
+    check::f32("relu", "x", x)?;
+    if on_cpu(x) { x.contiguous()?.apply_op1(Relu) } else { composed::activation::relu(x) }
+}
+
+/// x · Φ(x), with the Gaussian's exact distribution function (Hendrycks and Gimpel 2016; not the tanh approximation). Any
+/// shape.
+///
+/// # Errors
+/// When `x` is not `f32`.
+pub fn gelu(x: &Tensor) -> Result<Tensor> {
+    check::f32("gelu", "x", x)?;
+    if on_cpu(x) { x.contiguous()?.apply_op1(Gelu) } else { composed::activation::gelu(x) }
+}

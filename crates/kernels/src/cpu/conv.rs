@@ -1,0 +1,202 @@
+//! Convolution and its two gradients on the CPU.
+
+use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor};
+use rayon::prelude::*;
+
+use super::gather::{Gather, Grid, Tap, Weights};
+use super::memory::{SharedMut, Uninit, host, tensor, values};
+use super::outer::{self, Outer};
+use super::panels::{Packed, Strides};
+use super::winograd;
+use crate::conv::Geometry;
+
+/// The operation of (x, weight) → y.
+pub(crate) struct Conv2d(pub Geometry);
+
+impl CustomOp2 for Conv2d {
+    fn name(&self) -> &'static str {
+        "twinsight-conv2d"
+    }
+
+    fn cpu_fwd(&self, s1: &CpuStorage, l1: &Layout, s2: &CpuStorage, l2: &Layout) -> Result<(CpuStorage, Shape)> {
+        let g = &self.0;
+        let y = forward(g, values(s1, l1)?, values(s2, l2)?);
+        Ok((CpuStorage::F32(y), Shape::from((g.n, g.oh, g.ow, g.o))))
+    }
+
+    fn bwd(&self, x: &Tensor, weight: &Tensor, _: &Tensor, grad: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        let grad = grad.contiguous()?;
+        let (gs, gl) = grad.storage_and_layout();
+        let grad = host(&gs, gl)?;
+        // The gradient to an input that nothing upstream learns from (the first layer's) is left out.
+        let to_x = match x.track_op() {
+            true => {
+                let (ws, wl) = weight.storage_and_layout();
+                Some(tensor(to_input(&self.0, host(&ws, wl)?, grad), x.shape().clone())?)
+            }
+            false => None,
+        };
+        let to_weight = match weight.track_op() {
+            true => {
+                let (xs, xl) = x.storage_and_layout();
+                Some(tensor(to_weight(&self.0, host(&xs, xl)?, grad), weight.shape().clone())?)
+            }
+            false => None,
+        };
+        Ok((to_x, to_weight))
+    }
+}
+
+impl Geometry {
+    /// Whether every channel is convolved on its own.
+    fn depthwise(&self) -> bool {
+        self.config.groups == self.c && self.o == self.c
+    }
+
+    /// Input and output channels of a group.
+    fn group(&self) -> (usize, usize) {
+        (self.c / self.config.groups, self.o / self.config.groups)
+    }
+
+    /// Every tap, with its place from an output's source position.
+    fn taps(&self) -> Vec<Tap> {
+        let place = |k: usize| (k * self.config.dilation) as isize - self.config.padding as isize;
+        (0..self.kh * self.kw).map(|t| Tap { y: place(t / self.kw), x: place(t % self.kw), block: t as u32 }).collect()
+    }
+
+    fn input(&self, step: usize, channel: usize) -> Grid {
+        Grid { size: (self.h, self.w), first: (0, 0), step, channels: self.c, channel }
+    }
+
+    fn output(&self, channel: usize) -> Grid {
+        Grid { size: (self.oh, self.ow), first: (0, 0), step: 1, channels: self.o, channel }
+    }
+
+    /// The weights of a depthwise convolution as (taps, channels).
+    fn by_tap(&self, weight: &[f32]) -> Vec<f32> {
+        let taps = self.kh * self.kw;
+        (0..taps * self.c).map(|i| weight[i % self.c * taps + i / self.c]).collect()
+    }
+}
+
+/// y (N, H', W', O).
+fn forward(g: &Geometry, x: &[f32], weight: &[f32]) -> Vec<f32> {
+    if winograd::suits(g) {
+        return winograd::forward(g, x, weight);
+    }
+    let mut y = Uninit::new(g.n * g.oh * g.ow * g.o);
+    let target = y.shared();
+    let plan = |depth: usize, group: usize, outputs: usize| Gather {
+        n: g.n,
+        positions: (g.oh, g.ow),
+        source: g.input(g.config.stride, group * depth),
+        target: g.output(group * outputs),
+        depth,
+        taps: g.taps(),
+    };
+    if g.depthwise() {
+        let weight = g.by_tap(weight);
+        // SAFETY: `target` holds `n` images of the output's size, which this call writes alone.
+        unsafe { plan(g.c, 0, g.o).run(x, &Weights::Depthwise(&weight), target) };
+    } else {
+        let ((inputs, outputs), taps) = (g.group(), g.kh * g.kw);
+        for group in 0..g.config.groups {
+            let start = group * outputs * inputs * taps;
+            let strides = Strides { start, block: 1, row: taps, column: inputs * taps };
+            let packed = Packed::new(weight, strides, taps, inputs, outputs);
+            let weights = Weights::Dense { packed: &packed, start: None };
+            // SAFETY: as above; every group writes channels of its own.
+            unsafe { plan(inputs, group, outputs).run(x, &weights, target) };
+        }
+    }
+    // SAFETY: the grid of outputs is the whole image, and the groups make up all channels.
+    unsafe { y.finish() }
+}
+
+/// The gradient to x (N, H, W, C), gathered: input pixels of one residue modulo the stride see the same taps, each with
+/// neighbouring outputs under it.
+fn to_input(g: &Geometry, weight: &[f32], grad: &[f32]) -> Vec<f32> {
+    if winograd::suits(g) {
+        return winograd::to_input(g, weight, grad);
+    }
+    let mut dx = Uninit::new(g.n * g.h * g.w * g.c);
+    let target = dx.shared();
+    let ((inputs, outputs), taps, stride) = (g.group(), g.kh * g.kw, g.config.stride);
+    let by_tap = g.depthwise().then(|| g.by_tap(weight));
+    let packed: Vec<Packed> = match by_tap {
+        Some(_) => Vec::new(),
+        None => (0..g.config.groups)
+            .map(|group| {
+                let start = group * outputs * inputs * taps;
+                Packed::new(weight, Strides { start, block: 1, row: inputs * taps, column: taps }, taps, outputs, inputs)
+            })
+            .collect(),
+    };
+    for first in (0..stride.min(g.h)).flat_map(|y| (0..stride.min(g.w)).map(move |x| (y, x))) {
+        let run = |depth: usize, group: usize, channel: usize, weights: &Weights<'_>| {
+            let plan = Gather {
+                n: g.n,
+                positions: ((g.h - first.0).div_ceil(stride), (g.w - first.1).div_ceil(stride)),
+                source: Grid { channel: group * depth, ..g.output(0) },
+                target: Grid { first, ..g.input(stride, channel) },
+                depth,
+                taps: backward_taps(g, first),
+            };
+            // SAFETY: `target` holds `n` images of the input's size, which this call writes alone.
+            unsafe { plan.run(grad, weights, target) };
+        };
+        match &by_tap {
+            Some(weights) => run(g.o, 0, 0, &Weights::Depthwise(weights)),
+            None => packed.iter().enumerate().for_each(|(group, packed)| {
+                run(outputs, group, group * inputs, &Weights::Dense { packed, start: None });
+            }),
+        }
+    }
+    // SAFETY: the residues of rows and columns cover every pixel, and the groups all channels.
+    unsafe { dx.finish() }
+}
+
+/// The taps that inputs at `first` + stride · (i, j) have part in, and where from (i, j) the output lies.
+fn backward_taps(g: &Geometry, first: (usize, usize)) -> Vec<Tap> {
+    let stride = g.config.stride as isize;
+    let place = |first: usize, k: usize| {
+        let from = (first + g.config.padding) as isize - (k * g.config.dilation) as isize;
+        (from.rem_euclid(stride) == 0).then(|| from.div_euclid(stride))
+    };
+    (0..g.kh * g.kw)
+        .filter_map(|t| Some(Tap { y: place(first.0, t / g.kw)?, x: place(first.1, t % g.kw)?, block: t as u32 }))
+        .collect()
+}
+
+/// The gradient to the weights (O, C / groups, kh, kw).
+fn to_weight(g: &Geometry, x: &[f32], grad: &[f32]) -> Vec<f32> {
+    if winograd::suits(g) {
+        return winograd::to_weight(g, x, grad);
+    }
+    let ((inputs, outputs), taps) = (g.group(), g.kh * g.kw);
+    let plan = |rows: usize, columns: usize, group: usize| Outer {
+        n: g.n,
+        left: g.input(g.config.stride, group * rows),
+        right: g.output(group * columns),
+        rows,
+        columns,
+        taps: g.taps(),
+    };
+    let mut dw = vec![0.0; g.o * inputs * taps];
+    if g.depthwise() {
+        let sums = outer::depthwise(&plan(g.c, g.o, 0), x, grad);
+        dw.par_iter_mut().with_min_len(4096).enumerate().for_each(|(i, d)| *d = sums[i % taps * g.c + i / taps]);
+        return dw;
+    }
+    let shared = SharedMut::new(&mut dw);
+    for group in 0..g.config.groups {
+        plan(inputs, outputs, group).run(x, grad, |tap, row, first, sums| {
+            for (i, &sum) in sums.iter().enumerate() {
+                let o = group * outputs + first + i;
+                // SAFETY: (o, row, tap) is an element of the weights, handed out once.
+                unsafe { *shared.at((o * inputs + row) * taps + tap) = sum };
+            }
+        });
+    }
+    dw
+}

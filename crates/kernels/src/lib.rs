@@ -1,0 +1,38 @@
+//! Tensor operations with a right and fast backward pass, on [`candle_core`]: convolution, normalisation, activations,
+//! pooling, attention, losses and in-place optimizer updates.
+//!
+//! Activations are channels-last: (N, H, W, C) for images, (…, C) for everything that works along the last axis.
+//! Convolution weights keep PyTorch's order (O, C / groups, kh, kw). Every function takes `f32` tensors, contiguous or not,
+//! is differentiable through [`candle_core::Tensor::backward`], and refuses other element types and wrong shapes with an
+//! error that names the tensor, what was found and what was expected.
+//!
+//! On the CPU the operations are hand-written with hand-written backward passes, run on rayon's current pool, and give
+//! the same bits whatever its number of threads: work is cut into blocks by size alone, and partial sums are added in a
+//! fixed order. On any other device they fall back to [`composed`], the same mathematics as a chain of candle operations.
+
+mod activation;
+mod allocator;
+mod attention;
+mod batch_norm;
+mod check;
+pub mod composed;
+mod conv;
+mod cpu;
+mod layer_norm;
+mod linear;
+mod loss;
+mod pool;
+mod softmax;
+pub mod update;
+
+pub use activation::{gelu, relu};
+pub use allocator::CachingAllocator;
+pub use attention::attention;
+pub use batch_norm::{BatchNormConfig, BatchNormOutput, batch_norm_eval, batch_norm_train};
+pub use conv::{Conv2dConfig, conv2d};
+pub use layer_norm::layer_norm;
+pub use linear::linear;
+pub use loss::cross_entropy_soft;
+pub use pool::{global_avg_pool, max_pool2d};
+pub use softmax::{l2_normalize, log_softmax, softmax};
+pub use update::ema;

@@ -1,0 +1,74 @@
+//! The one matrix product of the search: a block of queries times a block of the bank, on the calling thread.
+//!
+//! `gemm` is the product that candle itself uses; its interface is a raw-pointer one, so this file holds the crate's only
+//! `unsafe` block, behind a checked function.
+
+/// `out[q * rows(bank) + b] = queries[q] · bank[b]`, in `f32` and in no promised order of summation.
+///
+/// # Panics
+/// When the slices are not whole rows of `dim` numbers, or `out` is not queries × bank long.
+pub(crate) fn products(queries: &[f32], bank: &[f32], dim: usize, out: &mut [f32]) {
+    assert!(dim > 0 && queries.len().is_multiple_of(dim) && bank.len().is_multiple_of(dim), "whole rows");
+    let (m, n) = (queries.len() / dim, bank.len() / dim);
+    assert_eq!(out.len(), m * n, "one product a pair of rows");
+    if m == 0 || n == 0 {
+        return;
+    }
+    let (row, stride) = (dim as isize, n as isize);
+    // SAFETY: the destination is n × m with row stride 1 and column stride n, which stays inside `out` (m * n elements,
+    // asserted above); the left side is n × dim over `bank`, the right side dim × m over `queries`, both of whole rows
+    // (asserted above). `out` is borrowed exclusively, so it overlaps neither. No element of `out` is read
+    // (`read_dst` is false).
+    unsafe {
+        gemm::gemm(
+            n,
+            m,
+            dim,
+            out.as_mut_ptr(),
+            stride,
+            1,
+            false,
+            bank.as_ptr(),
+            1,
+            row,
+            queries.as_ptr(),
+            row,
+            1,
+            0.0f32,
+            1.0f32,
+            false,
+            false,
+            false,
+            gemm::Parallelism::None,
+        );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_edge_of_the_blocking_is_right() {
+        for (m, n, dim) in [(1, 1, 1), (1, 37, 5), (17, 1, 33), (3, 64, 16), (33, 65, 7), (48, 130, 129), (0, 3, 2), (3, 0, 2)] {
+            let queries: Vec<f32> = (0..m * dim).map(|i| (i * 5 % 11) as f32 - 5.0).collect();
+            let bank: Vec<f32> = (0..n * dim).map(|i| (i * 7 % 13) as f32 - 6.0).collect();
+            // Guards on both sides: nothing outside the block may be written.
+            let mut buffer = vec![-1.0f32; m * n + 64];
+            products(&queries, &bank, dim, &mut buffer[32..32 + m * n]);
+            for q in 0..m {
+                for b in 0..n {
+                    let want: f32 = (0..dim).map(|i| queries[q * dim + i] * bank[b * dim + i]).sum();
+                    assert_eq!(buffer[32 + q * n + b], want, "{m} {n} {dim}: {q} {b}");
+                }
+            }
+            assert!(buffer[..32].iter().chain(&buffer[32 + m * n..]).all(|&v| v == -1.0));
+        }
+    }
+
+    #[test]
+    #[should_panic(expected = "one product a pair of rows")]
+    fn a_short_output_is_refused() {
+        products(&[1.0, 2.0], &[1.0, 2.0, 3.0, 4.0], 2, &mut [0.0]);
+    }
+}

@@ -1,0 +1,99 @@
+//! The list of methods: the program's lists, its help and the contract tests come from it.
+
+use toml::Table;
+use twinsight_augment::ViewPlan;
+
+use crate::{Error, Method, MethodContext, Result, ViewContext, byol, dino, simclr};
+
+/// A method that can be built by name.
+pub struct MethodSpec {
+    /// What it is called on the command line and in files.
+    pub name: &'static str,
+    /// Its proper name.
+    pub title: &'static str,
+    /// Where it comes from.
+    pub paper: &'static str,
+    /// One line about it.
+    pub summary: &'static str,
+    /// Every setting with its default.
+    pub defaults: fn() -> Table,
+    /// The views that it needs, from settings (missing ones are defaults) and what the views are made for.
+    pub views: fn(&Table, &ViewContext) -> Result<ViewPlan>,
+    /// Builds it from settings (missing ones are defaults).
+    pub build: fn(&Table, &MethodContext) -> Result<Box<dyn Method>>,
+    /// What every setting means.
+    pub keys: Keys,
+}
+
+/// A setting and what it means.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KeyDoc {
+    /// The key; keys within tables are joined by dots.
+    pub key: String,
+    /// Meaning, unit and range.
+    pub meaning: &'static str,
+}
+
+/// What every setting of a method means.
+#[derive(Debug, Clone, Copy)]
+pub struct Keys {
+    /// Keys of the method itself with their meanings.
+    pub(crate) own: &'static [(&'static str, &'static str)],
+    /// Keys of its table `views`.
+    pub(crate) views: &'static [(&'static str, &'static str)],
+}
+
+impl Keys {
+    /// The settings one by one, those of views as `views.…`.
+    pub fn iter(&self) -> impl Iterator<Item = KeyDoc> {
+        let own = self.own.iter().map(|&(key, meaning)| KeyDoc { key: key.into(), meaning });
+        own.chain(self.views.iter().map(|&(key, meaning)| KeyDoc { key: format!("views.{key}"), meaning }))
+    }
+}
+
+impl std::fmt::Debug for MethodSpec {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("MethodSpec").field("name", &self.name).finish_non_exhaustive()
+    }
+}
+
+/// Every method there is.
+pub static METHODS: &[MethodSpec] = &[simclr::SPEC, byol::SPEC, dino::SPEC];
+
+/// The method called `name`.
+///
+/// # Errors
+/// An unknown name; the message offers the nearest and lists all.
+pub fn method(name: &str) -> Result<&'static MethodSpec> {
+    METHODS.iter().find(|spec| spec.name == name).ok_or_else(|| {
+        let likeness = |spec: &MethodSpec| strsim::jaro_winkler(&name.to_lowercase(), spec.name);
+        let nearest = METHODS.iter().max_by(|a, b| likeness(a).total_cmp(&likeness(b))).map_or("", |spec| spec.name);
+        let known = METHODS.iter().map(|spec| spec.name).collect::<Vec<_>>().join(", ");
+        Error::UnknownMethod { name: name.into(), nearest, known }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::dotted_keys;
+
+    #[test]
+    fn an_unknown_name_offers_the_nearest() {
+        let text = |name| method(name).expect_err("unknown").to_string();
+        assert!(text("SimCLR").contains("did you mean `simclr`"));
+        assert!(text("dinov2").contains("did you mean `dino`"));
+        assert!(text("x").contains("simclr, byol, dino"));
+    }
+
+    #[test]
+    fn every_setting_is_documented() {
+        for spec in METHODS {
+            let mut documented: Vec<String> = spec.keys.iter().map(|k| k.key).collect();
+            let mut known = dotted_keys(&(spec.defaults)());
+            documented.sort();
+            known.sort();
+            assert_eq!(documented, known, "{}", spec.name);
+        }
+    }
+}

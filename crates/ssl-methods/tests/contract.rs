@@ -1,0 +1,343 @@
+//! What holds for every method of the registry: finite losses, gradients for the student alone, reproducibility, complete
+//! state, settings refused by name, and a loss that falls.
+
+use std::collections::BTreeMap;
+
+use anyhow::{Context, Result, ensure};
+use candle_core::{Device, Tensor};
+use toml::{Table, Value};
+use twinsight_augment::Normalize;
+use twinsight_encoders::{EncoderConfig, encoder};
+use twinsight_nn::{
+    Gradients, Optimizer, OptimizerConfig, ParamStore, StateLoader, StateSaver, load_tensors, save_tensors,
+};
+use twinsight_ssl_methods::{At, LossOutput, METHODS, Method, MethodContext, MethodSpec};
+use twinsight_test_support::procedural;
+
+/// Images a batch.
+const BATCH: usize = 6;
+
+#[test]
+fn the_loss_is_finite_and_so_is_what_comes_with_it() -> Result<()> {
+    for_every_case(|case| {
+        let mut method = case.build(0)?;
+        let views = batches(&*method, 1)?;
+        let out = method.loss(&views, &at(0))?;
+        ensure!(out.loss.rank() == 0 && finite(&out.loss)?, "loss {:?}", out.loss);
+        ensure!(out.embedding.rank() == 2 && out.embedding.dim(0)? == BATCH, "embedding {:?}", out.embedding.dims());
+        ensure!(finite(&out.embedding)?, "the embedding is not finite");
+        for (name, value) in &out.metrics {
+            ensure!(value.rank() == 0 && finite(value)?, "metric {name} is {value:?}");
+        }
+        Ok(())
+    })
+}
+
+#[test]
+fn the_student_gets_every_gradient_and_the_teacher_none() -> Result<()> {
+    for_every_case(|case| {
+        let mut method = case.build(0)?;
+        let views = batches(&*method, 1)?;
+        let out = method.loss(&views, &at(0))?;
+        let store = out.loss.backward()?;
+        let gradients = Gradients::collect(&store, method.student())?;
+        for p in method.student().trainable() {
+            let gradient = gradients.get(p.name()).with_context(|| format!("{} has no gradient", p.name()))?;
+            ensure!(finite(gradient)?, "the gradient of {} is not finite", p.name());
+            let largest = gradient.abs()?.max_all()?.to_scalar::<f32>()?;
+            ensure!(largest > 1e-8, "the gradient of {} is zero (largest element {largest:e})", p.name());
+        }
+        for p in method.teacher().iter().flat_map(|t| t.iter()) {
+            ensure!(store.get(p.var()).is_none(), "the teacher's {} has a gradient", p.name());
+        }
+        Ok(())
+    })
+}
+
+#[test]
+fn the_teacher_starts_as_the_student_and_shares_no_memory_with_it() -> Result<()> {
+    for_every_case(|case| {
+        let mut method = case.build(0)?;
+        let Some(teacher) = method.teacher() else { return Ok(()) };
+        let before = values(teacher)?;
+        for p in teacher.iter() {
+            let own = method.student().get(p.name()).with_context(|| format!("the student has no {}", p.name()))?;
+            ensure!(flat(own.value())? == flat(p.value())?, "{} starts differently", p.name());
+        }
+        for p in method.student().iter() {
+            p.set(&(p.value() + 1.0)?)?;
+        }
+        ensure!(values(method.teacher().context("teacher")?)? == before, "a change of the student changed the teacher");
+        method.after_step(&at(0))?;
+        ensure!(values(method.teacher().context("teacher")?)? != before, "the teacher does not follow");
+        Ok(())
+    })
+}
+
+#[test]
+fn the_seed_decides_the_loss() -> Result<()> {
+    for_every_case(|case| {
+        let loss = |seed| -> Result<u32> {
+            let mut method = case.build(seed)?;
+            let views = batches(&*method, 1)?;
+            bits(&method.loss(&views, &at(0))?)
+        };
+        ensure!(loss(3)? == loss(3)?, "the same seed gave another loss");
+        ensure!(loss(3)? != loss(4)?, "another seed gave the same loss");
+        Ok(())
+    })
+}
+
+#[test]
+fn saved_and_loaded_it_goes_on_as_if_nothing_had_happened() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let path = folder.path().join("state.safetensors");
+    for_every_case(|case| {
+        let (mut method, mut optimizer) = case.start(0)?;
+        for step in 0..2 {
+            case.step(&mut *method, &mut optimizer, step, step as u32)?;
+        }
+        let mut saver = StateSaver::default();
+        method.visit_state(&mut saver)?;
+        optimizer.visit_state(&mut saver)?;
+        save_tensors(&path, &saver.into_tensors(), &BTreeMap::new())?;
+        // Another seed: whatever is not part of the state would differ.
+        let (mut fresh, mut fresh_optimizer) = case.start(99)?;
+        let (tensors, _) = load_tensors(&path, &Device::Cpu)?;
+        let mut loader = StateLoader::new(tensors, "state.safetensors");
+        fresh.visit_state(&mut loader)?;
+        fresh_optimizer.visit_state(&mut loader)?;
+        loader.finish()?;
+        for step in 2..4 {
+            let want = case.step(&mut *method, &mut optimizer, step, step as u32)?;
+            let got = case.step(&mut *fresh, &mut fresh_optimizer, step, step as u32)?;
+            ensure!(bits(&got)? == bits(&want)?, "step {step}: another loss");
+            ensure!(values(fresh.student())? == values(method.student())?, "step {step}: another student");
+            let teachers = (fresh.teacher().map(values).transpose()?, method.teacher().map(values).transpose()?);
+            ensure!(teachers.0 == teachers.1, "step {step}: another teacher");
+        }
+        Ok(())
+    })
+}
+
+#[test]
+fn unknown_settings_are_refused_with_the_nearest() -> Result<()> {
+    for spec in METHODS {
+        for key in (spec.defaults)().keys() {
+            let misspelt = format!("{key}_");
+            let table = Table::from_iter([(misspelt.clone(), Value::Integer(1))]);
+            let case = Case { spec, encoder: "resnet_mini", settings: table };
+            let text = case.build(0).err().with_context(|| format!("{misspelt} was accepted"))?.to_string();
+            ensure!(text.contains(&misspelt) && text.contains(&format!("did you mean `{key}")), "{text}");
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn values_out_of_range_are_refused_by_name() -> Result<()> {
+    let bad = [
+        ("simclr", "temperature = 0.0"),
+        ("simclr", "temperature = -1.0"),
+        ("simclr", "temperature = nan"),
+        ("simclr", "projection_dim = 0"),
+        ("simclr", "temperature = 'warm'"),
+        ("byol", "momentum = 1.5"),
+        ("byol", "momentum = -0.1"),
+        ("byol", "hidden_dim = 0"),
+        ("byol", "projection_dim = -4"),
+        ("dino", "out_dim = 0"),
+        ("dino", "bottleneck_dim = 0"),
+        ("dino", "student_temperature = 0.0"),
+        ("dino", "teacher_temperature = 0.0"),
+        ("dino", "warmup_teacher_temperature = inf"),
+        ("dino", "momentum = 2.0"),
+        ("dino", "center_momentum = 1.1"),
+        ("dino", "clip_gradient = -1.0"),
+    ];
+    for (name, setting) in bad {
+        let spec = twinsight_ssl_methods::method(name)?;
+        let case = Case { spec, encoder: "resnet_mini", settings: setting.parse()? };
+        let text = case.build(0).err().with_context(|| format!("{name}: {setting} was accepted"))?.to_string();
+        let key = setting.split(' ').next().unwrap_or_default();
+        ensure!(text.contains(name) && text.contains(key), "{name}: {setting}: {text}");
+        ensure!(!text.contains('\n'), "{text}");
+    }
+    Ok(())
+}
+
+#[test]
+fn views_that_do_not_fit_the_plan_are_refused() -> Result<()> {
+    for_every_case(|case| {
+        let mut method = case.build(0)?;
+        let views = batches(&*method, 1)?;
+        ensure!(method.loss(&views[1..], &at(0)).is_err(), "a view less was accepted");
+        ensure!(method.loss(&[], &at(0)).is_err(), "no views were accepted");
+        let mut small = views.clone();
+        small[1] = small[1].narrow(0, 0, BATCH - 1)?;
+        let text = method.loss(&small, &at(0)).err().context("a smaller batch was accepted")?.to_string();
+        ensure!(text.contains("view 1"), "{text}");
+        Ok(())
+    })
+}
+
+#[test]
+fn a_few_steps_lower_the_loss_of_a_fixed_batch() -> Result<()> {
+    for_every_case(|case| {
+        let (mut method, mut optimizer) = case.start(0)?;
+        let mut losses = Vec::new();
+        for step in 0..12 {
+            losses.push(case.step(&mut *method, &mut optimizer, step, 1)?.loss.to_scalar::<f32>()?);
+        }
+        let (first, last) = (losses[0], losses[losses.len() - 1]);
+        ensure!(last < first - 0.02, "the loss went from {first} to {last}: {losses:?}");
+        Ok(())
+    })
+}
+
+#[test]
+fn the_evaluated_encoder_has_the_encoders_own_names() -> Result<()> {
+    for_every_case(|case| {
+        let method = case.build(0)?;
+        let builder = twinsight_nn::Builder::new(1, &Device::Cpu);
+        let alone = (encoder(case.encoder)?.build)(method.encoder().config(), &builder)?;
+        builder.finish().load(&method.encoder_params().snapshot()?, "the method's encoder")?;
+        let x = Tensor::from_vec(procedural("cls_token", &[2 * 256], 5), (2, 1, 16, 16), &Device::Cpu)?;
+        let mode = twinsight_nn::Mode::EVAL;
+        let (a, b) = (method.encoder().forward(&x, &mode)?, alone.forward(&x, &mode)?);
+        ensure!(flat(&a.pooled)? == flat(&b.pooled)?, "the exported parameters are not the encoder's");
+        Ok(())
+    })
+}
+
+/// DINO's head keeps its last layer for the first epochs, and no gradient is longer than the limit.
+#[test]
+fn dino_freezes_and_clips() -> Result<()> {
+    let case = cases()?.into_iter().find(|c| c.spec.name == "dino").context("dino")?;
+    let mut method = case.build(0)?;
+    let views = batches(&*method, 1)?;
+    let last = "projector.last_layer.weight_v";
+    for (epoch, frozen) in [(0, true), (1, false)] {
+        let at = At { epoch, ..at(0) };
+        let store = method.loss(&views, &at)?.loss.backward()?;
+        let mut gradients = Gradients::collect(&store, method.student())?;
+        gradients.scale(1e4)?;
+        method.adjust_gradients(&mut gradients, &at)?;
+        ensure!(gradients.get(last).is_none() == frozen, "epoch {epoch}");
+        let norm = |g: &Tensor| -> Result<f32> { Ok(g.sqr()?.sum_all()?.to_scalar::<f32>()?.sqrt()) };
+        for p in method.student().trainable().filter(|p| !frozen || p.name() != last) {
+            let length = norm(gradients.get(p.name()).context("gradient")?)?;
+            ensure!(length <= 3.0 + 1e-3, "the gradient of {} has length {length}", p.name());
+        }
+    }
+    Ok(())
+}
+
+/// A method with a small network and small settings.
+struct Case {
+    spec: &'static MethodSpec,
+    encoder: &'static str,
+    settings: Table,
+}
+
+impl Case {
+    fn build(&self, seed: u64) -> Result<Box<dyn Method>> {
+        let context = MethodContext {
+            encoder: encoder(self.encoder)?,
+            encoder_config: EncoderConfig { channels: 1, image_size: 16, ..EncoderConfig::default() },
+            normalize: Normalize { mean: vec![0.5], std: vec![0.25] },
+            batch_size: BATCH,
+            epochs: 4,
+            steps_per_epoch: 5,
+            seed,
+            device: Device::Cpu,
+        };
+        Ok((self.spec.build)(&self.settings, &context)?)
+    }
+
+    fn start(&self, seed: u64) -> Result<(Box<dyn Method>, Optimizer)> {
+        let method = self.build(seed)?;
+        let config = OptimizerConfig::Sgd { momentum: 0.9, nesterov: false, weight_decay: 0.0 };
+        let optimizer = Optimizer::new(&config, method.student())?;
+        Ok((method, optimizer))
+    }
+
+    /// One whole step on batch number `batch`.
+    fn step(&self, method: &mut dyn Method, optimizer: &mut Optimizer, step: u64, batch: u32) -> Result<LossOutput> {
+        let at = at(step);
+        let views = batches(method, batch)?;
+        let out = method.loss(&views, &at)?;
+        let store = out.loss.backward()?;
+        let mut gradients = Gradients::collect(&store, method.student())?;
+        method.adjust_gradients(&mut gradients, &at)?;
+        optimizer.step(&gradients, 0.05, 0.0)?;
+        method.after_step(&at)?;
+        Ok(out)
+    }
+}
+
+fn cases() -> Result<Vec<Case>> {
+    let mut cases = Vec::new();
+    for spec in METHODS {
+        let small: Table = match spec.name {
+            "simclr" => "projection_dim = 16".parse()?,
+            "byol" => "hidden_dim = 32\nprojection_dim = 16".parse()?,
+            "dino" => "hidden_dim = 32\nbottleneck_dim = 16\nout_dim = 24\nlocal_views = 2".parse()?,
+            _ => Table::new(),
+        };
+        cases.push(Case { spec, encoder: "resnet_mini", settings: small.clone() });
+        if spec.name == "dino" {
+            cases.push(Case { spec, encoder: "vit_tiny", settings: small });
+        }
+    }
+    Ok(cases)
+}
+
+fn for_every_case(mut check: impl FnMut(&Case) -> Result<()>) -> Result<()> {
+    for case in cases()? {
+        check(&case).with_context(|| format!("{} with {}", case.spec.name, case.encoder))?;
+    }
+    Ok(())
+}
+
+/// Step `step` of 20; the first epoch, in which DINO's last layer is frozen, has 5.
+fn at(step: u64) -> At {
+    At { step, epoch: step / 5, steps_per_epoch: 5, epochs: 4, seed: 0 }
+}
+
+/// One batch a view of the plan: different blobs for different images, the same for one image's views up to noise.
+fn batches(method: &dyn Method, number: u32) -> Result<Vec<Tensor>> {
+    let plan = method.views();
+    let mut views = Vec::new();
+    for v in 0..plan.view_count() {
+        let size = plan.view(v).size;
+        let noise = procedural("cls_token", &[BATCH * size * size], 1000 * number + v as u32);
+        let mut values = Vec::with_capacity(noise.len());
+        for (i, n) in noise.into_iter().enumerate() {
+            let (image, y, x) = (i / (size * size), i / size % size, i % size);
+            let wave = ((image + 1) as f32 * x as f32 / size as f32 * 3.0).sin() + (image as f32 - y as f32 / size as f32).cos();
+            values.push(wave + 5.0 * n + number as f32 * 0.1);
+        }
+        views.push(Tensor::from_vec(values, (BATCH, plan.channels, size, size), &Device::Cpu)?);
+    }
+    Ok(views)
+}
+
+fn bits(out: &LossOutput) -> Result<u32> {
+    Ok(out.loss.to_scalar::<f32>()?.to_bits())
+}
+
+fn values(store: &ParamStore) -> Result<Vec<(String, Vec<u32>)>> {
+    store
+        .iter()
+        .map(|p| Ok((p.name().to_string(), flat(p.value())?.into_iter().map(f32::to_bits).collect())))
+        .collect()
+}
+
+fn flat(t: &Tensor) -> Result<Vec<f32>> {
+    Ok(t.flatten_all()?.to_vec1::<f32>()?)
+}
+
+fn finite(t: &Tensor) -> Result<bool> {
+    Ok(flat(t)?.iter().all(|v| v.is_finite()))
+}

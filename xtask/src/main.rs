@@ -1,0 +1,76 @@
+//! `cargo xtask`: the repository's automation. One file a command; every command shells out, and none uses a crate of the
+//! workspace, so that checks run even where the crates do not build.
+
+mod bench;
+mod ci;
+mod data;
+mod shell;
+mod tidy;
+mod train;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Automation of the Twinsight workspace.
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask", arg_required_else_help = true)]
+#[command(after_help = "Examples:
+  cargo xtask ci
+  cargo xtask data fetch cifar10
+  cargo xtask train simclr-small -- --data ~/pictures
+  cargo xtask bench peers --python ~/torch/bin/python --peer train_step.py")]
+struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run all checks: formatting, tidy, clippy, tests, documentation, crates alone.
+    Ci,
+    /// Check the rules of the repository that no compiler checks.
+    Tidy,
+    /// Data sets: list them, or download one.
+    Data {
+        /// What to do with data sets.
+        #[command(subcommand)]
+        command: data::DataCommand,
+    },
+    /// Train with a recipe.
+    Train(train::TrainArgs),
+    /// Measure speed.
+    Bench {
+        /// What to measure.
+        #[command(subcommand)]
+        command: bench::BenchCommand,
+    },
+}
+
+fn main() -> ExitCode {
+    let done = match Cli::parse().command {
+        Command::Ci => ci::run(),
+        Command::Tidy => tidy::run(),
+        Command::Data { command } => data::run(&command),
+        Command::Train(args) => train::run(&args),
+        Command::Bench { command } => bench::run(&command),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        super::Cli::command().debug_assert();
+    }
+}
