@@ -8,7 +8,8 @@ use anyhow::{Result, ensure};
 use common::{run, run_json, write_images};
 
 /// Settings of a run that takes a second.
-const QUICK: &[&str] = &["--epochs", "1", "--batch", "8", "--set", "eval.baselines=false", "--image-size", "16", "--encoder", "resnet_mini"];
+const QUICK: &[&str] =
+    &["--epochs", "1", "--batch", "8", "--set", "eval.baselines=false", "--image-size", "16", "--encoder", "resnet_mini"];
 
 /// Expects exit code 2 and one line on standard error that holds every one of `words`.
 fn refused(cache: &Path, args: &[&str], words: &[&str]) -> Result<()> {

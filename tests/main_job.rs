@@ -18,7 +18,15 @@ fn training_lifts_knn_above_the_untrained_encoder() -> Result<()> {
     ensure!(result["measured_on"] == "test", "{result}");
 
     let folder = cache.join("run");
-    for name in ["config.toml", "metrics.jsonl", "checkpoint.safetensors", "encoder.safetensors", "result.json", "report.html", "views.png"] {
+    for name in [
+        "config.toml",
+        "metrics.jsonl",
+        "checkpoint.safetensors",
+        "encoder.safetensors",
+        "result.json",
+        "report.html",
+        "views.png",
+    ] {
         ensure!(folder.join(name).is_file(), "{name} is missing in the run folder");
     }
     ensure!(
@@ -92,9 +100,37 @@ fn every_registry_can_be_listed() -> Result<()> {
 fn bench_step_prints_the_shared_keys() -> Result<()> {
     let dir = tempfile::tempdir()?;
     for method in ["simclr", "byol", "dino"] {
-        let args = ["bench", "step", "--method", method, "--encoder", "resnet_mini", "--batch", "4", "--size", "16", "--local-size", "8", "--steps", "1"];
+        let args = [
+            "bench",
+            "step",
+            "--method",
+            method,
+            "--encoder",
+            "resnet_mini",
+            "--batch",
+            "4",
+            "--size",
+            "16",
+            "--local-size",
+            "8",
+            "--steps",
+            "1",
+        ];
         let line = run_json(dir.path(), &args)?;
-        for key in ["peer", "method", "encoder", "batch", "size", "dtype", "compile", "device", "images_per_s", "step_s", "best_step_s", "peak_rss_mb"] {
+        for key in [
+            "peer",
+            "method",
+            "encoder",
+            "batch",
+            "size",
+            "dtype",
+            "compile",
+            "device",
+            "images_per_s",
+            "step_s",
+            "best_step_s",
+            "peak_rss_mb",
+        ] {
             ensure!(line.get(key).is_some(), "{key} is missing in {line}");
         }
         ensure!(line["images_per_s"].as_f64().is_some_and(|v| v > 0.0), "{line}");

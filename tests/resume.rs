@@ -14,7 +14,8 @@ use common::{run, twinsight};
 
 /// A run of two to four seconds: 480 images, 3 epochs of 15 steps, checkpoints whenever a step ends after a second.
 fn args<'a>(method: &'a str, out: &'a str, workers: &'a str) -> Vec<&'a str> {
-    let mut args = vec!["train", "--data", "fashion-mnist-mini", "--limit", "534", "--epochs", "3", "--batch", "32", "--image-size", "16"];
+    let mut args =
+        vec!["train", "--data", "fashion-mnist-mini", "--limit", "534", "--epochs", "3", "--batch", "32", "--image-size", "16"];
     args.extend(["--method", method, "--out", out, "--workers", workers, "--set", "eval.every=2"]);
     args.extend(["--set", "log.checkpoint_seconds=0", "--set", "log.every=5", "--set", "network.drop_path=0.1"]);
     if method == "dino" {
@@ -93,7 +94,8 @@ fn killed_runs_end_with_the_same_bytes() -> Result<()> {
 fn an_interrupted_run_says_how_to_go_on() -> Result<()> {
     let dir = tempfile::tempdir()?;
     let want = whole(dir.path(), "simclr", "whole", "2")?;
-    let child = twinsight(dir.path()).args(args("simclr", "stopped", "2")).stdout(Stdio::piped()).stderr(Stdio::null()).spawn()?;
+    let child =
+        twinsight(dir.path()).args(args("simclr", "stopped", "2")).stdout(Stdio::piped()).stderr(Stdio::null()).spawn()?;
     let checkpoint = dir.path().join("stopped/checkpoint.safetensors");
     while !checkpoint.exists() {
         std::thread::sleep(Duration::from_millis(2));

@@ -64,9 +64,9 @@ pub fn describe(name: &str, config: &EncoderConfig) -> Result<BTreeMap<String, S
 pub fn load_encoder(path: &Path, device: &Device) -> Result<LoadedEncoder> {
     let (tensors, metadata) = load_tensors(path, device)?;
     let word = |key: &str| {
-        metadata.get(key).ok_or_else(|| {
-            bad(path, format!("its metadata has no `{key}`: this is no encoder file written by twinsight"))
-        })
+        metadata
+            .get(key)
+            .ok_or_else(|| bad(path, format!("its metadata has no `{key}`: this is no encoder file written by twinsight")))
     };
     let (name, json) = (word(NAME)?, word(CONFIG)?);
     let spec = encoder(name).map_err(|e| bad(path, e.to_string()))?;

@@ -77,7 +77,10 @@ mod tests {
     fn values_equal_pytorch() {
         let squares: Vec<f64> = (0..25).map(|i| f64::from(i % 5).powi(2)).collect();
         let apply = |to| -> Vec<f64> {
-            bicubic_matrix(5, (1, to)).chunks_exact(25).map(|row| row.iter().zip(&squares).map(|(&w, x)| f64::from(w) * x).sum()).collect()
+            bicubic_matrix(5, (1, to))
+                .chunks_exact(25)
+                .map(|row| row.iter().zip(&squares).map(|(&w, x)| f64::from(w) * x).sum())
+                .collect()
         };
         for (to, want) in [(3, &SMALLER[..]), (7, &LARGER[..])] {
             for (got, want) in apply(to).iter().zip(want) {
@@ -87,6 +90,5 @@ mod tests {
     }
 
     const SMALLER: [f64; 3] = [0.169_231_04, 4.195_348_74, 13.338_459_01];
-    const LARGER: [f64; 7] =
-        [-0.058_252_41, 0.360_111_09, 1.653_061_87, 4.0, 7.367_347_24, 12.415_513_04, 16.407_768_25];
+    const LARGER: [f64; 7] = [-0.058_252_41, 0.360_111_09, 1.653_061_87, 4.0, 7.367_347_24, 12.415_513_04, 16.407_768_25];
 }

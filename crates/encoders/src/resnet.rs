@@ -136,16 +136,9 @@ struct ConvNorm {
 
 impl ConvNorm {
     /// `names`: those of the convolution and of the norm.
-    fn new(
-        b: &Builder,
-        names: [&str; 2],
-        [inputs, outputs]: [usize; 2],
-        kernel: usize,
-        stride: usize,
-    ) -> Result<Self> {
+    fn new(b: &Builder, names: [&str; 2], [inputs, outputs]: [usize; 2], kernel: usize, stride: usize) -> Result<Self> {
         let config = Conv2dConfig { stride, padding: kernel / 2, ..Conv2dConfig::default() };
-        let conv =
-            Conv2d::new(&b.under(names[0]), inputs, outputs, kernel, config, false, Init::KaimingNormalFanOut)?;
+        let conv = Conv2d::new(&b.under(names[0]), inputs, outputs, kernel, config, false, Init::KaimingNormalFanOut)?;
         Ok(Self { conv, norm: BatchNorm::new(&b.under(names[1]), outputs, true)? })
     }
 

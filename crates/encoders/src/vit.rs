@@ -74,8 +74,7 @@ impl ViT {
         let mut blocks = Vec::with_capacity(shape.depth);
         let cls_token = b.parameter("cls_token", &[1, 1, dim], Role::Token, INIT)?;
         let pos_embed = b.parameter("pos_embed", &[1, 1 + grid * grid, dim], Role::Token, INIT)?;
-        let projection =
-            b_patch.parameter("weight", &[dim, config.channels, patch, patch], Role::Weight, Init::TorchDefault)?;
+        let projection = b_patch.parameter("weight", &[dim, config.channels, patch, patch], Role::Weight, Init::TorchDefault)?;
         let bound = 1.0 / (inputs as f64).sqrt();
         let projection_bias = b_patch.parameter("bias", &[dim], Role::Bias, Init::Uniform(bound))?;
         for i in 0..shape.depth {
@@ -101,11 +100,11 @@ impl ViT {
     /// (N, C, H, W) to (N, patches, D). A convolution whose stride is its kernel is one matrix product over patches.
     fn embed_patches(&self, x: &Tensor, n: usize, rows: usize, columns: usize, mode: &Mode) -> Result<Tensor> {
         let (p, c) = (self.patch, self.config.channels);
-        let patches = x
-            .reshape(&[n, c, rows, p, columns, p][..])?
-            .permute([0, 2, 4, 1, 3, 5])?
-            .contiguous()?
-            .reshape((n, rows * columns, c * p * p))?;
+        let patches = x.reshape(&[n, c, rows, p, columns, p][..])?.permute([0, 2, 4, 1, 3, 5])?.contiguous()?.reshape((
+            n,
+            rows * columns,
+            c * p * p,
+        ))?;
         let weight = self.projection.get(mode).reshape((self.dim, c * p * p))?;
         Ok(linear(&patches, &weight, Some(self.projection_bias.get(mode)))?)
     }

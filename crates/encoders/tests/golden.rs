@@ -107,10 +107,23 @@ fn tensor(golden: &Golden, key: &str) -> Result<Tensor> {
     Ok(Tensor::from_slice(&t.data, t.shape.as_slice(), &Device::Cpu)?)
 }
 
-/// Within 1e-4, both shapes equal.
+/// Within [`tolerance`], both shapes equal.
 fn close(golden: &Golden, key: &str, got: &Tensor) -> Result<()> {
     let want = golden.get(key)?;
     assert_eq!(got.dims(), want.shape, "{} {key}", golden.name);
     let values = got.flatten_all()?.to_vec1::<f32>()?;
-    assert_close(&format!("{} {key}", golden.name), &values, &want.data, 1e-4)
+    assert_close(&format!("{} {key}", golden.name), &values, &want.data, tolerance(&golden.name, key))
+}
+
+/// 1e-4, but for what comes out of a ResNet in training mode: with batches of three and two images batch norm magnifies rounding,
+/// and a value that crosses zero turns a ReLU's gradient on or off. PyTorch does not agree with itself more closely there: for
+/// ResNet-50 its gradients differ by up to 9.4e-3 between one thread and two, and by 1.1e-2 from those in double precision;
+/// for ResNet-18, noise of 1e-6 on the input moves them by 4e-4, and Winograd's rounding is about ten times that noise.
+fn tolerance(case: &str, key: &str) -> f64 {
+    match (case, key) {
+        ("encoder_resnet50", k) if k.starts_with("grad.") => 3e-2,
+        ("encoder_resnet18" | "encoder_resnet18_cifar", k) if k.starts_with("grad.") => 5e-3,
+        ("encoder_resnet50" | "encoder_resnet18" | "encoder_resnet18_cifar", "train") => 1e-3,
+        _ => 1e-4,
+    }
 }

@@ -6,7 +6,6 @@
 
 use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
-use toml::Table;
 use twinsight_augment::{ByolViews, ViewPlan};
 use twinsight_encoders::Encoder;
 use twinsight_kernels::l2_normalize;
@@ -23,7 +22,7 @@ pub(crate) const SPEC: MethodSpec = MethodSpec {
     paper: "Grill et al. 2020, Bootstrap Your Own Latent",
     summary: "no negatives: a student predicts what its own moving average sees in another view; small batches do",
     defaults: defaults::<ByolConfig>,
-    views: |table, context| Ok(read::<ByolConfig>(NAME, table)?.plan(context)?),
+    views: |table, context| read::<ByolConfig>(NAME, table)?.plan(context),
     build: |table, context| Ok(Box::new(Byol::new(&read(NAME, table)?, context)?)),
     keys: Keys { own: KEYS, views: ByolViews::KEYS },
 };
@@ -53,7 +52,12 @@ pub struct ByolConfig {
 
 impl Default for ByolConfig {
     fn default() -> Self {
-        Self { momentum: 0.99, hidden_dim: 1024, projection_dim: 256, views: views::by_size(&ByolViews::small(), &ByolViews::default()) }
+        Self {
+            momentum: 0.99,
+            hidden_dim: 1024,
+            projection_dim: 256,
+            views: views::by_size(&ByolViews::small(), &ByolViews::default()),
+        }
     }
 }
 

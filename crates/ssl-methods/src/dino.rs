@@ -6,7 +6,6 @@
 
 use candle_core::{DType, Tensor, Var};
 use serde::{Deserialize, Serialize};
-use toml::Table;
 use twinsight_augment::{DinoViews, ViewPlan};
 use twinsight_encoders::{Encoder, EncoderConfig};
 use twinsight_kernels::{cross_entropy_soft, softmax};
@@ -23,7 +22,7 @@ pub(crate) const SPEC: MethodSpec = MethodSpec {
     paper: "Caron et al. 2021, Emerging Properties in Self-Supervised Vision Transformers",
     summary: "self-distillation: small crops must tell what a moving average sees in large views; made for transformers",
     defaults: defaults::<DinoConfig>,
-    views: |table, context| Ok(read::<DinoConfig>(NAME, table)?.plan(context)?),
+    views: |table, context| read::<DinoConfig>(NAME, table)?.plan(context),
     build: |table, context| Ok(Box::new(Dino::new(&read(NAME, table)?, context)?)),
     keys: Keys { own: KEYS, views: DinoViews::KEYS },
 };
@@ -117,7 +116,8 @@ impl DinoConfig {
             size => size,
         };
         let views = views::resolve(&self.views, &DinoViews::for_size(context.image_size));
-        let plan = ViewPlan::dino(context.image_size, local, self.local_views, context.channels, &views).with_normalize(context.normalize.clone());
+        let plan = ViewPlan::dino(context.image_size, local, self.local_views, context.channels, &views)
+            .with_normalize(context.normalize.clone());
         plan.check()?;
         Ok(plan)
     }
@@ -133,8 +133,7 @@ impl DinoConfig {
         for (key, value) in [("center_momentum", self.center_momentum), ("momentum", self.momentum)] {
             ensure(NAME, (0.0..=1.0).contains(&value), key, value, "0 to 1")?;
         }
-        for (key, value) in
-            [("hidden_dim", self.hidden_dim), ("bottleneck_dim", self.bottleneck_dim), ("out_dim", self.out_dim)]
+        for (key, value) in [("hidden_dim", self.hidden_dim), ("bottleneck_dim", self.bottleneck_dim), ("out_dim", self.out_dim)]
         {
             ensure(NAME, value > 0, key, value, "at least 1")?;
         }

@@ -96,10 +96,7 @@ mod tests {
         let mode = Mode::train(DrawKey { seed: 0, step: 0, pass: 0 });
         let ((together, p), (alone, q)) = (build()?, build()?);
         let got = encode_views(&*together, &views, &mode)?;
-        let want: Vec<Tensor> = views
-            .iter()
-            .map(|v| Ok(alone.forward(v, &mode)?.pooled))
-            .collect::<Result<_>>()?;
+        let want: Vec<Tensor> = views.iter().map(|v| Ok(alone.forward(v, &mode)?.pooled)).collect::<Result<_>>()?;
         let want = Tensor::cat(&want, 0)?;
         assert_eq!(got.dims(), &[9, together.dim()]);
         assert!((got - want)?.abs()?.max_all()?.to_scalar::<f32>()? < 1e-4);

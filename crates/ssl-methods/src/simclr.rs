@@ -2,7 +2,6 @@
 
 use candle_core::{D, DType, Tensor};
 use serde::{Deserialize, Serialize};
-use toml::Table;
 use twinsight_augment::{SimclrViews, ViewPlan};
 use twinsight_encoders::Encoder;
 use twinsight_kernels::{cross_entropy_soft, l2_normalize};
@@ -19,7 +18,7 @@ pub(crate) const SPEC: MethodSpec = MethodSpec {
     paper: "Chen et al. 2020, A Simple Framework for Contrastive Learning of Visual Representations",
     summary: "contrastive: two views of an image attract, all other views of the batch repel; likes large batches",
     defaults: defaults::<SimClrConfig>,
-    views: |table, context| Ok(read::<SimClrConfig>(NAME, table)?.plan(context)?),
+    views: |table, context| read::<SimClrConfig>(NAME, table)?.plan(context),
     build: |table, context| Ok(Box::new(SimClr::new(&read(NAME, table)?, context)?)),
     keys: Keys { own: KEYS, views: SimclrViews::KEYS },
 };
@@ -48,7 +47,12 @@ pub struct SimClrConfig {
 
 impl Default for SimClrConfig {
     fn default() -> Self {
-        Self { temperature: 0.5, hidden_dim: 0, projection_dim: 128, views: views::by_size(&SimclrViews::small(), &SimclrViews::default()) }
+        Self {
+            temperature: 0.5,
+            hidden_dim: 0,
+            projection_dim: 128,
+            views: views::by_size(&SimclrViews::small(), &SimclrViews::default()),
+        }
     }
 }
 

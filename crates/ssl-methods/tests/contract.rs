@@ -8,9 +8,7 @@ use candle_core::{Device, Tensor};
 use toml::{Table, Value};
 use twinsight_augment::Normalize;
 use twinsight_encoders::{EncoderConfig, encoder};
-use twinsight_nn::{
-    Gradients, Optimizer, OptimizerConfig, ParamStore, StateLoader, StateSaver, load_tensors, save_tensors,
-};
+use twinsight_nn::{Gradients, Optimizer, OptimizerConfig, ParamStore, StateLoader, StateSaver, load_tensors, save_tensors};
 use twinsight_ssl_methods::{At, LossOutput, METHODS, Method, MethodContext, MethodSpec};
 use twinsight_test_support::procedural;
 
@@ -328,10 +326,7 @@ fn bits(out: &LossOutput) -> Result<u32> {
 }
 
 fn values(store: &ParamStore) -> Result<Vec<(String, Vec<u32>)>> {
-    store
-        .iter()
-        .map(|p| Ok((p.name().to_string(), flat(p.value())?.into_iter().map(f32::to_bits).collect())))
-        .collect()
+    store.iter().map(|p| Ok((p.name().to_string(), flat(p.value())?.into_iter().map(f32::to_bits).collect()))).collect()
 }
 
 fn flat(t: &Tensor) -> Result<Vec<f32>> {

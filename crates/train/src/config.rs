@@ -366,7 +366,13 @@ fn defaults() -> Table {
             weight_decay: 5e-4,
             weight_decay_end: 5e-4,
         },
-        eval: EvalConfig { every: 1, k: vec![5, 10, 20, 50, 200], temperature: vec![0.03, 0.07, 0.1, 0.2], batch: 256, baselines: true },
+        eval: EvalConfig {
+            every: 1,
+            k: vec![5, 10, 20, 50, 200],
+            temperature: vec![0.03, 0.07, 0.1, 0.2],
+            batch: 256,
+            baselines: true,
+        },
         log: LogConfig { every: 10, checkpoint_seconds: 60, on_collapse: "stop".into() },
         options: Table::new(),
     };

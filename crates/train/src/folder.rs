@@ -42,10 +42,7 @@ impl RunFolder {
             return Err(Error::run(root, "is a file; --out names a folder for the run"));
         }
         if folder.config_path().exists() || folder.checkpoint_path().exists() {
-            return Err(Error::run(
-                root,
-                "already holds a run; choose another --out, or go on with it by `twinsight resume`",
-            ));
+            return Err(Error::run(root, "already holds a run; choose another --out, or go on with it by `twinsight resume`"));
         }
         std::fs::create_dir_all(root).map_err(Error::io(root))?;
         folder.write("config.toml", config.to_toml()?.as_bytes())?;

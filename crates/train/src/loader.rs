@@ -217,8 +217,9 @@ impl Shared {
                 }
             };
             drop(state);
-            let made = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| self.make(epoch, number % self.per_epoch, &order)))
-                .unwrap_or_else(|_| Err(Error::Config("a loader thread panicked; the message above says where".into())));
+            let made =
+                std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| self.make(epoch, number % self.per_epoch, &order)))
+                    .unwrap_or_else(|_| Err(Error::Config("a loader thread panicked; the message above says where".into())));
             self.lock().ready.insert(number, made);
             self.changed.notify_all();
         }

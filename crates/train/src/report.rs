@@ -110,11 +110,7 @@ fn figures(r: &RunResult) -> String {
 /// One small chart each for what `metrics.jsonl` holds.
 fn curves(metrics: &[serde_json::Value]) -> String {
     let series = |event: &str, key: &str| -> Vec<(f64, f64)> {
-        metrics
-            .iter()
-            .filter(|m| m["event"] == event)
-            .filter_map(|m| Some((m["step"].as_f64()?, m[key].as_f64()?)))
-            .collect()
+        metrics.iter().filter(|m| m["event"] == event).filter_map(|m| Some((m["step"].as_f64()?, m[key].as_f64()?))).collect()
     };
     [
         ("loss", series("step", "loss")),

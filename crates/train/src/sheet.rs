@@ -25,13 +25,7 @@ impl Default for SheetLayout {
 ///
 /// # Errors
 /// An image that can't be read, a plan that does not fit.
-pub fn view_sheet(
-    dataset: &dyn Dataset,
-    samples: &[usize],
-    plan: &ViewPlan,
-    seed: u64,
-    layout: SheetLayout,
-) -> Result<RgbImage> {
+pub fn view_sheet(dataset: &dyn Dataset, samples: &[usize], plan: &ViewPlan, seed: u64, layout: SheetLayout) -> Result<RgbImage> {
     plan.check()?;
     const GAP: u32 = 4;
     let largest = (0..plan.view_count()).map(|v| plan.view(v).size).max().unwrap_or(1) as u32;

@@ -193,7 +193,8 @@ impl Trainer {
     /// What is done once, before the first step: the picture of the views and the baselines.
     fn begin(&mut self, observer: &mut dyn Observer, metrics: &mut MetricsFile, events: &mut EventFile) -> Result<()> {
         let samples: Vec<usize> = (0..4).map(|i| i * self.data.train.len() / 4).collect();
-        match sheet::view_sheet(&*self.data.train, &samples, self.method.views(), self.config.seed, sheet::SheetLayout::default()) {
+        match sheet::view_sheet(&*self.data.train, &samples, self.method.views(), self.config.seed, sheet::SheetLayout::default())
+        {
             Ok(picture) => {
                 let mut png = std::io::Cursor::new(Vec::new());
                 picture
@@ -267,8 +268,8 @@ impl Trainer {
             busy += begun.elapsed().as_secs_f64();
             waited += loader.take_waited().as_secs_f64();
             images += self.config.batch as u64;
-            let epoch_done = self.state.step % self.per_epoch == 0;
-            let logged = self.state.step % self.config.log.every == 0 || epoch_done || self.state.step == total;
+            let epoch_done = self.state.step.is_multiple_of(self.per_epoch);
+            let logged = self.state.step.is_multiple_of(self.config.log.every) || epoch_done || self.state.step == total;
             let health = if logged { Some(Health::of(&out.embedding)?) } else { None };
             let report = StepReport {
                 step: self.state.step,
@@ -295,7 +296,7 @@ impl Trainer {
             drop(out);
             let epoch = self.state.step / self.per_epoch;
             let every = self.config.eval.every;
-            if epoch_done && every > 0 && epoch % every == 0 && self.state.step < total {
+            if epoch_done && every > 0 && epoch.is_multiple_of(every) && self.state.step < total {
                 self.evaluate(epoch, observer, metrics, events)?;
             }
             let stopping = stop.load(Ordering::Relaxed);
@@ -403,10 +404,8 @@ impl Trainer {
 
     fn export_encoder(&self) -> Result<()> {
         let pair = json!({"mean": self.config.data.mean, "std": self.config.data.std});
-        let notes = BTreeMap::from([
-            ("normalize".to_string(), pair.to_string()),
-            ("method".to_string(), self.config.method.clone()),
-        ]);
+        let notes =
+            BTreeMap::from([("normalize".to_string(), pair.to_string()), ("method".to_string(), self.config.method.clone())]);
         let spec = twinsight_encoders::encoder(&self.config.encoder)?;
         let config = self.method.encoder().config();
         let path = self.folder.encoder_path();

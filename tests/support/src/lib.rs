@@ -68,9 +68,9 @@ impl Golden {
     /// # Errors
     /// When the file holds no such tensor; the message lists those that it holds.
     pub fn get(&self, key: &str) -> Result<&GoldenTensor> {
-        self.tensors.get(key).with_context(|| {
-            format!("{} has no tensor {key}; it has {:?}", self.name, self.tensors.keys().collect::<Vec<_>>())
-        })
+        self.tensors
+            .get(key)
+            .with_context(|| format!("{} has no tensor {key}; it has {:?}", self.name, self.tensors.keys().collect::<Vec<_>>()))
     }
 
     /// The number `key` of the case's settings.

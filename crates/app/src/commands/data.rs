@@ -43,7 +43,8 @@ fn fetch(name: &str, dir: Option<&std::path::Path>, output: &Output) -> Result<E
 
     let spec = dataset(name)?;
     let bar = indicatif::ProgressBar::new(0);
-    if let Ok(style) = indicatif::ProgressStyle::with_template("{msg} {bar:24} {bytes}/{total_bytes} {bytes_per_sec}, {eta} left") {
+    if let Ok(style) = indicatif::ProgressStyle::with_template("{msg} {bar:24} {bytes}/{total_bytes} {bytes_per_sec}, {eta} left")
+    {
         bar.set_style(style);
     }
     let dir = dir.map_or_else(data_dir, std::path::Path::to_path_buf);
@@ -64,7 +65,11 @@ fn info(data: &str, strict: bool, output: &Output) -> Result<ExitCode> {
     let train = &opened.train;
     let classes = train.classes();
     output.say(format!("{data}: {} training images, {} test images", train.len(), opened.test.as_ref().map_or(0, |t| t.len())));
-    output.say(format!("channels: {}; size: {}", train.channels(), train.side().map_or("differs".into(), |(w, h)| format!("{w} × {h}"))));
+    output.say(format!(
+        "channels: {}; size: {}",
+        train.channels(),
+        train.side().map_or("differs".into(), |(w, h)| format!("{w} × {h}"))
+    ));
     output.say(format!("labels: {}", opened.report.understood));
     let mut counts = serde_json::Map::new();
     if let Some(classes) = classes {

@@ -25,7 +25,8 @@ pub fn run(args: &EmbedArgs, output: &Output) -> Result<ExitCode> {
     }
     let device = Device::Cpu;
     let trained = trained::load(&args.run, &device)?;
-    let data = args.data.clone().or_else(|| trained.data.clone()).context("--data is missing: an encoder file names no images")?;
+    let data =
+        args.data.clone().or_else(|| trained.data.clone()).context("--data is missing: an encoder file names no images")?;
     let opened = open(&data, &OpenOptions { strict: args.strict, ..OpenOptions::default() })?;
     let dataset = match (args.test, opened.test) {
         (false, _) => opened.train,

@@ -20,7 +20,8 @@ use crate::output::Output;
 pub fn run(args: &KnnArgs, output: &Output) -> Result<ExitCode> {
     let device = Device::Cpu;
     let trained = trained::load(&args.run, &device)?;
-    let data = args.data.clone().or_else(|| trained.data.clone()).context("--data is missing: an encoder file names no images")?;
+    let data =
+        args.data.clone().or_else(|| trained.data.clone()).context("--data is missing: an encoder file names no images")?;
     let opened = open(&data, &OpenOptions { limit: args.limit, ..OpenOptions::default() })?;
     let classes = opened.train.classes().map_or(0, <[String]>::len);
     if classes < 2 {

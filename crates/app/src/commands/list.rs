@@ -48,7 +48,8 @@ fn keys(name: &str) -> Result<Vec<Value>> {
     let resolved = toml::Table::try_from(&config)?;
     let mut rows = Vec::new();
     for key in twinsight_train::config::all_keys(name)? {
-        let value = key.split('.').try_fold(&toml::Value::Table(resolved.clone()), |v, part| v.get(part)).map(ToString::to_string);
+        let value =
+            key.split('.').try_fold(&toml::Value::Table(resolved.clone()), |v, part| v.get(part)).map(ToString::to_string);
         let meaning = key
             .strip_prefix("options.")
             .and_then(|own| spec.keys.iter().find(|k| k.key == own))

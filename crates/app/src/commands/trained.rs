@@ -37,7 +37,8 @@ pub fn load(path: &Path, device: &Device) -> Result<Trained> {
     let loaded = twinsight_encoders::load_encoder(&file, device)?;
     let words = loaded.metadata;
     let config = loaded.encoder.config().clone();
-    let normalize = words.get("normalize").with_context(|| format!("{}: does not say how images are normalised", file.display()))?;
+    let normalize =
+        words.get("normalize").with_context(|| format!("{}: does not say how images are normalised", file.display()))?;
     let numbers: serde_json::Value =
         serde_json::from_str(normalize).with_context(|| format!("{}: normalize in its metadata", file.display()))?;
     let list = |key: &str| -> Result<Vec<f32>> {
