@@ -51,7 +51,7 @@ fn names_and_keys_that_do_not_exist() -> Result<()> {
     refused(cache, &[&train[..], &["--encoder", "resnet81"]].concat(), &["resnet81", "resnet18"])?;
     refused(cache, &[&train[..], &["--recipe", "simclr-smal"]].concat(), &["simclr-small"])?;
     refused(cache, &[&train[..], &["--set", "schedule.warmup=2"]].concat(), &["schedule.warmup", "warmup_epochs"])?;
-    refused(cache, &[&train[..], &["--set", "options.temperature=-1"]].concat(), &["temperature"])?;
+    refused(cache, &[&train[..], &["--set", "options.temperature=-1", "--batch", "8"]].concat(), &["temperature"])?;
     std::fs::write(cache.join("recipe.toml"), "epochs = 2\n[schedule]\nlearning_rate = 1.0\n")?;
     refused(cache, &[&train[..], &["--config", "recipe.toml"]].concat(), &["recipe.toml", "schedule.learning_rate"])?;
     std::fs::write(cache.join("broken.toml"), "epochs = = 2\n")?;

@@ -42,7 +42,7 @@ const VIT_PAPER: &str = "Dosovitskiy et al. 2021, An Image is Worth 16x16 Words;
 pub static ENCODERS: &[EncoderSpec] = &[
     EncoderSpec {
         name: "resnet_mini",
-        summary: "small residual network (1024 features: 256 in each quarter of the image, 1.2 M parameters) for CPUs and images of 16 to 64 pixels",
+        summary: "small residual network (256 features, 1.2 M parameters) for CPUs and images of 16 to 64 pixels",
         paper: RESNET_PAPER,
         kind: Kind::Cnn,
         build: |config, b| Ok(Box::new(ResNet::new(&ResNetShape::MINI, config, b)?)),

@@ -16,7 +16,6 @@ pub struct ResNet {
     stem: ConvNorm,
     pool: bool,
     blocks: Vec<Block>,
-    grid: usize,
     dim: usize,
     config: EncoderConfig,
 }
@@ -30,9 +29,6 @@ pub struct ResNetShape {
     pub width: usize,
     /// Stride of the CIFAR stem: 1, or 2 where speed counts for more than the finest details.
     pub stem_stride: usize,
-    /// The last feature map is averaged over each cell of a grid of this side, and the cells are put one after the other: 1 for
-    /// ordinary global average pooling; 2 keeps where things are, coarsely, which small pictures of centred things need.
-    pub grid: usize,
     /// Bottlenecks (1×1, 3×3, 1×1 with four times the width out) instead of two 3×3 convolutions.
     pub bottleneck: bool,
 }
@@ -41,11 +37,11 @@ impl ResNetShape {
     /// Three stages of one basic block, 64 to 256 channels, after a stem of stride 2: 41 M multiply-adds at 28 pixels where
     /// ResNet-18 with the CIFAR stem has 0.43 G. Wide and coarse: the same work spent on fewer channels at full size gives
     /// shorter vectors and takes longer.
-    pub const MINI: Self = Self { blocks: &[1, 1, 1], width: 64, stem_stride: 2, grid: 2, bottleneck: false };
+    pub const MINI: Self = Self { blocks: &[1, 1, 1], width: 64, stem_stride: 2, bottleneck: false };
     /// ResNet-18.
-    pub const RESNET18: Self = Self { blocks: &[2, 2, 2, 2], width: 64, stem_stride: 1, grid: 1, bottleneck: false };
+    pub const RESNET18: Self = Self { blocks: &[2, 2, 2, 2], width: 64, stem_stride: 1, bottleneck: false };
     /// ResNet-50.
-    pub const RESNET50: Self = Self { blocks: &[3, 4, 6, 3], width: 64, stem_stride: 1, grid: 1, bottleneck: true };
+    pub const RESNET50: Self = Self { blocks: &[3, 4, 6, 3], width: 64, stem_stride: 1, bottleneck: true };
 }
 
 impl ResNet {
@@ -74,14 +70,7 @@ impl ResNet {
                 channels = outputs;
             }
         }
-        Ok(Self {
-            stem,
-            pool: imagenet,
-            blocks,
-            grid: shape.grid,
-            dim: channels * shape.grid * shape.grid,
-            config: config.clone(),
-        })
+        Ok(Self { stem, pool: imagenet, blocks, dim: channels, config: config.clone() })
     }
 }
 
@@ -96,8 +85,7 @@ impl Encoder for ResNet {
         for block in &self.blocks {
             x = block.forward(&x, mode)?;
         }
-        let pooled = if self.grid == 1 { global_avg_pool(&x)? } else { grid_avg_pool(&x, self.grid)? };
-        Ok(Features { pooled, tokens: None })
+        Ok(Features { pooled: global_avg_pool(&x)?, tokens: None })
     }
 
     fn dim(&self) -> usize {
@@ -107,25 +95,6 @@ impl Encoder for ResNet {
     fn config(&self) -> &EncoderConfig {
         &self.config
     }
-}
-
-/// Averages over the cells of a `grid` × `grid` grid, (N, H, W, C) → (N, grid² · C), cell by cell in rows. Cells are cut as by
-/// `torch.nn.AdaptiveAvgPool2d`: from ⌊i · H / grid⌋ to ⌈(i + 1) · H / grid⌉.
-fn grid_avg_pool(x: &Tensor, grid: usize) -> Result<Tensor> {
-    let (n, h, w, c) = x.dims4()?;
-    let cell = |i: usize, size: usize| i * size / grid..((i + 1) * size).div_ceil(grid);
-    let mut weights = vec![0.0_f32; grid * grid * h * w];
-    for (k, row) in weights.chunks_exact_mut(h * w).enumerate() {
-        let (rows, columns) = (cell(k / grid, h), cell(k % grid, w));
-        let share = 1.0 / (rows.len() * columns.len()) as f32;
-        for y in rows {
-            row[y * w..][columns.clone()].fill(share);
-        }
-    }
-    // One product for the whole batch: channels and images side by side.
-    let weights = Tensor::from_vec(weights, (grid * grid, h * w), x.device())?;
-    let flat = x.reshape((n, h * w, c))?.permute((1, 0, 2))?.reshape((h * w, n * c))?;
-    Ok(weights.matmul(&flat)?.reshape((grid * grid, n, c))?.permute((1, 0, 2))?.reshape((n, grid * grid * c))?)
 }
 
 /// A convolution without bias and the batch norm after it.

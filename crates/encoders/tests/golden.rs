@@ -115,15 +115,17 @@ fn close(golden: &Golden, key: &str, got: &Tensor) -> Result<()> {
     assert_close(&format!("{} {key}", golden.name), &values, &want.data, tolerance(&golden.name, key))
 }
 
-/// 1e-4, but for what comes out of a ResNet in training mode: with batches of three and two images batch norm magnifies rounding,
-/// and a value that crosses zero turns a ReLU's gradient on or off. PyTorch does not agree with itself more closely there: for
-/// ResNet-50 its gradients differ by up to 9.4e-3 between one thread and two, and by 1.1e-2 from those in double precision;
-/// for ResNet-18, noise of 1e-6 on the input moves them by 4e-4, and Winograd's rounding is about ten times that noise.
+/// 1e-4, but for the training mode of ResNets, whose gradients jump: a value that rounding carries across zero turns a ReLU's
+/// gradient on or off, and batch norm over two or three images magnifies rounding until some do. Noise of 3e-7 after each
+/// convolution of the reference in double precision, which is what single precision leaves, moves the gradients of
+/// ResNet-18 with the CIFAR stem by 2.2e-3 to 2.9e-3 or not at all, depending on the draw, and noise of 3e-6 by 8.6e-3;
+/// those of ResNet-50 by 3.1e-2 and 8.6e-2 (PyTorch's own are 1.2e-2 from double precision). What is over 1e-4 here is such a
+/// jump: the first figure is met to its digits.
 fn tolerance(case: &str, key: &str) -> f64 {
     match (case, key) {
-        ("encoder_resnet50", k) if k.starts_with("grad.") => 3e-2,
-        ("encoder_resnet18" | "encoder_resnet18_cifar", k) if k.starts_with("grad.") => 5e-3,
-        ("encoder_resnet50" | "encoder_resnet18" | "encoder_resnet18_cifar", "train") => 1e-3,
+        ("encoder_resnet50", "train") => 5e-4,
+        ("encoder_resnet50", k) if k.starts_with("grad.") => 9e-2,
+        ("encoder_resnet18" | "encoder_resnet18_cifar", k) if k.starts_with("grad.") => 1e-2,
         _ => 1e-4,
     }
 }

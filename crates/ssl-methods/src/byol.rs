@@ -24,7 +24,7 @@ pub(crate) const SPEC: MethodSpec = MethodSpec {
     defaults: defaults::<ByolConfig>,
     views: |table, context| read::<ByolConfig>(NAME, table)?.plan(context),
     build: |table, context| Ok(Box::new(Byol::new(&read(NAME, table)?, context)?)),
-    keys: Keys { own: KEYS, views: ByolViews::KEYS },
+    keys: Keys { own: KEYS, views: ByolViews::KEYS, defaults: defaults::<ByolConfig> },
 };
 
 const NAME: &str = "byol";

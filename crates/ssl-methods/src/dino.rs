@@ -24,7 +24,7 @@ pub(crate) const SPEC: MethodSpec = MethodSpec {
     defaults: defaults::<DinoConfig>,
     views: |table, context| read::<DinoConfig>(NAME, table)?.plan(context),
     build: |table, context| Ok(Box::new(Dino::new(&read(NAME, table)?, context)?)),
-    keys: Keys { own: KEYS, views: DinoViews::KEYS },
+    keys: Keys { own: KEYS, views: DinoViews::KEYS, defaults: defaults::<DinoConfig> },
 };
 
 const NAME: &str = "dino";

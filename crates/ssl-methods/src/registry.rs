@@ -1,8 +1,9 @@
 //! The list of methods: the program's lists, its help and the contract tests come from it.
 
-use toml::Table;
+use toml::{Table, Value};
 use twinsight_augment::ViewPlan;
 
+use crate::views::BY_SIZE;
 use crate::{Error, Method, MethodContext, Result, ViewContext, byol, dino, simclr};
 
 /// A method that can be built by name.
@@ -31,7 +32,7 @@ pub struct KeyDoc {
     /// The key; keys within tables are joined by dots.
     pub key: String,
     /// Meaning, unit and range.
-    pub meaning: &'static str,
+    pub meaning: String,
 }
 
 /// What every setting of a method means.
@@ -41,13 +42,21 @@ pub struct Keys {
     pub(crate) own: &'static [(&'static str, &'static str)],
     /// Keys of its table `views`.
     pub(crate) views: &'static [(&'static str, &'static str)],
+    /// Every setting with its default.
+    pub(crate) defaults: fn() -> Table,
 }
 
 impl Keys {
     /// The settings one by one, those of views as `views.…`.
     pub fn iter(&self) -> impl Iterator<Item = KeyDoc> {
-        let own = self.own.iter().map(|&(key, meaning)| KeyDoc { key: key.into(), meaning });
-        own.chain(self.views.iter().map(|&(key, meaning)| KeyDoc { key: format!("views.{key}"), meaning }))
+        let own = self.own.iter().map(|&(key, meaning)| KeyDoc { key: key.into(), meaning: meaning.into() });
+        let defaults = (self.defaults)();
+        let views = self.views.iter().map(move |&(key, meaning)| {
+            let default = defaults.get("views").and_then(|views| views.get(key)).and_then(Value::as_float);
+            let note = if default == Some(BY_SIZE) { " −1: the image size decides." } else { "" };
+            KeyDoc { key: format!("views.{key}"), meaning: format!("{meaning}{note}") }
+        });
+        own.chain(views)
     }
 }
 
@@ -94,6 +103,7 @@ mod tests {
             documented.sort();
             known.sort();
             assert_eq!(documented, known, "{}", spec.name);
+            assert!(spec.keys.iter().any(|k| k.key.starts_with("views.") && k.meaning.contains("image size decides")));
         }
     }
 }

@@ -20,7 +20,7 @@ pub(crate) const SPEC: MethodSpec = MethodSpec {
     defaults: defaults::<SimClrConfig>,
     views: |table, context| read::<SimClrConfig>(NAME, table)?.plan(context),
     build: |table, context| Ok(Box::new(SimClr::new(&read(NAME, table)?, context)?)),
-    keys: Keys { own: KEYS, views: SimclrViews::KEYS },
+    keys: Keys { own: KEYS, views: SimclrViews::KEYS, defaults: defaults::<SimClrConfig> },
 };
 
 const NAME: &str = "simclr";
