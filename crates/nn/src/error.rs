@@ -48,7 +48,7 @@ pub enum Error {
     #[error("parameter `{0}` got no gradient; it is trainable, so the loss must depend on it (or freeze it)")]
     MissingGradient(String),
     /// A gradient holds NaN or infinity; a step with it would spoil the parameter for good.
-    #[error("the gradient of parameter `{0}` holds a value that is not finite; lower the learning rate or clip gradients")]
+    #[error("the gradient of parameter `{0}` holds a value that is not finite")]
     NonFiniteGradient(String),
     /// A file could not be read or written.
     #[error("{path}: {source}")]

@@ -183,6 +183,16 @@ impl ParamStore {
         self.load(&other.snapshot()?, "copy of a network")
     }
 
+    /// The current values as a source of weights for models written on candle-nn, such as those of candle-transformers. A copy:
+    /// it does not change when the network trains on.
+    ///
+    /// # Errors
+    /// When candle fails to copy.
+    pub fn var_builder(&self, device: &Device) -> Result<candle_nn::VarBuilder<'static>> {
+        let tensors = self.snapshot()?.into_iter().collect();
+        Ok(candle_nn::VarBuilder::from_tensors(tensors, candle_core::DType::F32, device))
+    }
+
     fn push(&mut self, parameter: Parameter) -> Result<()> {
         if self.index.insert(parameter.name.clone(), self.params.len()).is_some() {
             return Err(Error::DuplicateParameter(parameter.name.to_string()));
@@ -308,6 +318,18 @@ mod tests {
         assert!(w.get(&train).sum_all()?.backward()?.get(w.var()).is_some());
         assert!(w.get(&Mode::EVAL).sum_all()?.backward()?.get(w.var()).is_none());
         assert!(w.get(&train.without_grad()).sum_all()?.backward()?.get(w.var()).is_none());
+        Ok(())
+    }
+
+    #[test]
+    fn a_model_of_candle_nn_takes_the_weights() -> Result<()> {
+        let (store, w) = two()?;
+        let theirs = candle_nn::linear_no_bias(3, 2, store.var_builder(&Device::Cpu)?.pp("head"))?;
+        let x = Tensor::new(&[[1.0_f32, -2.0, 0.5]], &Device::Cpu)?;
+        let want = x.matmul(&w.value().t()?)?.to_vec2::<f32>()?;
+        assert_eq!(candle_nn::Module::forward(&theirs, &x)?.to_vec2::<f32>()?, want);
+        w.set(&Tensor::zeros((2, 3), candle_core::DType::F32, &Device::Cpu)?)?;
+        assert_eq!(candle_nn::Module::forward(&theirs, &x)?.to_vec2::<f32>()?, want);
         Ok(())
     }
 

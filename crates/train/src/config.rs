@@ -401,7 +401,12 @@ fn merge(base: &mut Table, over: &Table, prefix: &str, origin: &str, keys: &[Str
         let Some(slot) = base.get_mut(key) else {
             let whole = nearest(&full, keys.iter().map(String::as_str));
             let last = nearest(key, keys.iter().map(|k| k.rsplit('.').next().unwrap_or(k)));
-            let by_last = last.and_then(|l| keys.iter().find(|k| k.rsplit('.').next() == Some(l)).map(String::as_str));
+            // A misspelt last part counts most, and among the sections that know it the one that was written.
+            let knows_it = |l: &str| {
+                let named: Vec<&str> = keys.iter().map(String::as_str).filter(|k| k.rsplit('.').next() == Some(l)).collect();
+                named.iter().copied().find(|k| k.strip_suffix(l) == Some(&format!("{prefix}.")[..])).or(named.first().copied())
+            };
+            let by_last = last.and_then(knows_it);
             let guess = by_last.or(whole).map(|n| format!("; did you mean `{n}`?")).unwrap_or_default();
             return Err(Error::Config(format!("{origin}: unknown key `{full}`{guess}")));
         };

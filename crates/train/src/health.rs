@@ -50,11 +50,13 @@ impl Watch {
         (!loss.is_finite()).then(|| Diagnosis {
             step,
             finding: format!("the loss of {method} is {loss}"),
-            advice: format!(
-                "Most often the learning rate is too high (it is {lr:.3e}): try --set schedule.lr at a third of it, a longer \
-                 warm-up (schedule.warmup_epochs), or --set optimizer.clip_norm=3"
-            ),
+            advice: lower_rate(lr),
         })
+    }
+
+    /// The diagnosis of a gradient that is not finite although the loss is: `finding` names the parameter.
+    pub fn gradient(&self, step: u64, finding: &str, lr: f64) -> Diagnosis {
+        Diagnosis { step, finding: finding.to_string(), advice: lower_rate(lr) }
     }
 
     /// Judges a health measurement.
@@ -72,6 +74,14 @@ impl Watch {
                 .into(),
         })
     }
+}
+
+/// What to do when numbers grow beyond all bounds at learning rate `lr`.
+fn lower_rate(lr: f64) -> String {
+    format!(
+        "Most often the learning rate is too high (it is {lr:.3e}): try --set schedule.lr at a third of it, a longer warm-up \
+         (schedule.warmup_epochs), or --set optimizer.clip_norm=3"
+    )
 }
 
 #[cfg(test)]

@@ -256,6 +256,12 @@ impl Trainer {
             let store = out.loss.backward()?;
             let mut gradients = Gradients::collect(&store, self.method.student())?;
             drop(store);
+            if let Err(e) = gradients.check_finite() {
+                let found = self.state.watch.gradient(step, &e.to_string(), rate);
+                metrics.append(&json!({"event": "diverged", "step": step, "finding": found.finding}))?;
+                metrics.sync()?;
+                return Err(Error::Diverged(found));
+            }
             self.method.adjust_gradients(&mut gradients, &at)?;
             if self.config.optimizer.clip_norm > 0.0 {
                 gradients.clip_norm(self.config.optimizer.clip_norm)?;
