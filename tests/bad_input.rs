@@ -111,3 +111,80 @@ fn a_run_folder_is_never_overwritten_and_a_damaged_checkpoint_is_told() -> Resul
     ensure!(!cache.join("v.npy").exists(), "a refused command must leave no file");
     Ok(())
 }
+
+#[test]
+fn a_run_among_its_own_images_can_be_resumed_and_changed_settings_are_told() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let cache = dir.path();
+    write_images(cache, 16, 20, 18)?;
+    let (code, _, stderr) = run(cache, &[&["train", "--data", ".", "--out", "runs/one"], QUICK].concat())?;
+    ensure!(code == 0, "{stderr}");
+    let (code, _, stderr) = run(cache, &["resume", "runs/one"])?;
+    ensure!(code == 0, "{stderr}");
+
+    let config = cache.join("runs/one/config.toml");
+    let text = std::fs::read_to_string(&config)?;
+    std::fs::write(&config, text.replace("batch = 8", "batch = 4"))?;
+    refused(cache, &["resume", "runs/one"], &["config.toml", "batch"])?;
+    std::fs::write(&config, text.replace("path = \".\"", "path = \"gone\""))?;
+    refused(cache, &["resume", "runs/one"], &["gone", "--data"])?;
+    let (code, _, stderr) = run(cache, &["resume", "runs/one", "--data", "."])?;
+    ensure!(code == 0, "{stderr}");
+    std::fs::write(&config, &text)?;
+    std::fs::rename(cache.join("picture-003.png"), cache.join("renamed.png"))?;
+    refused(cache, &["resume", "runs/one"], &["checkpoint.safetensors", "other images"])?;
+    Ok(())
+}
+
+#[test]
+fn settings_that_do_not_fit_leave_no_folder_and_divergence_has_its_own_code() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let cache = dir.path();
+    write_images(&cache.join("pictures"), 32, 20, 18)?;
+    let train = ["train", "--data", "pictures", "--epochs", "1", "--batch", "8", "--image-size", "24"];
+    let vit = ["--encoder", "vit_tiny", "--method", "dino", "--set", "options.local_views=1", "--set", "options.out_dim=32"];
+    let odd = [&train[..], &vit, &["--out", "odd", "--set", "network.patch=8", "--set", "options.local_size=12"]].concat();
+    refused(cache, &odd, &["12", "8"])?;
+    ensure!(!cache.join("odd").exists(), "a refused run must leave no folder");
+    // Left to itself, the local view is cut to whole patches; and a warm-up of two epochs to the one that there is.
+    let fits = [&train[..], &vit, &["--out", "fits", "--set", "network.patch=8"]].concat();
+    let (code, _, stderr) = run(cache, &fits)?;
+    ensure!(code == 0, "{stderr}");
+
+    let wild = ["--out", "wild", "--epochs", "5", "--set", "schedule.lr=1000", "--set", "schedule.warmup_epochs=0"];
+    let train = ["train", "--data", "pictures", "--batch", "8", "--image-size", "16"];
+    let (code, _, stderr) = run(cache, &[&train[..], &wild].concat())?;
+    ensure!(code == 3 && stderr.contains("schedule.lr"), "exit code {code}: {stderr}");
+    ensure!(std::fs::read_to_string(cache.join("wild/metrics.jsonl"))?.contains("diverged"));
+    Ok(())
+}
+
+#[test]
+fn what_is_left_out_is_counted_by_every_command() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let cache = dir.path();
+    let files = write_images(&cache.join("pictures"), 18, 20, 18)?;
+    let whole = std::fs::read(&files[5])?;
+    std::fs::write(&files[5], &whole[..whole.len() / 2])?;
+    let result = run_json(cache, &[&["train", "--data", "pictures", "--out", "run"], QUICK].concat())?;
+    ensure!(result["skipped"] == 1, "{result}");
+    let embedded = run_json(cache, &["embed", "run", "--out", "v.npy"])?;
+    ensure!(embedded["skipped"] == 1 && embedded["rows"] == 17, "{embedded}");
+    refused(cache, &["embed", "run", "--out", "w.npy", "--strict"], &["picture-005.png"])?;
+    ensure!(!cache.join("w.npy").exists(), "a refused command must leave no file");
+    Ok(())
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_full_disk_is_one_line() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let cache = dir.path();
+    let full = std::fs::File::options().write(true).open("/dev/full")?;
+    let output = common::twinsight(cache).args(["list", "keys"]).stdout(full).output()?;
+    let stderr = String::from_utf8(output.stderr)?;
+    ensure!(output.status.code() == Some(2) && stderr.lines().count() == 1, "{:?}: {stderr}", output.status);
+    write_images(&cache.join("pictures"), 4, 20, 18)?;
+    refused(cache, &["views", "pictures", "--out", "/dev/full"], &["/dev/full"])?;
+    Ok(())
+}

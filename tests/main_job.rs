@@ -62,8 +62,8 @@ fn training_lifts_knn_above_the_untrained_encoder() -> Result<()> {
     let npy = std::fs::read(cache.join("v.npy"))?;
     let dim = embedded["dim"].as_u64().context("dim")? as usize;
     ensure!(npy.starts_with(b"\x93NUMPY") && npy.len() > 2000 * dim * 4, "v.npy is {} bytes", npy.len());
-    let names = std::fs::read_to_string(cache.join("v.csv"))?;
-    ensure!(names.lines().count() == 2001 && names.starts_with("image,label"), "v.csv: {:?}", names.lines().next());
+    let names = std::fs::read_to_string(cache.join("v.images.csv"))?;
+    ensure!(names.lines().count() == 2001 && names.starts_with("image,label"), "v.images.csv: {:?}", names.lines().next());
     run_json(cache, &["embed", "run/encoder.safetensors", "--data", "fashion-mnist-mini", "--test", "--out", "w.csv"])?;
     ensure!(std::fs::read_to_string(cache.join("w.csv"))?.lines().count() == 2001);
 

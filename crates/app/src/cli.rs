@@ -61,7 +61,7 @@ pub enum Command {
   twinsight embed runs/pictures-simclr --data ~/pictures --out vectors.npy
   twinsight embed runs/pictures-simclr --data ~/pictures --out vectors.csv
 
-An .npy file comes with a .csv beside it that names the image (and label) of each row.")]
+An .npy file comes with an .images.csv beside it that names the image (and label) of each row.")]
     Embed(EmbedArgs),
     /// Draw the views that a method makes of images, as a PNG sheet.
     #[command(after_help = "Examples:
@@ -89,7 +89,7 @@ An .npy file comes with a .csv beside it that names the image (and label) of eac
 #[derive(Debug, Args)]
 pub struct DemoArgs {
     /// Decides weights, order of images and views.
-    #[arg(long, default_value_t = 0)]
+    #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u64).range(..=i64::MAX as u64))]
     pub seed: u64,
     /// The run folder [default: runs/demo, or the next free number after it].
     #[arg(long)]
@@ -118,7 +118,7 @@ pub struct SettingArgs {
     #[arg(long, value_name = "PIXELS")]
     pub image_size: Option<usize>,
     /// Decides weights, order of images and views [default: 0].
-    #[arg(long)]
+    #[arg(long, value_parser = clap::value_parser!(u64).range(..=i64::MAX as u64))]
     pub seed: Option<u64>,
 }
 
@@ -173,6 +173,9 @@ pub enum Labels {
 pub struct ResumeArgs {
     /// The run folder.
     pub run: PathBuf,
+    /// Where its images lie now, when they were moved
+    #[arg(long, value_name = "PATH_OR_NAME")]
+    pub data: Option<String>,
 }
 
 /// `data`.

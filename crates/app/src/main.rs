@@ -23,12 +23,12 @@ fn main() -> ExitCode {
     let filter = tracing_subscriber::EnvFilter::try_from_env("TWINSIGHT_LOG").unwrap_or_else(|_| "warn".into());
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
     let output = output::Output::new(arguments.json);
-    match commands::run(arguments.command, &output) {
+    match commands::run(arguments.command, &output).and_then(|code| output::Output::close().map(|()| code)) {
         Ok(code) => code,
         Err(error) => {
             // One line, whatever the chain of causes holds.
             let text = format!("{error:#}").replace('\n', " ");
-            eprintln!("twinsight: {text}");
+            output::Output::warn(format!("twinsight: {text}"));
             let diverged = matches!(error.downcast_ref::<twinsight_train::Error>(), Some(twinsight_train::Error::Diverged(_)));
             ExitCode::from(if diverged { 3 } else { 2 })
         }

@@ -100,7 +100,7 @@ fn from_mirror(url: &str, file: &RemoteFile, path: &Path, progress: &mut dyn Pro
     }
     let partial = path.with_file_name(format!("{}.partial", file.name));
     let agent = client(url);
-    let (mut wait, mut failures) = (FIRST_WAIT, 0);
+    let (mut wait, mut failures, mut restarted) = (FIRST_WAIT, 0, false);
     loop {
         let before = size(&partial);
         match transfer(&agent, url, &partial, file.name, progress) {
@@ -109,7 +109,8 @@ fn from_mirror(url: &str, file: &RemoteFile, path: &Path, progress: &mut dyn Pro
                     return std::fs::rename(&partial, path).map_err(Error::io(path));
                 }
                 std::fs::remove_file(&partial).map_err(Error::io(&partial))?;
-                if before > 0 {
+                if before > 0 && !restarted {
+                    restarted = true;
                     // What an earlier try had left may have been the wrong part; once more from the beginning.
                     progress
                         .note(&format!("{}: what an earlier try had left does not fit; once more from the beginning", file.name));

@@ -247,3 +247,16 @@ fn links_are_followed_but_never_in_a_circle() -> Result<()> {
     ensure!(found.report.bad_files.len() == 1 && found.report.bad_files[0].id == "broken.png");
     Ok(())
 }
+
+#[test]
+fn a_training_run_among_the_images_is_no_data() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    write(dir.path(), &["a/1.png", "a/2.png", "runs/one/views.png", "runs/two/views.png"])?;
+    ensure!(opened(dir.path(), &OpenOptions::default())?.train.len() == 4);
+    for name in ["config.toml", "metrics.jsonl"] {
+        std::fs::write(dir.path().join("runs/one").join(name), "")?;
+    }
+    let found = opened(dir.path(), &OpenOptions::default())?;
+    ensure!(found.train.len() == 3 && (0..3).all(|i| !found.train.id(i).starts_with("runs/one")));
+    Ok(())
+}

@@ -30,13 +30,29 @@ pub fn write_atomic(path: &Path, write: impl FnOnce(&mut dyn Write) -> io::Resul
         let mut out = BufWriter::with_capacity(1 << 20, File::create(&temporary)?);
         write(&mut out)?;
         out.into_inner().map_err(io::IntoInnerError::into_error)?.sync_all()?;
-        std::fs::rename(&temporary, path)
+        std::fs::rename(&temporary, path)?;
+        sync_folder(path)
     };
     attempt().map_err(|source| {
         // The first failure is what is reported.
         let _ = std::fs::remove_file(&temporary);
         Error::Io { path: path.to_path_buf(), source }
     })
+}
+
+/// Makes sure that the disk knows the names in the folder of `path`: a rename counts after a power cut only then.
+///
+/// # Errors
+/// A disk that fails.
+pub fn sync_folder(path: &Path) -> io::Result<()> {
+    // Elsewhere folders can't be opened as files, and renames are made durable by the system.
+    #[cfg(unix)]
+    {
+        let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        File::open(folder)?.sync_all()?;
+    }
+    let _ = path;
+    Ok(())
 }
 
 /// Saves tensors with metadata. The same input gives the same bytes.

@@ -13,7 +13,7 @@ use twinsight_nn::{Builder, Gradients, Mode, ParamStore, StateVisitor};
 
 use crate::config::{defaults, ensure, read};
 use crate::networks::{check_views, encode_views, follow, momentum_at, start_teacher};
-use crate::{At, DinoHead, Keys, LossOutput, Method, MethodContext, MethodSpec, Result, ViewContext, views};
+use crate::{At, DinoHead, DinoHeadShape, Keys, LossOutput, Method, MethodContext, MethodSpec, Result, ViewContext, views};
 
 /// The registry's entry.
 pub(crate) const SPEC: MethodSpec = MethodSpec {
@@ -36,6 +36,7 @@ const KEYS: &[(&str, &str)] = &[
     ("hidden_dim", "hidden width of the head"),
     ("bottleneck_dim", "elements of the normalised vector before the last layer"),
     ("out_dim", "prototypes, that is outputs of the head (65536 in the paper)"),
+    ("use_bn_in_head", "whether the head's hidden layers are batch-normalised; convolutional encoders learn sooner"),
     ("norm_last_layer", "whether prototypes keep length 1; steadier"),
     ("freeze_last_layer_epochs", "epochs at the start in which the last layer stays as it is"),
     ("student_temperature", "sharpness of the student; over 0"),
@@ -59,6 +60,10 @@ pub struct DinoConfig {
     pub bottleneck_dim: usize,
     /// Prototypes, that is outputs of the head. The paper has 65536; a few thousand images want fewer.
     pub out_dim: usize,
+    /// Whether the hidden layers of the head are batch-normalised (the reference's `--use_bn_in_head`). A convolutional encoder's
+    /// pooled vectors are never negative, so that all point nearly the same way; taking out their mean lets the head tell
+    /// images apart from the first steps on.
+    pub use_bn_in_head: bool,
     /// Whether prototypes keep length 1.
     pub norm_last_layer: bool,
     /// Epochs at the start in which the last layer stays as it is.
@@ -92,6 +97,7 @@ impl Default for DinoConfig {
             hidden_dim: 2048,
             bottleneck_dim: 256,
             out_dim: 4096,
+            use_bn_in_head: false,
             norm_last_layer: true,
             freeze_last_layer_epochs: 1,
             student_temperature: 0.1,
@@ -112,7 +118,7 @@ impl DinoConfig {
     /// Two global views and the local ones.
     fn plan(&self, context: &ViewContext) -> Result<ViewPlan> {
         let local = match self.local_size {
-            0 => DinoViews::local_size(context.image_size, if context.image_size <= ViewPlan::SMALL { 4 } else { 16 }),
+            0 => DinoViews::local_size(context.image_size, context.patch),
             size => size,
         };
         let views = views::resolve(&self.views, &DinoViews::for_size(context.image_size));
@@ -142,10 +148,10 @@ impl DinoConfig {
 
     /// As the reference: linear from epoch to epoch during warm-up, constant after it.
     fn teacher_temperature_at(&self, epoch: u64) -> f64 {
-        if epoch >= self.warmup_teacher_epochs || self.warmup_teacher_epochs < 2 {
+        if epoch >= self.warmup_teacher_epochs || self.warmup_teacher_epochs == 0 {
             return self.teacher_temperature;
         }
-        let share = epoch as f64 / (self.warmup_teacher_epochs - 1) as f64;
+        let share = epoch as f64 / (self.warmup_teacher_epochs - 1).max(1) as f64;
         self.warmup_teacher_temperature + share * (self.teacher_temperature - self.warmup_teacher_temperature)
     }
 }
@@ -273,14 +279,14 @@ struct Branch {
 impl Branch {
     fn new(b: &Builder, config: &DinoConfig, encoder_config: &EncoderConfig, context: &MethodContext) -> Result<Self> {
         let backbone = (context.encoder.build)(encoder_config, &b.under("backbone"))?;
-        let head = DinoHead::new(
-            &b.under("projector"),
-            backbone.dim(),
-            config.hidden_dim,
-            config.bottleneck_dim,
-            config.out_dim,
-            config.norm_last_layer,
-        )?;
+        let shape = DinoHeadShape {
+            hidden: config.hidden_dim,
+            bottleneck: config.bottleneck_dim,
+            outputs: config.out_dim,
+            norm_last_layer: config.norm_last_layer,
+            batch_norm: config.use_bn_in_head,
+        };
+        let head = DinoHead::new(&b.under("projector"), backbone.dim(), &shape)?;
         Ok(Self { backbone, head })
     }
 

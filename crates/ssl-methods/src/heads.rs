@@ -98,6 +98,21 @@ impl ProjectionHead {
     }
 }
 
+/// The sizes of a [`DinoHead`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DinoHeadShape {
+    /// Width of the two hidden layers.
+    pub hidden: usize,
+    /// Elements of the bottleneck.
+    pub bottleneck: usize,
+    /// Prototypes.
+    pub outputs: usize,
+    /// Whether `weight_g` stays 1.
+    pub norm_last_layer: bool,
+    /// Whether the hidden layers are batch-normalised; they have no bias then, which the norm's own would only repeat.
+    pub batch_norm: bool,
+}
+
 /// DINO's head: a perceptron of three layers with GELU down to a bottleneck, normalisation to length 1, and a linear layer
 /// whose rows are `weight_g` times unit vectors (Caron et al. 2021, appendix C).
 pub struct DinoHead {
@@ -106,19 +121,16 @@ pub struct DinoHead {
 }
 
 impl DinoHead {
-    /// Builds the head under `b`. With `norm_last_layer`, `weight_g` stays 1.
+    /// Builds the head of `shape` under `b` for vectors of `inputs` numbers.
     ///
     /// # Errors
     /// A name that is taken.
-    pub fn new(
-        b: &Builder,
-        inputs: usize,
-        hidden: usize,
-        bottleneck: usize,
-        outputs: usize,
-        norm_last_layer: bool,
-    ) -> Result<Self> {
-        let layer = |inputs, outputs, activation| HeadLayer { inputs, outputs, bias: true, norm: false, activation };
+    pub fn new(b: &Builder, inputs: usize, shape: &DinoHeadShape) -> Result<Self> {
+        let DinoHeadShape { hidden, bottleneck, outputs, norm_last_layer, batch_norm } = *shape;
+        let layer = |inputs, outputs, activation| {
+            let norm = batch_norm && activation == Activation::Gelu;
+            HeadLayer { inputs, outputs, bias: !norm, norm, activation }
+        };
         let layers = [
             layer(inputs, hidden, Activation::Gelu),
             layer(hidden, hidden, Activation::Gelu),
@@ -146,6 +158,9 @@ mod tests {
     use super::*;
     use candle_core::{DType, Device};
 
+    const SMALL: DinoHeadShape =
+        DinoHeadShape { hidden: 16, bottleneck: 4, outputs: 32, norm_last_layer: true, batch_norm: false };
+
     fn names(b: &Builder) -> Vec<String> {
         b.finish().iter().map(|p| p.name().to_string()).collect()
     }
@@ -162,19 +177,26 @@ mod tests {
         assert_eq!(names(&b), want);
 
         let b = Builder::new(0, &Device::Cpu);
-        DinoHead::new(&b, 8, 16, 4, 32, true)?;
+        DinoHead::new(&b, 8, &SMALL)?;
         let found = names(&b);
         for name in ["layers.0.bias", "layers.2.weight", "layers.4.bias", "last_layer.weight_g", "last_layer.weight_v"] {
             assert!(found.iter().any(|n| n == name), "{name} is not in {found:?}");
         }
         assert_eq!(b.finish().trainable().count(), 7, "weight_g must be fixed");
+
+        let b = Builder::new(0, &Device::Cpu);
+        DinoHead::new(&b, 8, &DinoHeadShape { batch_norm: true, ..SMALL })?;
+        let found = names(&b);
+        for name in ["layers.0.weight", "layers.1.running_mean", "layers.3.weight", "layers.4.running_var", "layers.6.bias"] {
+            assert!(found.iter().any(|n| n == name), "{name} is not in {found:?}");
+        }
         Ok(())
     }
 
     #[test]
     fn the_bottleneck_has_length_one_and_logits_are_cosines() -> Result<()> {
         let b = Builder::new(0, &Device::Cpu);
-        let head = DinoHead::new(&b, 8, 16, 4, 32, true)?;
+        let head = DinoHead::new(&b, 8, &SMALL)?;
         let x = Tensor::arange(0f32, 24.0, &Device::Cpu)?.reshape((3, 8))?.to_dtype(DType::F32)?;
         let (bottleneck, logits) = head.forward(&x, &Mode::EVAL)?;
         assert_eq!((bottleneck.dims(), logits.dims()), (&[3, 4][..], &[3, 32][..]));

@@ -24,7 +24,7 @@ use twinsight_nn::{DrawKey, Gradients, Mode, ParamStore, StateVisitor};
 pub use byol::{Byol, ByolConfig, negative_cosine};
 pub use dino::{Dino, DinoConfig, dino_loss, teacher_distribution};
 pub use error::{Error, Result};
-pub use heads::{Activation, DinoHead, HeadLayer, ProjectionHead};
+pub use heads::{Activation, DinoHead, DinoHeadShape, HeadLayer, ProjectionHead};
 pub use networks::{encode_views, momentum_at};
 pub use registry::{KeyDoc, Keys, METHODS, MethodSpec, method};
 pub use simclr::{SimClr, SimClrConfig, nt_xent};
@@ -104,6 +104,7 @@ impl MethodContext {
         ViewContext {
             image_size: self.encoder_config.image_size,
             channels: self.encoder_config.channels,
+            patch: self.encoder_config.resolved_patch(),
             normalize: self.normalize.clone(),
         }
     }
@@ -116,6 +117,8 @@ pub struct ViewContext {
     pub image_size: usize,
     /// Channels of the images.
     pub channels: usize,
+    /// Side of a transformer's patches in pixels: local views are cut to whole ones.
+    pub patch: usize,
     /// How views are normalised.
     pub normalize: Normalize,
 }

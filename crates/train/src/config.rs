@@ -76,6 +76,8 @@ pub struct NetworkConfig {
     pub patch: usize,
     /// Stochastic depth of a ViT, 0 to below 1.
     pub drop_path: f64,
+    /// Of ResNets: every block starts as the identity (its last batch norm at 0).
+    pub zero_init_residual: bool,
 }
 
 /// How weights are updated.
@@ -144,7 +146,7 @@ pub struct LogConfig {
     pub every: u64,
     /// Seconds between two checkpoints within an epoch; each epoch ends with one.
     pub checkpoint_seconds: u64,
-    /// Whether a collapse or a loss that is not finite ends the run (`stop`) or is only reported (`warn`).
+    /// Whether a collapse ends the run (`stop`) or is only reported (`warn`). What is not finite always ends it.
     pub on_collapse: String,
 }
 
@@ -155,13 +157,22 @@ pub struct Layer {
     pub origin: String,
     /// Its keys.
     pub table: Table,
+    /// Whether it is a recipe: complete by itself, and put over the defaults alone.
+    pub recipe: bool,
+}
+
+impl Layer {
+    /// Keys from `origin`.
+    pub fn new(origin: impl Into<String>, table: Table) -> Self {
+        Self { origin: origin.into(), table, recipe: false }
+    }
 }
 
 impl RunConfig {
     /// Puts `layers` over the defaults of the method and encoder that they name.
     ///
-    /// The method is found first (last layer that names one), then its `small` recipe lies under the layers, as the default
-    /// for a few thousand images on a CPU.
+    /// The method is found first (last layer that names one). Where no layer is a recipe, the method's `small` recipe lies under
+    /// the layers, as the default for a few thousand images on a CPU. A warm-up of a recipe is cut to the length of the run.
     ///
     /// # Errors
     /// An unknown key (with the nearest), a value of the wrong type, a setting out of range.
@@ -172,14 +183,18 @@ impl RunConfig {
         let mut table = defaults();
         table.insert("method".into(), method_name.into());
         table.insert("options".into(), Value::Table((spec.defaults)()));
-        let small = recipe::small_for(method_name).map(|r| Ok::<_, Error>(Layer { origin: r.origin(), table: r.table()? }));
-        let small = small.transpose()?;
+        let own = recipe::small_for(method_name).filter(|_| !layers.iter().any(|l| l.recipe));
+        let small = own.map(recipe::RecipeSpec::layer).transpose()?;
         for layer in small.iter().chain(layers) {
             let keys = dotted_keys(&table);
             merge(&mut table, &layer.table, "", &layer.origin, &keys)?;
         }
-        let config: Self =
+        let mut config: Self =
             table.try_into().map_err(|e: toml::de::Error| Error::Config(format!("configuration: {}", e.message())))?;
+        let asked = |l: &Layer| !l.recipe && l.table.get("schedule").is_some_and(|s| s.get("warmup_epochs").is_some());
+        if !layers.iter().any(asked) {
+            config.schedule.warmup_epochs = config.schedule.warmup_epochs.min(config.epochs as f64);
+        }
         config.check()?;
         Ok(config)
     }
@@ -192,6 +207,25 @@ impl RunConfig {
         let config: Self = toml::from_str(text).map_err(|e| Error::Config(e.to_string().replace('\n', " ")))?;
         config.check()?;
         Ok(config)
+    }
+
+    /// The keys by which this differs from a configuration's text in what decides the numbers of a run; where images lie, threads, logs
+    /// and evaluation don't.
+    ///
+    /// # Errors
+    /// Text that is no TOML.
+    pub fn differences(&self, text: &str) -> Result<Vec<String>> {
+        let free = |key: &str| {
+            matches!(key, "data.path" | "data.workers" | "data.strict") || key.starts_with("log.") || key.starts_with("eval.")
+        };
+        let read = |text: &str| toml::from_str::<Table>(text).map_err(|e| Error::Config(e.message().replace('\n', " ")));
+        let (ours, theirs) = (read(&self.to_toml()?)?, read(text)?);
+        let mut keys = dotted_keys(&ours);
+        keys.extend(dotted_keys(&theirs));
+        keys.sort_unstable();
+        keys.dedup();
+        keys.retain(|k| !free(k) && value_at(&ours, k) != value_at(&theirs, k));
+        Ok(keys)
     }
 
     /// The text of `config.toml`.
@@ -236,7 +270,7 @@ impl RunConfig {
             stem: self.network.stem,
             patch: (self.network.patch > 0).then_some(self.network.patch),
             drop_path: self.network.drop_path,
-            ..EncoderConfig::default()
+            zero_init_residual: self.network.zero_init_residual,
         }
     }
 
@@ -346,7 +380,7 @@ fn defaults() -> Table {
             std: Vec::new(),
             workers: 0,
         },
-        network: NetworkConfig { stem: Stem::Auto, patch: 0, drop_path: 0.0 },
+        network: NetworkConfig { stem: Stem::Auto, patch: 0, drop_path: 0.0, zero_init_residual: false },
         optimizer: OptimizerSettings {
             kind: "sgd".into(),
             momentum: 0.9,
@@ -394,6 +428,15 @@ fn dotted_keys(table: &Table) -> Vec<String> {
     out
 }
 
+/// The value of a dotted key.
+fn value_at<'a>(table: &'a Table, key: &str) -> Option<&'a Value> {
+    let (table, last) = match key.rsplit_once('.') {
+        Some((sections, last)) => (sections.split('.').try_fold(table, |t, part| t.get(part)?.as_table())?, last),
+        None => (table, key),
+    };
+    table.get(last)
+}
+
 /// Puts `over` onto `base`. A key that `base` lacks is refused; a whole number is taken where a fraction is meant.
 fn merge(base: &mut Table, over: &Table, prefix: &str, origin: &str, keys: &[String]) -> Result<()> {
     for (key, value) in over {
@@ -431,7 +474,7 @@ mod tests {
     use super::*;
 
     fn layer(text: &str) -> Layer {
-        Layer { origin: "test".into(), table: toml::from_str(text).expect("valid TOML") }
+        Layer::new("test", toml::from_str(text).expect("valid TOML"))
     }
 
     #[test]
@@ -462,11 +505,39 @@ mod tests {
     }
 
     #[test]
+    fn a_recipe_stands_alone_and_its_warmup_fits_the_run() -> Result<()> {
+        let lightly = recipe::recipe("simclr-lightly-cifar10")?.layer()?;
+        let config = RunConfig::resolve(&[lightly])?;
+        assert_eq!(config.options["views"]["crop_scale_min"].as_float(), Some(0.08));
+        assert_eq!((config.options["temperature"].as_float(), config.schedule.warmup_epochs), (Some(0.5), 0.0));
+        for spec in METHODS {
+            let short = layer(&format!("method = \"{}\"\nepochs = 1", spec.name));
+            assert!(RunConfig::resolve(std::slice::from_ref(&short))?.schedule.warmup_epochs <= 1.0);
+            let asked = layer("[schedule]\nwarmup_epochs = 3.0");
+            assert!(RunConfig::resolve(&[short, asked]).is_err());
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn a_changed_setting_is_found_by_its_key() -> Result<()> {
+        let config = RunConfig::resolve(&[])?;
+        let mut other = config.clone();
+        other.data.path = "elsewhere".into();
+        other.log.every = 7;
+        assert!(config.differences(&other.to_toml()?)?.is_empty());
+        other.batch = 8;
+        other.options.insert("temperature".into(), Value::Float(0.9));
+        assert_eq!(config.differences(&other.to_toml()?)?, ["batch", "options.temperature"]);
+        Ok(())
+    }
+
+    #[test]
     fn assignments_take_toml_values_and_bare_words() -> Result<()> {
         let config = RunConfig::resolve(&[
-            Layer { origin: "--set".into(), table: parse_assignment("schedule.lr=1")? },
-            Layer { origin: "--set".into(), table: parse_assignment("optimizer.kind=adamw")? },
-            Layer { origin: "--set".into(), table: parse_assignment("eval.k=[5, 7]")? },
+            Layer::new("--set", parse_assignment("schedule.lr=1")?),
+            Layer::new("--set", parse_assignment("optimizer.kind=adamw")?),
+            Layer::new("--set", parse_assignment("eval.k=[5, 7]")?),
         ])?;
         assert_eq!((config.schedule.lr, config.optimizer.kind.as_str(), config.eval.k), (1.0, "adamw", vec![5, 7]));
         assert!(parse_assignment("lr").is_err());

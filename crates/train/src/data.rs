@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use rayon::prelude::*;
 use twinsight_augment::{DrawKey, Normalize, ViewPlan, render};
 use twinsight_datasets::{Dataset, LabelMode, OpenOptions, ScanReport, hold_out, open};
 
@@ -48,6 +49,10 @@ impl RunData {
         }
         let classes = train.classes().map_or(0, <[String]>::len);
         let labelled = classes > 1 && config.data.held_out > 0.0;
+        let mut report = opened.report;
+        if classes > 1 && !labelled {
+            report.understood.push_str("; no k-NN accuracy, since data.held_out = 0 leaves no images to choose its settings on");
+        }
         let (rest, held) = if labelled {
             let (rest, held) = hold_out(train.clone(), config.data.held_out, 0)?;
             (rest, Some(held))
@@ -67,7 +72,7 @@ impl RunData {
             }),
             _ => None,
         };
-        Ok(Self { train: rest, evaluation, shown, report: opened.report, channels })
+        Ok(Self { train: rest, evaluation, shown, report, channels })
     }
 }
 
@@ -111,14 +116,21 @@ fn measure(dataset: &dyn Dataset, channels: usize, size: usize) -> Result<(Vec<f
     let identity = Normalize { mean: vec![0.0; channels], std: vec![1.0; channels] };
     let plan = ViewPlan { normalize: identity, ..ViewPlan::eval(size, channels) };
     let area = size * size;
-    let mut row = vec![0.0_f32; channels * area];
-    let (mut sum, mut square, mut count) = (vec![0.0_f64; channels], vec![0.0_f64; channels], 0_usize);
-    for i in (0..dataset.len()).step_by(dataset.len().div_ceil(2000).max(1)) {
-        let Ok(sample) = dataset.get(i) else { continue };
+    let of_image = |i: usize| -> Result<Option<Vec<(f64, f64)>>> {
+        let Ok(sample) = dataset.get(i) else { return Ok(None) };
+        let mut row = vec![0.0_f32; channels * area];
         render(&plan, 0, &sample.image, DrawKey { seed: 0, epoch: 0, sample: i as u64, view: 0 }, &mut row)?;
-        for (c, plane) in row.chunks_exact(area).enumerate() {
-            sum[c] += plane.iter().map(|&v| f64::from(v)).sum::<f64>();
-            square[c] += plane.iter().map(|&v| f64::from(v).powi(2)).sum::<f64>();
+        let sums = |plane: &[f32]| plane.iter().map(|&v| f64::from(v)).fold((0.0, 0.0), |(s, q), v| (s + v, q + v * v));
+        Ok(Some(row.chunks_exact(area).map(sums).collect()))
+    };
+    let chosen: Vec<usize> = (0..dataset.len()).step_by(dataset.len().div_ceil(2000).max(1)).collect();
+    let found = chosen.into_par_iter().map(of_image).collect::<Result<Vec<_>>>()?;
+    // Added in the images' order, so that the number of threads changes nothing.
+    let (mut sum, mut square, mut count) = (vec![0.0_f64; channels], vec![0.0_f64; channels], 0_usize);
+    for sums in found.into_iter().flatten() {
+        for (c, (s, q)) in sums.into_iter().enumerate() {
+            sum[c] += s;
+            square[c] += q;
         }
         count += area;
     }

@@ -167,13 +167,25 @@ pub fn encode(dataset: &dyn Dataset, encoder: &dyn Encoder, plan: &ViewPlan, bat
     nonempty(all, dataset)
 }
 
-/// The normalised pixels of all images as features: the baseline without any encoder.
+/// The normalised pixels of all images as features: the baseline without any encoder. Images are made [`PIXEL_SIDE`] pixels
+/// wide where they are larger: more would take gigabytes, and serves pixels rather less.
 ///
 /// # Errors
 /// Images none of which can be read.
 pub fn pixels(dataset: &dyn Dataset, plan: &ViewPlan) -> Result<Features> {
-    nonempty(tensors(dataset, plan, 0..dataset.len())?, dataset)
+    let side = plan.view(0).size.min(PIXEL_SIDE);
+    let plan = ViewPlan { normalize: plan.normalize.clone(), ..ViewPlan::eval(side, plan.channels) };
+    let mut all = Features { dim: plan.channels * side * side, ..Features::default() };
+    for start in (0..dataset.len()).step_by(1024) {
+        let part = tensors(dataset, &plan, start..(start + 1024).min(dataset.len()))?;
+        all.extend(&part);
+        all.bad.extend(part.bad);
+    }
+    nonempty(all, dataset)
 }
+
+/// Most pixels a side of the images whose pixels are compared.
+pub const PIXEL_SIDE: usize = 32;
 
 fn nonempty(features: Features, dataset: &dyn Dataset) -> Result<Features> {
     if features.index.is_empty() {

@@ -13,12 +13,12 @@
 //! Nothing in it is pickled and no path in it is absolute, so that a folder can be moved; only `data.path` is kept as given.
 
 use std::collections::BTreeMap;
-use std::fs::{File, OpenOptions};
+use std::fs::{File, OpenOptions, TryLockError};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use candle_core::{Device, Tensor};
-use twinsight_nn::{load_tensors, save_tensors, write_atomic};
+use twinsight_nn::{load_tensors, save_tensors, sync_folder, write_atomic};
 
 use crate::{Error, Result, RunConfig};
 
@@ -110,7 +110,24 @@ impl RunFolder {
             let previous = self.path("checkpoint.previous.safetensors");
             std::fs::rename(&newest, &previous).map_err(Error::io(&newest))?;
         }
-        std::fs::rename(&next, &newest).map_err(Error::io(&next))
+        std::fs::rename(&next, &newest).and_then(|()| sync_folder(&newest)).map_err(Error::io(&next))
+    }
+
+    /// Takes the folder for this process until the returned file is dropped (or the process ends in whatever way).
+    ///
+    /// # Errors
+    /// Another process trains in it.
+    pub fn lock(&self) -> Result<File> {
+        let path = self.path(".lock");
+        let file = File::create(&path).map_err(Error::io(&path))?;
+        match file.try_lock() {
+            Ok(()) => Ok(file),
+            Err(TryLockError::WouldBlock) => {
+                Err(Error::run(&self.root, "another process is training in this folder; wait for it or stop it first"))
+            }
+            // A file system without locks: go on without.
+            Err(TryLockError::Error(_)) => Ok(file),
+        }
     }
 
     /// Loads the newest checkpoint; `None` when none was written yet.
@@ -208,4 +225,73 @@ pub fn read_metrics(folder: &RunFolder) -> Result<Vec<serde_json::Value>> {
     }
     let text = std::fs::read_to_string(&path).map_err(Error::io(&path))?;
     Ok(text.lines().filter_map(|l| serde_json::from_str(l).ok()).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use candle_core::DType;
+
+    fn fresh(dir: &Path) -> Result<RunFolder> {
+        RunFolder::create(&dir.join("run"), &RunConfig::resolve(&[])?)
+    }
+
+    fn checkpoint(step: f32) -> Result<Checkpoint> {
+        let tensor = Tensor::full(step, 2, &Device::Cpu)?.to_dtype(DType::F32)?;
+        Ok((BTreeMap::from([("step".to_string(), tensor)]), BTreeMap::new()))
+    }
+
+    fn step(folder: &RunFolder) -> Result<Option<f32>> {
+        let found = folder.load_checkpoint(&Device::Cpu)?;
+        found.map(|(tensors, _)| Ok(tensors["step"].to_vec1::<f32>()?[0])).transpose()
+    }
+
+    #[test]
+    fn the_newest_checkpoint_is_found_wherever_a_kill_left_it() -> anyhow::Result<()> {
+        let dir = tempfile::tempdir()?;
+        let folder = fresh(dir.path())?;
+        assert_eq!(step(&folder)?, None);
+        folder.save_checkpoint(&checkpoint(1.0)?)?;
+        folder.save_checkpoint(&checkpoint(2.0)?)?;
+        assert_eq!(step(&folder)?, Some(2.0));
+        // Killed after the older one was moved away and before the new one took its name.
+        save_tensors(&folder.path("checkpoint.next.safetensors"), &checkpoint(3.0)?.0, &BTreeMap::new())?;
+        std::fs::rename(folder.checkpoint_path(), folder.path("checkpoint.previous.safetensors"))?;
+        assert_eq!(step(&folder)?, Some(3.0));
+        std::fs::remove_file(folder.path("checkpoint.next.safetensors"))?;
+        assert_eq!(step(&folder)?, Some(2.0));
+        std::fs::write(folder.checkpoint_path(), "half")?;
+        let told = step(&folder).expect_err("damaged").to_string();
+        assert!(told.contains("checkpoint.previous.safetensors"), "{told}");
+        Ok(())
+    }
+
+    #[test]
+    fn metrics_are_cut_back_to_the_checkpoint() -> anyhow::Result<()> {
+        let dir = tempfile::tempdir()?;
+        let folder = fresh(dir.path())?;
+        let mut metrics = MetricsFile::open(&folder, 0)?;
+        metrics.append(&serde_json::json!({"step": 1}))?;
+        let kept = metrics.len();
+        metrics.append(&serde_json::json!({"step": 2}))?;
+        drop(metrics);
+        assert_eq!(read_metrics(&folder)?.len(), 2);
+        let mut metrics = MetricsFile::open(&folder, kept)?;
+        metrics.append(&serde_json::json!({"step": 3}))?;
+        let steps: Vec<_> = read_metrics(&folder)?.iter().map(|m| m["step"].as_u64()).collect();
+        assert_eq!(steps, [Some(1), Some(3)]);
+        Ok(())
+    }
+
+    #[test]
+    fn one_process_at_a_time() -> anyhow::Result<()> {
+        let dir = tempfile::tempdir()?;
+        let folder = fresh(dir.path())?;
+        let held = folder.lock()?;
+        assert!(folder.lock().expect_err("held").to_string().contains("another process"));
+        drop(held);
+        folder.lock()?;
+        assert!(RunFolder::create(folder.root(), &RunConfig::resolve(&[])?).is_err());
+        Ok(())
+    }
 }

@@ -70,7 +70,7 @@ impl Watch {
                 health.feature_std
             ),
             advice: "Lower schedule.lr, lengthen schedule.warmup_epochs, or use a larger batch; for DINO also lower \
-                     options.teacher_temperature and check that the centre is updated. --set log.on_collapse=warn trains on regardless"
+                     options.teacher_temperature and check that the centre is updated. a new run with --set log.on_collapse=warn trains on regardless"
                 .into(),
         })
     }

@@ -40,7 +40,7 @@ pub struct LoaderConfig {
 pub struct Batch {
     /// One (N, C, S, S) tensor a view, in the plan's order.
     pub views: Vec<Tensor>,
-    /// The samples, by index in the data set.
+    /// The samples, by index in the data set; those that took an unreadable one's place included.
     pub samples: Vec<usize>,
 }
 
@@ -232,22 +232,24 @@ impl Shared {
         let sizes: Vec<usize> =
             (0..c.plan.view_count()).map(|v| c.plan.channels * c.plan.view(v).size * c.plan.view(v).size).collect();
         let mut views: Vec<Vec<f32>> = sizes.iter().map(|s| vec![0.0; s * c.batch]).collect();
+        let mut used = Vec::with_capacity(samples.len());
         for (slot, &sample) in samples.iter().enumerate() {
-            let (image, used) = self.readable(sample)?;
+            let (image, index) = self.readable(sample, order, start + c.batch + slot)?;
+            used.push(index);
             for (v, size) in sizes.iter().enumerate() {
-                let key = DrawKey { seed: c.seed, epoch, sample: used as u64, view: v as u64 };
+                let key = DrawKey { seed: c.seed, epoch, sample: sample as u64, view: v as u64 };
                 render(&c.plan, v, &image, key, &mut views[v][slot * size..(slot + 1) * size])?;
             }
         }
-        Ok(Raw { views, samples })
+        Ok(Raw { views, samples: used })
     }
 
-    /// The image `sample`, or the next one that can be read; and which it is.
-    fn readable(&self, sample: usize) -> Result<(image::DynamicImage, usize)> {
+    /// The image `sample`, or in its place the first that can be read of those that `order` has from `after` on, behind the
+    /// batch; and which it is.
+    fn readable(&self, sample: usize, order: &[u32], after: usize) -> Result<(image::DynamicImage, usize)> {
         let c = &self.config;
-        let total = c.dataset.len();
-        for shift in 0..total.min(1000) {
-            let index = (sample + shift) % total;
+        let others = (after..).map(|i| order[i % order.len()] as usize);
+        for index in std::iter::once(sample).chain(others).take(order.len().min(1000)) {
             match c.dataset.get(index) {
                 Ok(found) => return Ok((found.image, index)),
                 Err(e) if c.strict => return Err(e.into()),
@@ -257,5 +259,105 @@ impl Shared {
             }
         }
         Err(Error::Config(format!("{}: 1,000 images in a row can't be read; is it a folder of images?", c.dataset.name())))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use image::{DynamicImage, GrayImage, Luma};
+    use twinsight_augment::SimclrViews;
+    use twinsight_datasets::Sample;
+
+    /// 20 gray images, of which those of `broken` can't be read.
+    struct Images {
+        broken: Vec<usize>,
+    }
+
+    impl Dataset for Images {
+        fn name(&self) -> &str {
+            "images"
+        }
+        fn len(&self) -> usize {
+            20
+        }
+        fn get(&self, index: usize) -> twinsight_datasets::Result<Sample> {
+            if self.broken.contains(&index) {
+                return Err(twinsight_datasets::Error::BadSetting(format!("image {index} is broken")));
+            }
+            let image = GrayImage::from_fn(9, 8, |x, y| Luma([(x * 20 + y * 7 + index as u32 * 11) as u8]));
+            Ok(Sample { image: DynamicImage::ImageLuma8(image), label: None })
+        }
+        fn label(&self, _: usize) -> Option<u32> {
+            None
+        }
+        fn classes(&self) -> Option<&[String]> {
+            None
+        }
+        fn id(&self, index: usize) -> String {
+            format!("#{index}")
+        }
+        fn channels(&self) -> usize {
+            1
+        }
+        fn side(&self) -> Option<(u32, u32)> {
+            Some((9, 8))
+        }
+    }
+
+    fn loader(broken: &[usize], threads: usize, strict: bool, first: u64) -> Result<Loader> {
+        let config = LoaderConfig {
+            dataset: Arc::new(Images { broken: broken.to_vec() }),
+            plan: ViewPlan::simclr(8, 1, &SimclrViews::small()),
+            batch: 6,
+            seed: 3,
+            threads,
+            strict,
+        };
+        Loader::start(config, first, &Device::Cpu)
+    }
+
+    type Seen = (Vec<usize>, Vec<Vec<f32>>);
+
+    fn batches(loader: &mut Loader, count: usize) -> Result<Vec<Seen>> {
+        (0..count)
+            .map(|_| {
+                let batch = loader.next_batch()?;
+                let views = batch.views.iter().map(|v| Ok(v.flatten_all()?.to_vec1()?)).collect::<Result<_>>()?;
+                Ok((batch.samples, views))
+            })
+            .collect()
+    }
+
+    #[test]
+    fn threads_and_a_start_in_the_middle_change_nothing() -> Result<()> {
+        let all = batches(&mut loader(&[], 1, false, 0)?, 8)?;
+        assert_eq!(all, batches(&mut loader(&[], 3, false, 0)?, 8)?);
+        assert_eq!(all[4..], batches(&mut loader(&[], 2, false, 4)?, 4)?);
+        // Three batches an epoch; within one no image comes twice, and epochs differ.
+        let mut epoch: Vec<usize> = all[..3].iter().flat_map(|b| b.0.clone()).collect();
+        epoch.sort_unstable();
+        epoch.dedup();
+        assert_eq!(epoch.len(), 18);
+        assert_ne!(all[0].0, all[3].0);
+        assert_ne!(all[0].1[0], all[0].1[1], "two views are drawn apart");
+        Ok(())
+    }
+
+    #[test]
+    fn an_unreadable_image_is_replaced_by_one_outside_the_batch_and_named() -> Result<()> {
+        let whole = batches(&mut loader(&[], 1, false, 0)?, 3)?;
+        let broken = whole[0].0[2];
+        let mut found = loader(&[broken], 2, false, 0)?;
+        let first = &batches(&mut found, 1)?[0];
+        assert!(!whole[0].0.contains(&first.0[2]), "{:?}", first.0);
+        assert_eq!((first.0[..2].to_vec(), first.0[3..].to_vec()), (whole[0].0[..2].to_vec(), whole[0].0[3..].to_vec()));
+        assert_eq!(found.bad_images().keys().collect::<Vec<_>>(), [&format!("#{broken}")]);
+        let told = loader(&[broken], 2, true, 0)?.next_batch().err().map(|e| e.to_string()).unwrap_or_default();
+        assert!(told.contains("is broken"), "{told}");
+        let all: Vec<usize> = (0..20).collect();
+        assert!(loader(&all, 2, false, 0)?.next_batch().is_err());
+        assert!(steps_per_epoch(5, 6).is_err());
+        Ok(())
     }
 }

@@ -2,7 +2,8 @@
 
 use toml::Table;
 
-use crate::{Error, Result, config::nearest};
+use crate::config::{Layer, nearest};
+use crate::{Error, Result};
 
 /// A recipe of the registry.
 #[derive(Debug, Clone, Copy)]
@@ -58,6 +59,14 @@ impl RecipeSpec {
         toml::from_str(self.toml).map_err(|e| Error::Config(format!("{}: {}", self.origin(), e.message())))
     }
 
+    /// The recipe as the layer under the others.
+    ///
+    /// # Errors
+    /// Text that is no TOML.
+    pub fn layer(&self) -> Result<Layer> {
+        Ok(Layer { recipe: true, ..Layer::new(self.origin(), self.table()?) })
+    }
+
     /// How errors name it.
     pub fn origin(&self) -> String {
         format!("recipe {}", self.name)
@@ -84,12 +93,12 @@ pub(crate) fn small_for(method: &str) -> Option<&'static RecipeSpec> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{Layer, RunConfig};
+    use crate::config::RunConfig;
 
     #[test]
     fn every_recipe_resolves() -> Result<()> {
         for recipe in RECIPES {
-            RunConfig::resolve(&[Layer { origin: recipe.origin(), table: recipe.table()? }])?;
+            RunConfig::resolve(&[recipe.layer()?])?;
         }
         Ok(())
     }

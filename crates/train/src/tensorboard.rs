@@ -20,8 +20,8 @@ pub struct EventFile {
 }
 
 impl EventFile {
-    /// Begins a new event file in the run folder. From `step` on it takes the place of what earlier files hold, which is
-    /// what a resumed run needs.
+    /// Begins a new event file in the run folder after `step` steps were done. What earlier files hold of later steps is
+    /// replaced by it, which is what a resumed run needs.
     ///
     /// # Errors
     /// A place that can't be written.
@@ -40,7 +40,7 @@ impl EventFile {
         events.record(|m| m.bytes(3, b"brain.Event:2"))?;
         // SessionLog { status: START }: readers drop events at or after this step from earlier files.
         events.record(|m| {
-            m.varint_field(2, step);
+            m.varint_field(2, if step == 0 { 0 } else { step + 1 });
             m.message(7, |log| log.varint_field(1, 1));
         })?;
         Ok(events)

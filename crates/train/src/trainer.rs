@@ -9,10 +9,11 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-use candle_core::{DType, Device};
+use candle_core::{DType, Device, Tensor};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
-use twinsight_nn::{Gradients, Optimizer, Schedule, Shape as ScheduleShape, StateLoader, StateSaver, StateVisitor};
+use twinsight_datasets::Dataset;
+use twinsight_nn::{Gradients, Mode, Optimizer, Schedule, Shape as ScheduleShape, StateLoader, StateSaver, StateVisitor};
 use twinsight_ssl_methods::{At, Method, MethodContext, method};
 
 use crate::config::RunConfig;
@@ -60,6 +61,8 @@ pub struct RunResult {
     pub steps: u64,
     /// Images seen, each counted once a step.
     pub images: u64,
+    /// Images that could not be read and were left out.
+    pub skipped: usize,
     /// Seconds spent, evaluations and baselines included, summed over resumed parts.
     pub seconds: f64,
 }
@@ -87,6 +90,10 @@ pub struct Trainer {
     state: LoopState,
     per_epoch: u64,
     started: Instant,
+    /// Images that the loader could not read, by id, with the reason.
+    bad: BTreeMap<String, String>,
+    /// Held while the run goes on, so that no other process writes into its folder.
+    _lock: std::fs::File,
 }
 
 impl Trainer {
@@ -101,26 +108,55 @@ impl Trainer {
         }
         let data = RunData::open(&mut config)?;
         let (method, optimizer, per_epoch, device) = build(&config, &data)?;
+        try_views(&*method, &device)?;
         let folder = RunFolder::create(out, &config)?;
+        let lock = folder.lock()?;
         let nan = LoopState { pixels: f64::NAN, random: f64::NAN, loss: f64::NAN, ..LoopState::default() };
-        Ok(Self { config, folder, data, method, optimizer, device, state: nan, per_epoch, started })
+        let bad = BTreeMap::new();
+        Ok(Self { config, folder, data, method, optimizer, device, state: nan, per_epoch, started, bad, _lock: lock })
     }
 
-    /// Goes on with the run in `out` from its newest checkpoint (from the start when it was stopped before the first).
+    /// Goes on with the run in `out` from its newest checkpoint (from the start when it was stopped before the first). `data`: where
+    /// its images lie now, where they were moved.
     ///
     /// # Errors
-    /// No run there, a damaged checkpoint, data that changed in number.
-    pub fn resume(out: &Path) -> Result<Self> {
+    /// No run there or one that goes on elsewhere, a damaged checkpoint, images or settings that changed.
+    pub fn resume(out: &Path, data: Option<&str>) -> Result<Self> {
         let started = Instant::now();
         let (folder, mut config) = RunFolder::open(out)?;
+        let lock = folder.lock()?;
         let device = Device::Cpu;
         let checkpoint = folder.load_checkpoint(&device)?;
-        let data = RunData::open(&mut config)?;
+        if let Some(path) = data {
+            config.data.path = path.to_string();
+        }
+        let data = RunData::open(&mut config).map_err(|e| {
+            let here = std::env::current_dir().map(|d| d.display().to_string()).unwrap_or_default();
+            Error::run(
+                out,
+                format!("{e}; the run's images are `{}`, looked for from {here}: --data names another place", config.data.path),
+            )
+        })?;
         let (method, optimizer, per_epoch, device) = build(&config, &data)?;
         let nan = LoopState { pixels: f64::NAN, random: f64::NAN, loss: f64::NAN, ..LoopState::default() };
-        let mut trainer = Self { config, folder, data, method, optimizer, device, state: nan, per_epoch, started };
+        let bad = BTreeMap::new();
+        let mut trainer =
+            Self { config, folder, data, method, optimizer, device, state: nan, per_epoch, started, bad, _lock: lock };
         if let Some((tensors, words)) = checkpoint {
             let place = trainer.folder.checkpoint_path();
+            if words.get("format").map(String::as_str) != Some(FORMAT) {
+                return Err(Error::run(&place, "is no checkpoint of this program, or one of another version"));
+            }
+            let changed = trainer.config.differences(words.get("config").map_or("", String::as_str))?;
+            if !changed.is_empty() {
+                return Err(Error::run(
+                    trainer.folder.path("config.toml"),
+                    format!(
+                        "{} changed since the run began; put back what it was, or start a new run with the new settings",
+                        changed.join(", ")
+                    ),
+                ));
+            }
             let images = trainer.data.train.len().to_string();
             if words.get("training_images") != Some(&images) {
                 return Err(Error::run(
@@ -130,6 +166,13 @@ impl Trainer {
                         words.get("training_images").map_or("an unknown number of", String::as_str),
                         trainer.config.data.path
                     ),
+                ));
+            }
+            if words.get("images") != Some(&fingerprint(&*trainer.data.train)) {
+                let path = &trainer.config.data.path;
+                return Err(Error::run(
+                    &place,
+                    format!("was made with other images than {path} has now: files or labels differ"),
                 ));
             }
             let mut loader = StateLoader::new(tensors, place.display().to_string());
@@ -178,10 +221,11 @@ impl Trainer {
         let total = self.total_steps();
         if self.state.step < total {
             observer.event(&Event::Start { step: self.state.step, total });
-            let bad = self.train(observer, stop, &mut metrics, &mut events)?;
-            for (id, reason) in &bad {
+            let trained = self.train(observer, stop, &mut metrics, &mut events);
+            for (id, reason) in &self.bad {
                 observer.event(&Event::Note(format!("skipped {id}: {reason}")));
             }
+            trained?;
             if self.state.step < total {
                 return Ok(Outcome::Interrupted { step: self.state.step, total });
             }
@@ -227,9 +271,22 @@ impl Trainer {
         stop: &AtomicBool,
         metrics: &mut MetricsFile,
         events: &mut EventFile,
-    ) -> Result<BTreeMap<String, String>> {
-        let total = self.total_steps();
+    ) -> Result<()> {
         let mut loader = Loader::start(self.loader_config(), self.state.step, &self.device)?;
+        let trained = self.steps(&mut loader, observer, stop, metrics, events);
+        self.bad = loader.bad_images();
+        trained
+    }
+
+    fn steps(
+        &mut self,
+        loader: &mut Loader,
+        observer: &mut dyn Observer,
+        stop: &AtomicBool,
+        metrics: &mut MetricsFile,
+        events: &mut EventFile,
+    ) -> Result<()> {
+        let total = self.total_steps();
         let (lr, decay) = self.schedules();
         let (mut busy, mut waited, mut images) = (0.0, 0.0, 0_u64);
         let mut saved = Instant::now();
@@ -291,6 +348,7 @@ impl Trainer {
                 if let Some(found) = self.state.watch.health(step, health, &self.config.method) {
                     if self.config.log.on_collapse == "stop" {
                         metrics.append(&json!({"event": "collapsed", "step": step, "finding": found.finding}))?;
+                        events.flush()?;
                         self.save(metrics)?;
                         return Err(Error::Diverged(found));
                     }
@@ -307,15 +365,15 @@ impl Trainer {
             }
             let stopping = stop.load(Ordering::Relaxed);
             if stopping || epoch_done || saved.elapsed().as_secs() >= self.config.log.checkpoint_seconds {
-                self.save(metrics)?;
                 events.flush()?;
+                self.save(metrics)?;
                 saved = Instant::now();
             }
             if stopping {
                 break;
             }
         }
-        Ok(loader.bad_images())
+        Ok(())
     }
 
     fn log(
@@ -385,6 +443,7 @@ impl Trainer {
             loss: self.state.loss,
             steps: self.state.step,
             images: self.state.step * self.config.batch as u64,
+            skipped: self.data.report.bad_files.len() + self.bad.len(),
             seconds: self.state.seconds + self.started.elapsed().as_secs_f64(),
         };
         if let Some(s) = &score {
@@ -428,7 +487,9 @@ impl Trainer {
         self.state.seconds = seconds;
         saved?;
         let words = BTreeMap::from([
-            ("format".to_string(), "twinsight-checkpoint-1".to_string()),
+            ("format".to_string(), FORMAT.to_string()),
+            ("config".to_string(), self.config.to_toml()?),
+            ("images".to_string(), fingerprint(&*self.data.train)),
             ("training_images".to_string(), self.data.train.len().to_string()),
         ]);
         self.folder.save_checkpoint(&(saver.into_tensors(), words))
@@ -481,6 +542,31 @@ impl Trainer {
         };
         (lr, decay)
     }
+}
+
+/// The name of the checkpoints' form.
+const FORMAT: &str = "twinsight-checkpoint-1";
+
+/// A checksum of names and labels of all images, in their order.
+fn fingerprint(dataset: &dyn Dataset) -> String {
+    let crc = (0..dataset.len()).fold(0, |crc, i| {
+        let crc = crc32c::crc32c_append(crc, dataset.id(i).as_bytes());
+        crc32c::crc32c_append(crc, &dataset.label(i).map_or([255; 4], u32::to_le_bytes))
+    });
+    format!("{crc:08x}")
+}
+
+/// Encodes an empty picture of each size that the method's views have, to find out what doesn't fit before anything is written.
+fn try_views(method: &dyn Method, device: &Device) -> Result<()> {
+    let plan = method.views();
+    let mut sides: Vec<usize> = (0..plan.view_count()).map(|v| plan.view(v).size).collect();
+    sides.sort_unstable();
+    sides.dedup();
+    for side in sides {
+        let empty = Tensor::zeros((1, plan.channels, side, side), DType::F32, device)?;
+        method.encoder().forward(&empty, &Mode::EVAL)?;
+    }
+    Ok(())
 }
 
 /// Builds method and optimizer from a resolved configuration.

@@ -7,10 +7,18 @@ const FREE: &[&str] = &["twinsight-augment", "twinsight-knn", "twinsight-test-su
 
 const CANDLE: &str = "candle-core";
 
+/// The program: it reaches candle, but through the libraries alone.
+const THIN: &str = "twinsight";
+
 /// Findings, one for each of the packages that reaches candle, with the way there. `graph` maps a package to those that it uses.
 pub fn check(graph: &BTreeMap<String, Vec<String>>) -> Vec<String> {
     let found = FREE.iter().filter_map(|&from| way(graph, from, CANDLE));
-    found.map(|way| format!("{} must not reach {CANDLE}, and does: {}", way[0], way.join(" → "))).collect()
+    let mut findings: Vec<String> =
+        found.map(|way| format!("{} must not reach {CANDLE}, and does: {}", way[0], way.join(" → "))).collect();
+    if let Some(direct) = graph.get(THIN).and_then(|uses| uses.iter().find(|u| u.starts_with("candle-"))) {
+        findings.push(format!("{THIN} must not use {direct} itself; what does belongs in twinsight-train"));
+    }
+    findings
 }
 
 /// A shortest way from one package to another.
@@ -44,6 +52,12 @@ mod tests {
 
     fn graph(edges: &[(&str, &[&str])]) -> BTreeMap<String, Vec<String>> {
         edges.iter().map(|(from, to)| (from.to_string(), to.iter().map(|t| t.to_string()).collect())).collect()
+    }
+
+    #[test]
+    fn the_program_uses_no_tensors_itself() {
+        assert!(check(&graph(&[("twinsight", &["twinsight-nn"]), ("twinsight-nn", &["candle-core"])])).is_empty());
+        assert_eq!(check(&graph(&[("twinsight", &["candle-nn"])])).len(), 1);
     }
 
     #[test]

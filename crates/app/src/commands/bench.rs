@@ -24,7 +24,7 @@ pub fn run(args: &BenchStepArgs, output: &Output) -> Result<ExitCode> {
         local_size: args.local_size,
         steps: args.steps,
     };
-    let report = bench_step(&bench, &mut |done| eprintln!("step {done} of {}", args.steps))?;
+    let report = bench_step(&bench, &mut |done| Output::warn(format!("step {done} of {}", args.steps)))?;
     output.say(format!(
         "{} {} batch {} size {}: {} images/s, {} s a step (best {}), peak memory {} MB",
         report.method,

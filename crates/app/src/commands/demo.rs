@@ -19,14 +19,8 @@ pub fn run(args: &DemoArgs, output: &Output) -> Result<ExitCode> {
     let mut options = Table::from_iter([("seed".to_string(), Value::Integer(i64::try_from(args.seed)?))]);
     if let Some(epochs) = args.epochs {
         options.insert("epochs".into(), Value::Integer(i64::try_from(epochs)?));
-        let mut schedule = Table::new();
-        schedule.insert("warmup_epochs".into(), Value::Float((epochs as f64 / 20.0).min(1.0)));
-        options.insert("schedule".into(), Value::Table(schedule));
     }
-    let config = RunConfig::resolve(&[
-        Layer { origin: recipe.origin(), table: recipe.table()? },
-        Layer { origin: "command line".into(), table: options },
-    ])?;
+    let config = RunConfig::resolve(&[recipe.layer()?, Layer::new("command line", options)])?;
     let out = args.out.clone().unwrap_or_else(|| free_folder("demo"));
     output.say("Learning from 10,000 pictures of clothes without looking at their labels; labels are used to measure only.");
     train::start(config, &out, output)

@@ -2,14 +2,13 @@
 
 use std::process::ExitCode;
 
-use anyhow::{Context, Result, bail};
-use candle_core::Device;
+use anyhow::{Result, bail};
 use serde_json::json;
-use twinsight_datasets::{OpenOptions, hold_out, open};
-use twinsight_train::RunConfig;
+use twinsight_datasets::hold_out;
 use twinsight_train::evaluate::Evaluation;
+use twinsight_train::{RunConfig, Trained};
 
-use super::trained;
+use super::open_for;
 use crate::cli::KnnArgs;
 use crate::output::Output;
 
@@ -18,24 +17,24 @@ use crate::output::Output;
 /// # Errors
 /// Images without labels, settings out of range.
 pub fn run(args: &KnnArgs, output: &Output) -> Result<ExitCode> {
-    let device = Device::Cpu;
-    let trained = trained::load(&args.run, &device)?;
-    let data =
-        args.data.clone().or_else(|| trained.data.clone()).context("--data is missing: an encoder file names no images")?;
-    let opened = open(&data, &OpenOptions { limit: args.limit, ..OpenOptions::default() })?;
+    let trained = Trained::load(&args.run)?;
+    let (data, opened) = open_for(&trained, args.data.as_deref(), false, args.limit)?;
+    let skipped = output.skipped(&opened.report.bad_files);
     let classes = opened.train.classes().map_or(0, <[String]>::len);
     if classes < 2 {
         bail!("{data}: k-NN accuracy needs labels of at least 2 classes ({})", opened.report.understood);
     }
+    // The run's own share, so that the held-out images are those that it never trained on.
+    let share = trained.config.as_ref().map(|c| c.data.held_out).filter(|&s| s > 0.0).unwrap_or(0.1);
     let mut eval = RunConfig::resolve(&[])?.eval;
     (eval.k, eval.temperature) = (args.k.clone(), args.temperature.clone());
     if eval.k.contains(&0) || eval.temperature.iter().any(|&t| t <= 0.0) {
         bail!("--k and --temperature take numbers above 0");
     }
-    let (bank, held_out) = hold_out(opened.train, 0.1, 0)?;
+    let (bank, held_out) = hold_out(opened.train, share, 0)?;
     let test = opened.test.filter(|t| !t.is_empty() && t.label(0).is_some());
     let evaluation = Evaluation { bank, held_out, test, classes, plan: trained.plan.clone(), config: eval };
-    let score = evaluation.score(&*trained.encoder, &device)?;
+    let score = trained.score(&evaluation)?;
     let pixels = evaluation.score_pixels()?;
     let on = if score.test.is_some() { "test" } else { "held-out" };
     output.say(format!(
@@ -47,7 +46,7 @@ pub fn run(args: &KnnArgs, output: &Output) -> Result<ExitCode> {
     ));
     output.finish(&json!({
         "knn": score.headline(), "knn_pixels": pixels.headline(), "measured_on": on, "held_out": score.chosen.accuracy,
-        "k": score.chosen.k, "temperature": score.chosen.temperature,
+        "k": score.chosen.k, "temperature": score.chosen.temperature, "skipped": skipped,
     }))?;
     Ok(ExitCode::SUCCESS)
 }

@@ -44,7 +44,7 @@ fn row(name: &str, summary: &str, mut more: Value) -> Value {
 fn keys(name: &str) -> Result<Vec<Value>> {
     let spec = method(name)?;
     let table = toml::Table::from_iter([("method".to_string(), toml::Value::from(name))]);
-    let config = RunConfig::resolve(&[Layer { origin: "command line".into(), table }])?;
+    let config = RunConfig::resolve(&[Layer::new("command line", table)])?;
     let resolved = toml::Table::try_from(&config)?;
     let mut rows = Vec::new();
     for key in twinsight_train::config::all_keys(name)? {

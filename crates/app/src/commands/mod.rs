@@ -7,15 +7,16 @@ mod embed;
 mod knn;
 mod list;
 mod train;
-mod trained;
 mod views;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use anyhow::Result;
-use twinsight_train::Layer;
+use anyhow::{Context, Result};
+use twinsight_datasets::{Opened, open};
 use twinsight_train::config::parse_assignment;
+use twinsight_train::data::open_options;
+use twinsight_train::{Layer, Trained};
 
 use crate::cli::{BenchCommand, Command, SettingArgs};
 use crate::output::Output;
@@ -44,12 +45,12 @@ fn layers(settings: &SettingArgs, mut options: toml::Table) -> Result<Vec<Layer>
     let mut layers = Vec::new();
     if let Some(name) = &settings.recipe {
         let recipe = twinsight_train::recipe(name)?;
-        layers.push(Layer { origin: recipe.origin(), table: recipe.table()? });
+        layers.push(recipe.layer()?);
     }
     if let Some(path) = &settings.config {
         let text = std::fs::read_to_string(path).map_err(|e| anyhow::anyhow!("{}: {e}", path.display()))?;
         let table = toml::from_str(&text).map_err(|e| anyhow::anyhow!("{}: {}", path.display(), e.message()))?;
-        layers.push(Layer { origin: path.display().to_string(), table });
+        layers.push(Layer::new(path.display().to_string(), table));
     }
     if let Some(method) = &settings.method {
         options.insert("method".into(), method.clone().into());
@@ -60,11 +61,24 @@ fn layers(settings: &SettingArgs, mut options: toml::Table) -> Result<Vec<Layer>
     if let Some(size) = settings.image_size {
         set_in(&mut options, "data", "image_size", toml::Value::Integer(size as i64));
     }
-    layers.push(Layer { origin: "command line".into(), table: options });
+    layers.push(Layer::new("command line", options));
     for text in &settings.set {
-        layers.push(Layer { origin: format!("--set {text}"), table: parse_assignment(text)? });
+        layers.push(Layer::new(format!("--set {text}"), parse_assignment(text)?));
     }
     Ok(layers)
+}
+
+/// Opens the images of a command on a trained encoder: those named, or the run's own, understood as the run understood them. `limit`
+/// goes over the run's.
+fn open_for(trained: &Trained, data: Option<&str>, strict: bool, limit: Option<usize>) -> Result<(String, Opened)> {
+    let own = trained.config.as_ref().filter(|c| data.is_none_or(|d| d == c.data.path));
+    let name = data.map(String::from).or_else(|| own.map(|c| c.data.path.clone()));
+    let name = name.context("--data is missing: an encoder file names no images")?;
+    let mut options = own.map(open_options).transpose()?.unwrap_or_default();
+    options.strict |= strict;
+    options.limit = limit.filter(|&l| l > 0).or(options.limit);
+    let opened = open(&name, &options)?;
+    Ok((name, opened))
 }
 
 /// Sets `table.key` in a table of options.

@@ -52,12 +52,10 @@ pub fn run(args: &TrainArgs, output: &Output) -> Result<ExitCode> {
     if let Some(workers) = args.workers {
         set_in(&mut options, "data", "workers", Value::Integer(workers as i64));
     }
-    let mut config = RunConfig::resolve(&layers(&args.settings, options)?)?;
+    let config = RunConfig::resolve(&layers(&args.settings, options)?)?;
     if config.data.path.is_empty() {
         bail!("--data is missing: name a folder of images, or a data set of `twinsight list datasets`");
     }
-    // Warm-up can't be longer than a run that was shortened by --epochs.
-    config.schedule.warmup_epochs = config.schedule.warmup_epochs.min(config.epochs as f64);
     let out = args.out.clone().unwrap_or_else(|| {
         let name = Path::new(&config.data.path).file_name().map_or("data".into(), |n| n.to_string_lossy().into_owned());
         free_folder(&format!("{name}-{}", config.method))
@@ -70,7 +68,8 @@ pub fn run(args: &TrainArgs, output: &Output) -> Result<ExitCode> {
 /// # Errors
 /// No run there, a damaged checkpoint; whatever training can fail of.
 pub fn resume(args: &ResumeArgs, output: &Output) -> Result<ExitCode> {
-    let trainer = Trainer::resume(&args.run)?;
+    let trainer = Trainer::resume(&args.run, args.data.as_deref())?;
+    output.skipped(&trainer.data().report.bad_files);
     finish(trainer, output)
 }
 
@@ -81,9 +80,7 @@ pub fn resume(args: &ResumeArgs, output: &Output) -> Result<ExitCode> {
 pub fn start(config: RunConfig, out: &Path, output: &Output) -> Result<ExitCode> {
     let trainer = Trainer::create(config, out)?;
     let (config, data) = (trainer.config(), trainer.data());
-    for bad in &data.report.bad_files {
-        eprintln!("skipped {bad}");
-    }
+    output.skipped(&data.report.bad_files);
     output.say(format!(
         "{} with {} on {} images of {} ({}), {} channels, {} px; {} steps; run folder {}",
         config.method,
@@ -106,7 +103,7 @@ fn finish(mut trainer: Trainer, output: &Output) -> Result<ExitCode> {
         if flag.swap(true, Ordering::SeqCst) {
             std::process::exit(130);
         }
-        eprintln!("stopping after this step (once more to stop at once)");
+        Output::warn("stopping after this step (once more to stop at once)");
     })
     .context("cannot listen for Ctrl-C")?;
     let mut progress = Progress::new();
@@ -125,6 +122,9 @@ fn finish(mut trainer: Trainer, output: &Output) -> Result<ExitCode> {
                 ));
             }
             output.say(format!("{:.0} s; encoder and report.html are in {root}", result.seconds));
+            if result.skipped > 0 {
+                output.say(format!("{} images could not be read and were left out; they are named above", result.skipped));
+            }
             let mut line = serde_json::to_value(&result)?;
             line["out"] = json!(root);
             output.finish(&line)?;

@@ -27,11 +27,13 @@ pub fn run(args: &ViewsArgs, output: &Output) -> Result<ExitCode> {
     if args.count == 0 || args.draws == 0 {
         bail!("--count and --draws take numbers of at least 1");
     }
-    let config = RunConfig::resolve(&layers(&args.settings, Table::new())?)?;
+    let mut config = RunConfig::resolve(&layers(&args.settings, Table::new())?)?;
     let dataset: Arc<dyn Dataset> = if Path::new(&args.data).is_file() {
         Arc::new(SingleImage::open(Path::new(&args.data))?)
     } else {
-        open(&args.data, &OpenOptions::default())?.train
+        let opened = open(&args.data, &OpenOptions::default())?;
+        output.skipped(&opened.report.bad_files);
+        opened.train
     };
     let channels = dataset.channels();
     let image_size = match config.data.image_size {
@@ -39,7 +41,9 @@ pub fn run(args: &ViewsArgs, output: &Output) -> Result<ExitCode> {
         size => size,
     };
     let normalize = Normalize { mean: vec![0.5; channels], std: vec![0.25; channels] };
-    let plan = (method(&config.method)?.views)(&config.options, &ViewContext { image_size, channels, normalize })?;
+    config.data.image_size = image_size;
+    let patch = config.encoder_config(channels).resolved_patch();
+    let plan = (method(&config.method)?.views)(&config.options, &ViewContext { image_size, channels, patch, normalize })?;
     let count = args.count.min(dataset.len());
     let samples: Vec<usize> = (0..count).map(|i| i * dataset.len() / count).collect();
     let layout = SheetLayout { draws: args.draws, ..SheetLayout::default() };

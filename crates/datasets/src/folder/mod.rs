@@ -229,13 +229,18 @@ fn walk(root: &Path, strict: bool) -> Result<(Vec<Found>, Vec<BadFile>)> {
     Ok((found, bad))
 }
 
+/// Files by which a folder is known to hold a training run, whose pictures are no data.
+const RUN_FILES: [&str; 2] = ["config.toml", "metrics.jsonl"];
+
 fn holds_images(path: &Path) -> bool {
     let walk = WalkDir::new(path).follow_links(true).into_iter().filter_entry(|e| !is_passed_over(e.path()));
     walk.flatten().any(|e| !e.file_type().is_dir() && has_image_ending(e.path()))
 }
 
+/// Hidden folders, archives' leftovers, and training runs that were written among the images.
 fn is_passed_over(path: &Path) -> bool {
     path.file_name().is_some_and(|n| n.as_encoded_bytes().starts_with(b".") || n == "__MACOSX")
+        || RUN_FILES.iter().all(|name| path.join(name).is_file())
 }
 
 /// `path` below `root`, with forward slashes.

@@ -1,0 +1,82 @@
+//! A trained encoder, found in a run folder or an encoder file, with what is needed to feed it.
+
+use std::path::Path;
+
+use candle_core::Device;
+use serde::Deserialize;
+use twinsight_augment::{Normalize, ViewPlan};
+use twinsight_datasets::Dataset;
+use twinsight_encoders::Encoder;
+
+use crate::evaluate::{Evaluation, Features, Score, encode};
+use crate::{Error, Result, RunConfig, RunFolder};
+
+/// An encoder with its input form.
+pub struct Trained {
+    /// The encoder.
+    pub encoder: Box<dyn Encoder>,
+    /// How an image becomes its input.
+    pub plan: ViewPlan,
+    /// The settings of the run that it comes from, where that is known.
+    pub config: Option<RunConfig>,
+    device: Device,
+}
+
+impl Trained {
+    /// Loads the encoder of a run folder, or an encoder file.
+    ///
+    /// # Errors
+    /// Neither of the two, a run that is not finished, a damaged file.
+    pub fn load(path: &Path) -> Result<Self> {
+        let device = Device::Cpu;
+        let (file, run) = if path.is_dir() {
+            let (folder, config) = RunFolder::open(path)?;
+            let file = folder.encoder_path();
+            if !file.exists() {
+                let reason =
+                    format!("the run is not finished: there is no encoder yet; go on with: twinsight resume {}", path.display());
+                return Err(Error::run(path, reason));
+            }
+            (file, Some(config))
+        } else if path.is_file() {
+            (path.to_path_buf(), None)
+        } else {
+            return Err(Error::run(path, "no such run folder or encoder file"));
+        };
+        let loaded = twinsight_encoders::load_encoder(&file, &device)?;
+        let text = loaded.metadata.get("normalize");
+        let text = text.ok_or_else(|| Error::run(&file, "does not say how images are normalised"))?;
+        let numbers: Numbers =
+            serde_json::from_str(text).map_err(|e| Error::run(&file, format!("normalize in its metadata: {e}")))?;
+        let config = loaded.encoder.config();
+        let plan = ViewPlan {
+            normalize: Normalize { mean: numbers.mean, std: numbers.std },
+            ..ViewPlan::eval(config.image_size, config.channels)
+        };
+        plan.check()?;
+        Ok(Self { encoder: loaded.encoder, plan, config: run, device })
+    }
+
+    /// One vector an image, by batches of `batch`.
+    ///
+    /// # Errors
+    /// A failing forward pass; images none of which can be read.
+    pub fn embed(&self, dataset: &dyn Dataset, batch: usize) -> Result<Features> {
+        encode(dataset, &*self.encoder, &self.plan, batch, &self.device)
+    }
+
+    /// k-NN accuracy of its features by `evaluation`'s protocol.
+    ///
+    /// # Errors
+    /// A failing forward pass or search.
+    pub fn score(&self, evaluation: &Evaluation) -> Result<Score> {
+        evaluation.score(&*self.encoder, &self.device)
+    }
+}
+
+/// Mean and standard deviation of each channel.
+#[derive(Deserialize)]
+struct Numbers {
+    mean: Vec<f32>,
+    std: Vec<f32>,
+}
