@@ -21,7 +21,7 @@ pub fn run(args: &EmbedArgs, output: &Output) -> Result<ExitCode> {
         bail!("--out {}: expected a file ending in .npy or .csv", args.out.display());
     }
     let trained = Trained::load(&args.run)?;
-    let (data, opened) = open_for(&trained, args.data.as_deref(), args.strict, None)?;
+    let (data, opened) = open_for(&trained, args.data.as_deref(), args.strict, |_| None)?;
     let named = output.skipped(&opened.report.bad_files);
     let dataset = match (args.test, opened.test) {
         (false, _) => opened.train,

@@ -18,7 +18,8 @@ use crate::output::Output;
 /// Images without labels, settings out of range.
 pub fn run(args: &KnnArgs, output: &Output) -> Result<ExitCode> {
     let trained = Trained::load(&args.run)?;
-    let (data, opened) = open_for(&trained, args.data.as_deref(), false, args.limit)?;
+    let (data, opened) =
+        open_for(&trained, args.data.as_deref(), false, |of_run| args.limit.map_or(of_run, |l| (l > 0).then_some(l)))?;
     let skipped = output.skipped(&opened.report.bad_files);
     let classes = opened.train.classes().map_or(0, <[String]>::len);
     if classes < 2 {

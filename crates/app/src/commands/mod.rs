@@ -68,15 +68,20 @@ fn layers(settings: &SettingArgs, mut options: toml::Table) -> Result<Vec<Layer>
     Ok(layers)
 }
 
-/// Opens the images of a command on a trained encoder: those named, or the run's own, understood as the run understood them. `limit`
-/// goes over the run's.
-fn open_for(trained: &Trained, data: Option<&str>, strict: bool, limit: Option<usize>) -> Result<(String, Opened)> {
+/// Opens the images of a command on a trained encoder: those named, or the run's own, understood as the run understood them, and
+/// at most `limit(of the run)` of them.
+fn open_for(
+    trained: &Trained,
+    data: Option<&str>,
+    strict: bool,
+    limit: impl FnOnce(Option<usize>) -> Option<usize>,
+) -> Result<(String, Opened)> {
     let own = trained.config.as_ref().filter(|c| data.is_none_or(|d| d == c.data.path));
     let name = data.map(String::from).or_else(|| own.map(|c| c.data.path.clone()));
     let name = name.context("--data is missing: an encoder file names no images")?;
     let mut options = own.map(open_options).transpose()?.unwrap_or_default();
     options.strict |= strict;
-    options.limit = limit.filter(|&l| l > 0).or(options.limit);
+    options.limit = limit(options.limit);
     let opened = open(&name, &options)?;
     Ok((name, opened))
 }
