@@ -27,10 +27,29 @@ fn main() -> ExitCode {
         Ok(code) => code,
         Err(error) => {
             // One line, whatever the chain of causes holds.
-            let text = format!("{error:#}").replace('\n', " ");
+            let text = one_line(&error);
             output::Output::warn(format!("twinsight: {text}"));
             let diverged = matches!(error.downcast_ref::<twinsight_train::Error>(), Some(twinsight_train::Error::Diverged(_)));
             ExitCode::from(if diverged { 3 } else { 2 })
         }
+    }
+}
+
+/// An error and its causes on one line, each unless the words before hold it already.
+fn one_line(error: &anyhow::Error) -> String {
+    let join = |text: String, cause: String| if text.ends_with(&cause) { text } else { format!("{text}: {cause}") };
+    let text = error.chain().map(ToString::to_string).reduce(join).unwrap_or_default();
+    text.replace('\n', " ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn causes_are_told_once() {
+        let cause = std::io::Error::other("no space");
+        let told = anyhow::Error::new(cause).context("file: no space").context("saving\nit");
+        assert_eq!(one_line(&told), "saving it: file: no space");
     }
 }
