@@ -173,7 +173,7 @@ pub enum Labels {
 pub struct ResumeArgs {
     /// The run folder.
     pub run: PathBuf,
-    /// Where its images lie now, when they were moved
+    /// Where its images lie now, when they were moved.
     #[arg(long, value_name = "PATH_OR_NAME")]
     pub data: Option<String>,
 }

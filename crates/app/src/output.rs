@@ -34,7 +34,7 @@ impl Output {
     }
 
     /// Names images that were left out, one a line, and says how many they are.
-    pub fn skipped(&self, images: impl IntoIterator<Item = impl Display>) -> usize {
+    pub fn skipped(images: impl IntoIterator<Item = impl Display>) -> usize {
         images.into_iter().map(|image| Self::warn(format!("skipped {image}"))).count()
     }
 

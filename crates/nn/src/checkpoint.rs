@@ -11,32 +11,39 @@ use safetensors::tensor::{Dtype, View};
 
 use crate::{Error, Result};
 
-/// Writes a file under a temporary name beside it, flushes it to disk and renames it over `path`. A device or pipe, which
-/// a rename would replace by a file, is written into.
+/// Has `write` make a file under a temporary name beside `path`, flushes it to disk and renames it over `path`. A device or
+/// pipe, which a rename would replace by a file, is written itself.
 ///
 /// # Errors
 /// A full disk, missing rights; the temporary file is removed and an earlier file at `path` stays as it was.
-pub fn write_atomic(path: &Path, write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<()> {
-    let temporary = temporary_name(path);
+pub fn replace_file(path: &Path, write: impl FnOnce(&Path) -> io::Result<()>) -> Result<()> {
+    let failed = |source| Error::Io { path: path.to_path_buf(), source };
     if std::fs::metadata(path).is_ok_and(|m| !m.is_file() && !m.is_dir()) {
-        let attempt = || -> io::Result<()> {
-            let mut out = BufWriter::with_capacity(1 << 20, File::options().write(true).open(path)?);
-            write(&mut out)?;
-            out.flush()
-        };
-        return attempt().map_err(|source| Error::Io { path: path.to_path_buf(), source });
+        return write(path).map_err(failed);
     }
+    let temporary = temporary_name(path);
     let attempt = || -> io::Result<()> {
-        let mut out = BufWriter::with_capacity(1 << 20, File::create(&temporary)?);
-        write(&mut out)?;
-        out.into_inner().map_err(io::IntoInnerError::into_error)?.sync_all()?;
+        write(&temporary)?;
+        File::options().write(true).open(&temporary)?.sync_all()?;
         std::fs::rename(&temporary, path)?;
         sync_folder(path)
     };
     attempt().map_err(|source| {
         // The first failure is what is reported.
         let _ = std::fs::remove_file(&temporary);
-        Error::Io { path: path.to_path_buf(), source }
+        failed(source)
+    })
+}
+
+/// As [`replace_file`], with a writer in place of a name.
+///
+/// # Errors
+/// As [`replace_file`].
+pub fn write_atomic(path: &Path, write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<()> {
+    replace_file(path, |target| {
+        let mut out = BufWriter::with_capacity(1 << 20, File::create(target)?);
+        write(&mut out)?;
+        out.flush()
     })
 }
 

@@ -16,7 +16,7 @@ mod params;
 mod schedule;
 mod state;
 
-pub use checkpoint::{load_tensors, save_tensors, sync_folder, write_atomic};
+pub use checkpoint::{load_tensors, replace_file, save_tensors, sync_folder, write_atomic};
 pub use ema::{BufferRule, ema_update};
 pub use error::{Error, Result};
 pub use gradients::Gradients;

@@ -84,8 +84,8 @@ pub struct DinoConfig {
     pub clip_gradient: f64,
     /// Small crops an image.
     pub local_views: usize,
-    /// Side of small crops in pixels; 0: 3/7 of the image size (96 for 224), rounded to a multiple of 4 up to 64 pixels and
-    /// of 16 above, so that patches fit.
+    /// Side of small crops in pixels; 0: 3/7 of the image size (96 for 224), rounded to a
+    /// multiple of the encoder's patches.
     pub local_size: usize,
     /// How views are made; where small images want other views than large ones, −1 leaves it to the image size.
     pub views: DinoViews,

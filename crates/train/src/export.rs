@@ -1,9 +1,11 @@
-//! Vectors of images in files: npy (version 1.0 of NumPy's format, float32) and CSV.
+//! Vectors of images in files: npy (float32) and CSV.
 
+use std::io;
 use std::path::Path;
 
+use candle_core::{Device, Tensor};
 use twinsight_datasets::Dataset;
-use twinsight_nn::write_atomic;
+use twinsight_nn::{replace_file, write_atomic};
 
 use crate::evaluate::Features;
 use crate::{Error, Result};
@@ -13,18 +15,15 @@ use crate::{Error, Result};
 /// # Errors
 /// A place that can't be written; an earlier file stays as it was.
 pub fn write_npy(path: &Path, features: &Features) -> Result<()> {
-    let shape = format!("({}, {})", features.index.len(), features.dim);
-    let mut head = format!("{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}, }}");
-    // Magic, version and length take 10 bytes; the whole is a multiple of 64 and ends in a line break.
-    head.push_str(&" ".repeat((64 - (10 + head.len() + 1) % 64) % 64));
-    head.push('\n');
-    let length = u16::try_from(head.len()).map_err(|_| Error::Config(format!("{shape}: too many digits")))?;
-    Ok(write_atomic(path, |out| {
-        out.write_all(b"\x93NUMPY\x01\x00")?;
-        out.write_all(&length.to_le_bytes())?;
-        out.write_all(head.as_bytes())?;
-        features.rows.iter().try_for_each(|v| out.write_all(&v.to_le_bytes()))
-    })?)
+    let rows = Tensor::from_slice(&features.rows, (features.index.len(), features.dim), &Device::Cpu)?;
+    Ok(replace_file(path, |target| rows.write_npy(target).map_err(io_error))?)
+}
+
+fn io_error(error: candle_core::Error) -> io::Error {
+    match error {
+        candle_core::Error::Io(e) => e,
+        other => io::Error::other(other),
+    }
 }
 
 /// Writes one line an image: its name, its label where there are labels, and its vector where `vectors` says so.
@@ -64,18 +63,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_npy_file_has_the_form_that_numpy_documents() -> anyhow::Result<()> {
+    fn rows_come_back_and_a_failure_names_the_file() -> anyhow::Result<()> {
         let dir = tempfile::tempdir()?;
         let path = dir.path().join("v.npy");
-        for (rows, dim) in [(1, 1), (3, 5), (120, 64)] {
-            let values: Vec<f32> = (0..rows * dim).map(|i| i as f32 * 0.5 - 3.0).collect();
-            write_npy(&path, &Features { rows: values.clone(), dim, index: (0..rows).collect(), ..Features::default() })?;
-            let bytes = std::fs::read(&path)?;
-            let start = 10 + usize::from(u16::from_le_bytes([bytes[8], bytes[9]]));
-            assert_eq!((start % 64, bytes[start - 1], &bytes[..8]), (0, b'\n', &b"\x93NUMPY\x01\x00"[..]));
-            let tensor = candle_core::Tensor::read_npy(&path)?;
-            assert_eq!((tensor.dims(), tensor.flatten_all()?.to_vec1::<f32>()?), (&[rows, dim][..], values));
-        }
+        let features = Features { rows: vec![0.5, -3.0, 1.0, 2.0, 0.0, 7.5], dim: 3, index: vec![0, 1], ..Features::default() };
+        write_npy(&path, &features)?;
+        assert_eq!(Tensor::read_npy(&path)?.to_vec2::<f32>()?, [[0.5, -3.0, 1.0], [2.0, 0.0, 7.5]]);
+        assert_eq!(std::fs::read_dir(dir.path())?.count(), 1, "the temporary file is gone");
+        let told = write_npy(&dir.path().join("missing/v.npy"), &features).expect_err("no such folder").to_string();
+        assert!(told.contains("v.npy"), "{told}");
         Ok(())
     }
 }

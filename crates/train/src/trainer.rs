@@ -90,6 +90,8 @@ pub struct Trainer {
     state: LoopState,
     per_epoch: u64,
     started: Instant,
+    /// [`fingerprint`] of the training images.
+    images: String,
     /// Images that the loader could not read, by id, with the reason.
     bad: BTreeMap<String, String>,
     /// Held while the run goes on, so that no other process writes into its folder.
@@ -112,8 +114,8 @@ impl Trainer {
         let folder = RunFolder::create(out, &config)?;
         let lock = folder.lock()?;
         let nan = LoopState { pixels: f64::NAN, random: f64::NAN, loss: f64::NAN, ..LoopState::default() };
-        let bad = BTreeMap::new();
-        Ok(Self { config, folder, data, method, optimizer, device, state: nan, per_epoch, started, bad, _lock: lock })
+        let (images, bad) = (fingerprint(&*data.train), BTreeMap::new());
+        Ok(Self { config, folder, data, method, optimizer, device, state: nan, per_epoch, started, images, bad, _lock: lock })
     }
 
     /// Goes on with the run in `out` from its newest checkpoint (from the start when it was stopped before the first). `data`: where
@@ -139,9 +141,9 @@ impl Trainer {
         })?;
         let (method, optimizer, per_epoch, device) = build(&config, &data)?;
         let nan = LoopState { pixels: f64::NAN, random: f64::NAN, loss: f64::NAN, ..LoopState::default() };
-        let bad = BTreeMap::new();
+        let (images, bad) = (fingerprint(&*data.train), BTreeMap::new());
         let mut trainer =
-            Self { config, folder, data, method, optimizer, device, state: nan, per_epoch, started, bad, _lock: lock };
+            Self { config, folder, data, method, optimizer, device, state: nan, per_epoch, started, images, bad, _lock: lock };
         if let Some((tensors, words)) = checkpoint {
             let place = trainer.folder.checkpoint_path();
             if words.get("format").map(String::as_str) != Some(FORMAT) {
@@ -168,7 +170,7 @@ impl Trainer {
                     ),
                 ));
             }
-            if words.get("images") != Some(&fingerprint(&*trainer.data.train)) {
+            if words.get("images") != Some(&trainer.images) {
                 let path = &trainer.config.data.path;
                 return Err(Error::run(
                     &place,
@@ -489,7 +491,7 @@ impl Trainer {
         let words = BTreeMap::from([
             ("format".to_string(), FORMAT.to_string()),
             ("config".to_string(), self.config.to_toml()?),
-            ("images".to_string(), fingerprint(&*self.data.train)),
+            ("images".to_string(), self.images.clone()),
             ("training_images".to_string(), self.data.train.len().to_string()),
         ]);
         self.folder.save_checkpoint(&(saver.into_tensors(), words))

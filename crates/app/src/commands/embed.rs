@@ -22,14 +22,14 @@ pub fn run(args: &EmbedArgs, output: &Output) -> Result<ExitCode> {
     }
     let trained = Trained::load(&args.run)?;
     let (data, opened) = open_for(&trained, args.data.as_deref(), args.strict, |_| None)?;
-    let named = output.skipped(&opened.report.bad_files);
+    let named = Output::skipped(&opened.report.bad_files);
     let dataset = match (args.test, opened.test) {
         (false, _) => opened.train,
         (true, Some(test)) => test,
         (true, None) => bail!("{data} has no test images"),
     };
     let features = trained.embed(&*dataset, args.batch.max(1))?;
-    let skipped = named + output.skipped(features.bad.iter().map(|(id, reason)| format!("{id}: {reason}")));
+    let skipped = named + Output::skipped(features.bad.iter().map(|(id, reason)| format!("{id}: {reason}")));
     if args.strict && !features.bad.is_empty() {
         bail!("{} of {} images can't be read, and --strict was given", features.bad.len(), dataset.len());
     }

@@ -20,7 +20,7 @@ pub fn run(args: &KnnArgs, output: &Output) -> Result<ExitCode> {
     let trained = Trained::load(&args.run)?;
     let (data, opened) =
         open_for(&trained, args.data.as_deref(), false, |of_run| args.limit.map_or(of_run, |l| (l > 0).then_some(l)))?;
-    let skipped = output.skipped(&opened.report.bad_files);
+    let skipped = Output::skipped(&opened.report.bad_files);
     let classes = opened.train.classes().map_or(0, <[String]>::len);
     if classes < 2 {
         bail!("{data}: k-NN accuracy needs labels of at least 2 classes ({})", opened.report.understood);

@@ -69,7 +69,7 @@ pub fn run(args: &TrainArgs, output: &Output) -> Result<ExitCode> {
 /// No run there, a damaged checkpoint; whatever training can fail of.
 pub fn resume(args: &ResumeArgs, output: &Output) -> Result<ExitCode> {
     let trainer = Trainer::resume(&args.run, args.data.as_deref())?;
-    output.skipped(&trainer.data().report.bad_files);
+    Output::skipped(&trainer.data().report.bad_files);
     finish(trainer, output)
 }
 
@@ -80,7 +80,7 @@ pub fn resume(args: &ResumeArgs, output: &Output) -> Result<ExitCode> {
 pub fn start(config: RunConfig, out: &Path, output: &Output) -> Result<ExitCode> {
     let trainer = Trainer::create(config, out)?;
     let (config, data) = (trainer.config(), trainer.data());
-    output.skipped(&data.report.bad_files);
+    Output::skipped(&data.report.bad_files);
     output.say(format!(
         "{} with {} on {} images of {} ({}), {} channels, {} px; {} steps; run folder {}",
         config.method,

@@ -32,7 +32,7 @@ pub fn run(args: &ViewsArgs, output: &Output) -> Result<ExitCode> {
         Arc::new(SingleImage::open(Path::new(&args.data))?)
     } else {
         let opened = open(&args.data, &OpenOptions::default())?;
-        output.skipped(&opened.report.bad_files);
+        Output::skipped(&opened.report.bad_files);
         opened.train
     };
     let channels = dataset.channels();

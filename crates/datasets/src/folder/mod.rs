@@ -184,7 +184,7 @@ pub fn splits(root: &Path) -> Result<(Splits, Vec<String>)> {
     let mut others = Vec::new();
     for entry in std::fs::read_dir(root).map_err(Error::io(root))? {
         let path = entry.map_err(Error::io(root))?.path();
-        if path != train && Some(&path) != test.as_ref() && !is_passed_over(&path) && holds_images(&path) {
+        if path != train && Some(&path) != test.as_ref() && !is_passed_over(&path, true) && holds_images(&path) {
             others.push(path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default());
         }
     }
@@ -201,7 +201,11 @@ type Found = (String, PathBuf);
 /// All files with an image's ending, in byte order, and what could not be looked at.
 fn walk(root: &Path, strict: bool) -> Result<(Vec<Found>, Vec<BadFile>)> {
     let (mut found, mut bad) = (Vec::new(), Vec::new());
-    for entry in WalkDir::new(root).follow_links(true).into_iter().filter_entry(|e| e.depth() == 0 || !is_passed_over(e.path())) {
+    for entry in WalkDir::new(root)
+        .follow_links(true)
+        .into_iter()
+        .filter_entry(|e| e.depth() == 0 || !is_passed_over(e.path(), e.file_type().is_dir()))
+    {
         match entry {
             Ok(entry) if !entry.file_type().is_dir() && has_image_ending(entry.path()) => {
                 found.push((relative(root, entry.path()), entry.into_path()));
@@ -233,14 +237,15 @@ fn walk(root: &Path, strict: bool) -> Result<(Vec<Found>, Vec<BadFile>)> {
 const RUN_FILES: [&str; 2] = ["config.toml", "metrics.jsonl"];
 
 fn holds_images(path: &Path) -> bool {
-    let walk = WalkDir::new(path).follow_links(true).into_iter().filter_entry(|e| !is_passed_over(e.path()));
+    let walk =
+        WalkDir::new(path).follow_links(true).into_iter().filter_entry(|e| !is_passed_over(e.path(), e.file_type().is_dir()));
     walk.flatten().any(|e| !e.file_type().is_dir() && has_image_ending(e.path()))
 }
 
 /// Hidden folders, archives' leftovers, and training runs that were written among the images.
-fn is_passed_over(path: &Path) -> bool {
+fn is_passed_over(path: &Path, is_folder: bool) -> bool {
     path.file_name().is_some_and(|n| n.as_encoded_bytes().starts_with(b".") || n == "__MACOSX")
-        || RUN_FILES.iter().all(|name| path.join(name).is_file())
+        || is_folder && RUN_FILES.iter().all(|name| path.join(name).is_file())
 }
 
 /// `path` below `root`, with forward slashes.
