@@ -2,7 +2,7 @@
 
 use toml::Table;
 
-use crate::config::{Layer, nearest};
+use crate::layers::{Layer, nearest};
 use crate::{Error, Result};
 
 /// A recipe of the registry.

@@ -14,8 +14,8 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use twinsight_datasets::{Opened, open};
-use twinsight_train::config::parse_assignment;
 use twinsight_train::data::open_options;
+use twinsight_train::layers::parse_assignment;
 use twinsight_train::{Layer, Trained};
 
 use crate::cli::{BenchCommand, Command, SettingArgs};
