@@ -37,19 +37,23 @@ pub struct PeersArgs {
     /// A Python that has the peer's libraries.
     #[arg(long)]
     python: PathBuf,
-    /// The peer: a Python program that takes --method, --encoder, --batch, --size, --steps and prints one JSON line last, with
-    /// peer, images_per_s, step_s and peak_rss_mb.
+    /// The peer: a Python program that takes --method, --encoder, --batch, --size, --steps, --dtype, --channels-last and
+    /// --compile, and prints one JSON line last, with peer, images_per_s, step_s and peak_rss_mb.
     #[arg(long)]
     peer: PathBuf,
-    /// A step to compare; may be given again.
-    #[arg(long = "case", value_name = "METHOD:ENCODER:BATCH:SIZE", default_values = [
-        "simclr:resnet18:128:32", "byol:resnet18:128:32", "dino:vit_tiny:64:32",
+    /// A step to compare; may be given again. Each is a row of its own, which replaces the one of an earlier run.
+    #[arg(long = "case", value_name = "METHOD:ENCODER:BATCH:SIZE[:bf16]", default_values = [
+        "simclr:resnet18:128:32", "byol:resnet18:128:32", "barlow_twins:resnet18:128:32", "dino:vit_tiny:64:32",
+        "simclr:resnet50:16:224", "simclr:resnet18:128:32:bf16",
     ])]
     cases: Vec<Case>,
+    /// What the peer calls one of our methods; may be given again.
+    #[arg(long = "peer-name", value_name = "OURS=THEIRS", default_values = ["barlow_twins=barlow"], value_parser = renaming)]
+    names: Vec<(String, String)>,
     /// Timed steps a run.
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
     steps: u32,
-    /// Pairs of runs, ours and the peer's in turn, after one of each that warms up.
+    /// Rounds of runs, ours and the peer's variants (eager, channels last, compiled) in turn, after one that warms up.
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(3..))]
     pairs: u32,
     /// The file whose section is rewritten.
@@ -64,28 +68,38 @@ struct Case {
     encoder: String,
     batch: u32,
     size: u32,
+    bf16: bool,
 }
+
+/// The peer's ways to run a step: names, and arguments beyond the step's. bf16 is compared with channels-last alone.
+const VARIANTS: [(&str, &[&str]); 3] =
+    [("eager", &[]), ("channels-last", &["--channels-last"]), ("compiled", &["--channels-last", "--compile"])];
 
 impl std::str::FromStr for Case {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
         let parts: Vec<&str> = text.split(':').collect();
-        let [method, encoder, batch, size] = parts[..] else {
-            return Err(format!("`{text}` is not METHOD:ENCODER:BATCH:SIZE"));
+        let (parts, bf16) = match parts.split_last() {
+            Some((&"bf16", rest)) => (rest, true),
+            _ => (&parts[..], false),
+        };
+        let &[method, encoder, batch, size] = parts else {
+            return Err(format!("`{text}` is not METHOD:ENCODER:BATCH:SIZE, with or without :bf16"));
         };
         let number = |what, text: &str| match text.parse::<u32>() {
             Ok(n) if n > 0 => Ok(n),
             _ => Err(format!("{what} `{text}` is not a whole number above 0")),
         };
         let (batch, size) = (number("batch", batch)?, number("size", size)?);
-        Ok(Self { method: method.into(), encoder: encoder.into(), batch, size })
+        Ok(Self { method: method.into(), encoder: encoder.into(), batch, size, bf16 })
     }
 }
 
 impl std::fmt::Display for Case {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}, {}, batch {}, {} px", self.method, self.encoder, self.batch, self.size)
+        let precision = if self.bf16 { ", bf16" } else { "" };
+        write!(f, "{}, {}, batch {}, {} px{precision}", self.method, self.encoder, self.batch, self.size)
     }
 }
 
@@ -106,36 +120,59 @@ fn peers(args: &PeersArgs) -> Result<()> {
         bail!("{} is not a file: --peer must be the PyTorch program", args.peer.display());
     }
     let program = build()?;
-    let mut compared = Vec::new();
+    let machine = Machine::here(&own_version()?);
+    let path = shell::root().join(&args.out);
     for case in &args.cases {
-        let (mut ours, mut theirs) = (Vec::new(), Vec::new());
-        for pair in 0..=args.pairs {
-            let a = measure(Command::new(&program).args(["bench", "step", "--json"]), case, args.steps)?;
-            let b = measure(Command::new(&args.python).arg(&args.peer), case, args.steps)?;
-            println!("{case}: {} {:.1} and {:.1} images/s", label(pair), a.images_per_s, b.images_per_s);
-            if pair > 0 {
-                ours.push(a);
-                theirs.push(b);
+        let variants = if case.bf16 { &VARIANTS[1..2] } else { &VARIANTS[..] };
+        let name = args.names.iter().find(|(ours, _)| *ours == case.method).map_or(case.method.as_str(), |(_, theirs)| theirs);
+        let mut ours = Vec::new();
+        let mut theirs: Vec<(&str, Vec<Measurement>)> = variants.iter().map(|(name, _)| (*name, Vec::new())).collect();
+        for round in 0..=args.pairs {
+            let mut command = Command::new(&program);
+            command.args(["bench", "step", "--json", "--method", &case.method]);
+            if case.bf16 {
+                command.args(["--precision", "bf16"]);
+            }
+            let own = measure(&mut command, case, args.steps)?;
+            print!("{case}: {} {:.2} images/s", label(round), own.images_per_s);
+            for ((name_of, arguments), (_, runs)) in variants.iter().zip(&mut theirs) {
+                let mut command = Command::new(&args.python);
+                command.arg(&args.peer).args(["--method", name]).args(*arguments);
+                if case.bf16 {
+                    command.args(["--dtype", "bf16"]);
+                }
+                let run = measure(&mut command, case, args.steps)?;
+                print!(", {name_of} {:.2}", run.images_per_s);
+                if round > 0 {
+                    runs.push(run);
+                }
+            }
+            println!();
+            if round > 0 {
+                ours.push(own);
             }
         }
-        compared.push(Comparison::new(case.to_string(), &ours, &theirs)?);
+        // Written case by case, so that a run that is cut short keeps what it has.
+        let row = Comparison::new(case.to_string(), &ours, &theirs)?.row(&machine);
+        let old = match std::fs::read_to_string(&path) {
+            Ok(text) => text,
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => String::new(),
+            Err(e) => return Err(e).with_context(|| path.display().to_string()),
+        };
+        let new = report::replace(&old, &machine, &row, args.pairs, args.steps).with_context(|| path.display().to_string())?;
+        std::fs::write(&path, new).with_context(|| path.display().to_string())?;
+        println!("{row}written to {}", path.display());
     }
-    let machine = Machine::here(&own_version()?);
-    let section = report::section(&machine, &compared, args.pairs, args.steps);
-    let path = shell::root().join(&args.out);
-    let old = match std::fs::read_to_string(&path) {
-        Ok(text) => text,
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => String::new(),
-        Err(e) => return Err(e).with_context(|| path.display().to_string()),
-    };
-    let new = report::replace(&old, &section).with_context(|| path.display().to_string())?;
-    std::fs::write(&path, new).with_context(|| path.display().to_string())?;
-    println!("{section}\nwritten to {}", path.display());
     Ok(())
 }
 
+fn renaming(text: &str) -> Result<(String, String), String> {
+    let (ours, theirs) = text.split_once('=').ok_or_else(|| format!("`{text}` is not OURS=THEIRS"))?;
+    Ok((ours.into(), theirs.into()))
+}
+
 fn label(pair: u32) -> String {
-    if pair == 0 { "warm-up".into() } else { format!("pair {pair}") }
+    if pair == 0 { "warm-up".into() } else { format!("round {pair}") }
 }
 
 /// Builds the program for release and says where it is.
@@ -164,8 +201,7 @@ fn metadata() -> Result<cargo_metadata::Metadata> {
 
 fn measure(command: &mut Command, case: &Case, steps: u32) -> Result<Measurement> {
     let [batch, size, steps] = [case.batch, case.size, steps].map(|n| n.to_string());
-    command.args(["--method", &case.method, "--encoder", &case.encoder]);
-    command.args(["--batch", &batch, "--size", &size, "--steps", &steps]);
+    command.args(["--encoder", &case.encoder, "--batch", &batch, "--size", &size, "--steps", &steps]);
     Measurement::parse(&shell::output(command)?).with_context(|| format!("{case}"))
 }
 
@@ -177,6 +213,10 @@ mod tests {
     fn cases_are_read_and_wrong_ones_refused() {
         let case: Case = "dino:vit_tiny:64:32".parse().expect("a case");
         assert_eq!(case.to_string(), "dino, vit_tiny, batch 64, 32 px");
+        let case: Case = "simclr:resnet18:8:32:bf16".parse().expect("a case");
+        assert_eq!(case.to_string(), "simclr, resnet18, batch 8, 32 px, bf16");
+        assert_eq!(renaming("a=b"), Ok(("a".into(), "b".into())));
+        assert!(renaming("a").is_err());
         assert!("dino:vit_tiny:64".parse::<Case>().expect_err("short").contains("METHOD:ENCODER"));
         assert!("dino:vit_tiny:x:32".parse::<Case>().expect_err("batch").starts_with("batch `x`"));
         assert!("dino:vit_tiny:64:0".parse::<Case>().expect_err("size").starts_with("size `0`"));

@@ -292,6 +292,28 @@ pub enum Listed {
 pub enum BenchCommand {
     /// Images a second of a training step on random views.
     Step(BenchStepArgs),
+    /// Rates of every operation, beside the highest that the machine reaches.
+    Kernels(BenchKernelsArgs),
+}
+
+/// `bench kernels`.
+#[derive(Debug, Args)]
+pub struct BenchKernelsArgs {
+    /// Only operations whose name (operation, pass and shape) holds this.
+    pub filter: Option<String>,
+    /// Seconds for each.
+    #[arg(long, default_value_t = 0.3, value_parser = seconds)]
+    pub time: f64,
+    /// Threads [default: one a core].
+    #[arg(long)]
+    pub threads: Option<usize>,
+}
+
+fn seconds(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(s) if (0.0..=3600.0).contains(&s) => Ok(s),
+        _ => Err("expected seconds, 0 to 3600".into()),
+    }
 }
 
 /// `bench step`.
@@ -315,6 +337,9 @@ pub struct BenchStepArgs {
     /// Timed steps, after one that warms up.
     #[arg(long, default_value_t = 5)]
     pub steps: usize,
+    /// Print where the time of a step goes.
+    #[arg(long)]
+    pub profile: bool,
     /// Threads [default: one a core].
     #[arg(long)]
     pub threads: Option<usize>,

@@ -14,6 +14,7 @@ mod activation;
 mod allocator;
 mod attention;
 mod batch_norm;
+pub mod bench;
 mod check;
 pub mod composed;
 mod conv;
@@ -23,6 +24,7 @@ mod linear;
 mod loss;
 mod pool;
 mod softmax;
+pub mod trace;
 pub mod update;
 
 pub use activation::{gelu, relu};

@@ -77,6 +77,17 @@ impl ProjectionHead {
         Self::new(b, &[first, second], None)
     }
 
+    /// Two layers of linear, batch norm and ReLU, and a linear layer: the projector of Barlow Twins and VICReg. No layer has a
+    /// bias, as in their own programs (lightly's last one has).
+    ///
+    /// # Errors
+    /// A name that is taken.
+    pub fn three_layers(b: &Builder, inputs: usize, hidden: usize, outputs: usize) -> Result<Self> {
+        let inner = |inputs| HeadLayer { inputs, outputs: hidden, bias: false, norm: true, activation: Activation::Relu };
+        let last = HeadLayer { inputs: hidden, outputs, bias: false, norm: false, activation: Activation::None };
+        Self::new(b, &[inner(inputs), inner(hidden), last], None)
+    }
+
     /// (N, inputs) to (N, outputs).
     ///
     /// # Errors

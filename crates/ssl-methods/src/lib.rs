@@ -3,9 +3,10 @@
 //! [`METHODS`] lists them; [`method`] finds one by name. A [`Method`] owns its networks and all other state. The caller
 //! makes the views that [`Method::views`] asks for, calls [`Method::loss`], goes backward, lets
 //! [`Method::adjust_gradients`] see the gradients, updates the parameters of [`Method::student`], and calls
-//! [`Method::after_step`]. The losses themselves are pure functions ([`nt_xent`], [`negative_cosine`], [`dino_loss`]) for
+//! [`Method::after_step`]. The losses themselves are pure functions ([`nt_xent`], [`barlow_twins_loss`], [`negative_cosine`], [`dino_loss`]) for
 //! those who bring networks of their own.
 
+mod barlow_twins;
 mod byol;
 mod config;
 mod dino;
@@ -21,6 +22,7 @@ use twinsight_augment::{Normalize, ViewPlan};
 use twinsight_encoders::{Encoder, EncoderConfig, EncoderSpec};
 use twinsight_nn::{DrawKey, Gradients, Mode, ParamStore, StateVisitor};
 
+pub use barlow_twins::{BarlowTwins, BarlowTwinsConfig, barlow_twins_loss};
 pub use byol::{Byol, ByolConfig, negative_cosine};
 pub use dino::{Dino, DinoConfig, dino_loss, teacher_distribution};
 pub use error::{Error, Result};

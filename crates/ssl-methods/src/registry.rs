@@ -4,7 +4,7 @@ use toml::{Table, Value};
 use twinsight_augment::ViewPlan;
 
 use crate::views::BY_SIZE;
-use crate::{Error, Method, MethodContext, Result, ViewContext, byol, dino, simclr};
+use crate::{Error, Method, MethodContext, Result, ViewContext, barlow_twins, byol, dino, simclr};
 
 /// A method that can be built by name.
 pub struct MethodSpec {
@@ -67,7 +67,7 @@ impl std::fmt::Debug for MethodSpec {
 }
 
 /// Every method there is.
-pub static METHODS: &[MethodSpec] = &[simclr::SPEC, byol::SPEC, dino::SPEC];
+pub static METHODS: &[MethodSpec] = &[simclr::SPEC, barlow_twins::SPEC, byol::SPEC, dino::SPEC];
 
 /// The method called `name`.
 ///
@@ -92,7 +92,7 @@ mod tests {
         let text = |name| method(name).expect_err("unknown").to_string();
         assert!(text("SimCLR").contains("did you mean `simclr`"));
         assert!(text("dinov2").contains("did you mean `dino`"));
-        assert!(text("x").contains("simclr, byol, dino"));
+        assert!(text("x").contains("simclr, barlow_twins, byol, dino"));
     }
 
     #[test]

@@ -4,7 +4,7 @@ use candle_core::{D, DType, Tensor};
 use serde::{Deserialize, Serialize};
 use twinsight_augment::{SimclrViews, ViewPlan};
 use twinsight_encoders::Encoder;
-use twinsight_kernels::{cross_entropy_soft, l2_normalize};
+use twinsight_kernels::{cross_entropy_soft, l2_normalize, linear};
 use twinsight_nn::{Builder, ParamStore, StateVisitor};
 
 use crate::config::{defaults, ensure, read};
@@ -157,7 +157,7 @@ pub fn nt_xent(a: &Tensor, b: &Tensor, temperature: f64) -> Result<Tensor> {
 fn similarities(z: &Tensor, temperature: f64) -> Result<Tensor> {
     let rows = z.dim(0)?;
     let z = l2_normalize(z, 1e-12)?;
-    let logits = (z.matmul(&z.t()?)? * (1.0 / temperature))?;
+    let logits = (linear(&z, &z, None)? * (1.0 / temperature))?;
     let itself = (Tensor::eye(rows, DType::F32, z.device())? * -1e9)?;
     Ok((logits + itself)?)
 }

@@ -142,6 +142,8 @@ fn values_out_of_range_are_refused_by_name() -> Result<()> {
         ("simclr", "temperature = 'warm'"),
         ("byol", "momentum = 1.5"),
         ("byol", "momentum = -0.1"),
+        ("barlow_twins", "lambda = 0.0"),
+        ("barlow_twins", "projection_dim = 1"),
         ("byol", "hidden_dim = 0"),
         ("byol", "projection_dim = -4"),
         ("dino", "out_dim = 0"),
@@ -279,7 +281,7 @@ fn cases() -> Result<Vec<Case>> {
     for spec in METHODS {
         let small: Table = match spec.name {
             "simclr" => "projection_dim = 16".parse()?,
-            "byol" => "hidden_dim = 32\nprojection_dim = 16".parse()?,
+            "barlow_twins" | "byol" => "hidden_dim = 32\nprojection_dim = 16".parse()?,
             "dino" => "hidden_dim = 32\nbottleneck_dim = 16\nout_dim = 24\nlocal_views = 2".parse()?,
             _ => Table::new(),
         };

@@ -29,6 +29,11 @@ pub static RECIPES: &[RecipeSpec] = &[
         toml: include_str!("../recipes/simclr-small.toml"),
     },
     RecipeSpec {
+        name: "barlow_twins-small",
+        summary: "Barlow Twins for a few thousand small images on a CPU; the default of `--method barlow_twins`",
+        toml: include_str!("../recipes/barlow_twins-small.toml"),
+    },
+    RecipeSpec {
         name: "byol-small",
         summary: "BYOL for a few thousand small images on a CPU; the default of `--method byol`",
         toml: include_str!("../recipes/byol-small.toml"),

@@ -1,6 +1,4 @@
-//! Measurements of two programs, their medians and ratios, and the section of the benchmark file that shows them.
-
-use std::fmt::Write;
+//! Measurements of our program and of a peer's variants, their medians and ratios, and the benchmark file's section of rows.
 
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
@@ -16,27 +14,24 @@ pub struct Measurement {
     pub peer: Option<String>,
     /// Images a second, each counted once.
     pub images_per_s: f64,
-    /// Seconds a step.
-    pub step_s: f64,
     /// Peak memory in MB, where the program knows it.
     pub peak_rss_mb: Option<f64>,
 }
 
-/// Medians of the runs of both programs on one step.
+/// Medians of the runs of ours and of the peer's variants on one step.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Comparison {
     case: String,
     peer: String,
     ours: Medians,
-    theirs: Medians,
-    /// Ours over theirs in images a second: the median of the pairs' ratios, with the lowest and highest.
+    theirs: Vec<(String, Medians)>,
+    /// Ours in images a second over the best variant's of the same round: the median of the rounds, the lowest, the highest.
     ratio: [f64; 3],
 }
 
 #[derive(Debug, Clone, Copy, PartialEq)]
 struct Medians {
     images_per_s: f64,
-    step_s: f64,
     peak_rss_mb: Option<f64>,
 }
 
@@ -53,7 +48,7 @@ impl Measurement {
     /// Reads the last line of `output` that is a JSON object.
     ///
     /// # Errors
-    /// When there is none, or it lacks `images_per_s` or `step_s`.
+    /// When there is none, or it lacks `images_per_s`.
     pub fn parse(output: &str) -> Result<Self> {
         let line = output.lines().rev().find_map(|l| serde_json::from_str::<Value>(l).ok().filter(Value::is_object));
         let line = line.context("the program printed no JSON line")?;
@@ -64,25 +59,44 @@ impl Measurement {
         Ok(Self {
             peer: line["peer"].as_str().map(String::from),
             images_per_s: number("images_per_s")?,
-            step_s: number("step_s")?,
             peak_rss_mb: line["peak_rss_mb"].as_f64(),
         })
     }
 }
 
 impl Comparison {
-    /// Compares runs made in turn: `ours[i]` and `theirs[i]` are a pair.
+    /// Compares runs made in turn: `ours[i]` and every variant's run `i` are a round.
     ///
     /// # Errors
-    /// When there are no pairs.
-    pub fn new(case: String, ours: &[Measurement], theirs: &[Measurement]) -> Result<Self> {
-        if ours.is_empty() || ours.len() != theirs.len() {
-            bail!("{} and {} runs make no pairs", ours.len(), theirs.len());
+    /// When there are no rounds, no variants, or some have fewer runs.
+    pub fn new(case: String, ours: &[Measurement], theirs: &[(&str, Vec<Measurement>)]) -> Result<Self> {
+        if ours.is_empty() || theirs.is_empty() || theirs.iter().any(|(_, runs)| runs.len() != ours.len()) {
+            bail!("{} runs of ours and {:?} of the peer make no rounds", ours.len(), theirs.iter().map(|t| t.1.len()));
         }
-        let mut ratios: Vec<f64> = ours.iter().zip(theirs).map(|(a, b)| a.images_per_s / b.images_per_s).collect();
+        let best = |round: usize| theirs.iter().map(|(_, runs)| runs[round].images_per_s).fold(0.0, f64::max);
+        let mut ratios: Vec<f64> = ours.iter().enumerate().map(|(round, own)| own.images_per_s / best(round)).collect();
         let ratio = [median(&mut ratios), ratios[0], ratios[ratios.len() - 1]];
-        let peer = theirs[0].peer.clone().unwrap_or_else(|| "peer".into());
-        Ok(Self { case, peer, ours: medians(ours), theirs: medians(theirs), ratio })
+        let peer = theirs[0].1[0].peer.clone().unwrap_or_else(|| "peer".into());
+        let theirs = theirs.iter().map(|(name, runs)| (name.to_string(), medians(runs))).collect();
+        Ok(Self { case, peer, ours: medians(ours), theirs, ratio })
+    }
+
+    /// The table's row.
+    pub fn row(&self, machine: &Machine) -> String {
+        let [mid, low, high] = self.ratio;
+        let theirs: Vec<String> = self.theirs.iter().map(|(name, m)| format!("{name} {:.1}", m.images_per_s)).collect();
+        let memory = |m: Option<f64>| m.map_or("–".into(), |m| format!("{m:.0}"));
+        let lowest = self.theirs.iter().filter_map(|(_, m)| m.peak_rss_mb).reduce(f64::min);
+        format!(
+            "| {} | {:.1} | {} | {mid:.2} ({low:.2} to {high:.2}) | {} / {} | {}, {} |\n",
+            self.case,
+            self.ours.images_per_s,
+            theirs.join(", "),
+            memory(self.ours.peak_rss_mb),
+            memory(lowest),
+            machine.version,
+            self.peer,
+        )
     }
 }
 
@@ -100,61 +114,50 @@ impl Machine {
     }
 }
 
-/// The section, markers included.
-pub fn section(machine: &Machine, compared: &[Comparison], pairs: u32, steps: u32) -> String {
-    let peer = compared.first().map_or("the peer", |c| &c.peer);
-    let mut out = format!(
-        "{BEGIN}\n{}, {} cores ({}, {}); twinsight {}, {}; {peer}. Both programs in turn, {pairs} pairs of runs after one that \
-         warms up, {steps} timed steps a run; medians, and the range of the pairs' ratios.\n\n\
-         | training step | twinsight, images/s | {peer}, images/s | ratio | peak memory, MB | seconds a step |\n\
-         | --- | ---: | ---: | ---: | ---: | ---: |\n",
+/// The section without its rows, up to the table's head.
+fn head(machine: &Machine, rounds: u32, steps: u32) -> String {
+    format!(
+        "{BEGIN}\n{}, {} cores ({}, {}); {}. Ours and the peer's variants in turn, {rounds} rounds after one that warms up, \
+         {steps} timed steps a run; medians. The ratio is to the best variant of the same round: median (lowest to highest). \
+         Memory is ours and the lowest of the variants'.\n\n\
+         | training step | twinsight, images/s | peer, images/s | ratio | peak memory, MB | versions |\n\
+         | --- | ---: | --- | ---: | ---: | --- |\n",
         machine.processor,
         machine.cores,
         std::env::consts::OS,
         std::env::consts::ARCH,
-        machine.version,
         machine.rustc,
-    );
-    for c in compared {
-        let [mid, low, high] = c.ratio;
-        let memory = |m: Option<f64>| m.map_or("–".into(), |m| format!("{m:.0}"));
-        let _ = writeln!(
-            out,
-            "| {} | {:.1} | {:.1} | {mid:.2} ({low:.2} to {high:.2}) | {} / {} | {:.3} / {:.3} |",
-            c.case,
-            c.ours.images_per_s,
-            c.theirs.images_per_s,
-            memory(c.ours.peak_rss_mb),
-            memory(c.theirs.peak_rss_mb),
-            c.ours.step_s,
-            c.theirs.step_s,
-        );
-    }
-    out + END + "\n"
+    )
 }
 
-/// `old` with its section replaced, or with the section at its end where it has none.
+/// `old` with `row` in its section, in the place of the row of the same step if there is one; a section is added at the end
+/// where there is none.
 ///
 /// # Errors
 /// When only one of the markers is there, or they are in the wrong order.
-pub fn replace(old: &str, section: &str) -> Result<String> {
-    match (old.find(BEGIN), old.find(END)) {
+pub fn replace(old: &str, machine: &Machine, row: &str, rounds: u32, steps: u32) -> Result<String> {
+    let (before, rows, after) = match (old.find(BEGIN), old.find(END)) {
         (Some(begin), Some(end)) if begin < end => {
             let rest = old[end + END.len()..].strip_prefix('\n').unwrap_or(&old[end + END.len()..]);
-            Ok(format!("{}{section}{rest}", &old[..begin]))
+            (old[..begin].to_string(), &old[begin + BEGIN.len()..end], rest)
         }
-        (None, None) if old.trim().is_empty() => Ok(format!("# Benchmarks\n\n## One training step\n\n{section}")),
-        (None, None) => Ok(format!("{}\n\n## One training step\n\n{section}", old.trim_end())),
+        (None, None) if old.trim().is_empty() => ("# Benchmarks\n\n## One training step\n\n".to_string(), "", ""),
+        (None, None) => (format!("{}\n\n## One training step\n\n", old.trim_end()), "", ""),
         _ => bail!("the lines `{BEGIN}` and `{END}` must both be there, in this order, or neither"),
+    };
+    let step = |row: &str| row.split('|').nth(1).map(|cell| cell.trim().to_string());
+    let mut rows: Vec<String> = rows.lines().filter(|l| l.starts_with("| ")).skip(2).map(|l| format!("{l}\n")).collect();
+    match rows.iter_mut().find(|old| step(old) == step(row)) {
+        Some(old) => *old = row.to_string(),
+        None => rows.push(row.to_string()),
     }
+    Ok(format!("{before}{}{}{END}\n{after}", head(machine, rounds, steps), rows.concat()))
 }
 
 fn medians(runs: &[Measurement]) -> Medians {
-    let of = |value: fn(&Measurement) -> f64| median(&mut runs.iter().map(value).collect::<Vec<_>>());
     let mut memory: Vec<f64> = runs.iter().filter_map(|m| m.peak_rss_mb).collect();
     Medians {
-        images_per_s: of(|m| m.images_per_s),
-        step_s: of(|m| m.step_s),
+        images_per_s: median(&mut runs.iter().map(|m| m.images_per_s).collect::<Vec<_>>()),
         peak_rss_mb: (!memory.is_empty()).then(|| median(&mut memory)),
     }
 }
@@ -176,47 +179,53 @@ mod tests {
     use super::*;
 
     fn run(images_per_s: f64, peak: Option<f64>) -> Measurement {
-        Measurement { peer: Some("torch 2.9".into()), images_per_s, step_s: 128.0 / images_per_s, peak_rss_mb: peak }
+        Measurement { peer: Some("torch 2.9".into()), images_per_s, peak_rss_mb: peak }
+    }
+
+    fn machine() -> Machine {
+        Machine { processor: "Some CPU".into(), cores: 2, version: "0.1.0".into(), rustc: "rustc 1".into() }
     }
 
     #[test]
     fn the_last_json_line_counts() -> Result<()> {
-        let output = "words\n{\"images_per_s\": 1, \"step_s\": 1}\n{\"peer\":\"torch 2\",\"images_per_s\":80.5,\"step_s\":1.5,\"peak_rss_mb\":900}\nbye\n";
+        let output = "words\n{\"images_per_s\": 1}\n{\"peer\":\"torch 2\",\"images_per_s\":80.5,\"peak_rss_mb\":900}\nbye\n";
         let read = Measurement::parse(output)?;
         assert_eq!((read.peer.as_deref(), read.images_per_s, read.peak_rss_mb), (Some("torch 2"), 80.5, Some(900.0)));
         assert!(Measurement::parse("nothing").is_err());
-        let error = Measurement::parse("{\"images_per_s\":0,\"step_s\":1}").expect_err("zero").to_string();
+        let error = Measurement::parse("{\"images_per_s\":0}").expect_err("zero").to_string();
         assert!(error.starts_with("images_per_s is 0"), "{error}");
         Ok(())
     }
 
     #[test]
-    fn medians_and_ratios_are_of_pairs() -> Result<()> {
+    fn the_ratio_is_to_the_best_variant_of_the_round() -> Result<()> {
         let ours = [run(100.0, Some(5.0)), run(150.0, None), run(120.0, Some(7.0))];
-        let theirs = [run(50.0, None), run(100.0, None), run(40.0, None)];
-        let c = Comparison::new("case".into(), &ours, &theirs)?;
+        let eager = vec![run(50.0, Some(9.0)), run(75.0, None), run(40.0, None)];
+        let compiled = vec![run(40.0, Some(8.0)), run(100.0, None), run(30.0, None)];
+        let c = Comparison::new("case".into(), &ours, &[("eager", eager.clone()), ("compiled", compiled)])?;
         assert_eq!(c.ratio, [2.0, 1.5, 3.0]);
-        assert_eq!((c.ours.images_per_s, c.theirs.images_per_s), (120.0, 50.0));
-        assert_eq!((c.ours.peak_rss_mb, c.theirs.peak_rss_mb), (Some(6.0), None));
-        assert!(Comparison::new("case".into(), &ours, &theirs[..2]).is_err());
+        let row = c.row(&machine());
+        for part in ["| case | 120.0 | eager 50.0, compiled 40.0 | 2.00 (1.50 to 3.00) | 6 / 8 |", "0.1.0, torch 2.9"] {
+            assert!(row.contains(part), "{part}: {row}");
+        }
+        assert!(Comparison::new("case".into(), &ours[..2], &[("eager", eager)]).is_err());
+        assert!(Comparison::new("case".into(), &ours, &[]).is_err());
         Ok(())
     }
 
     #[test]
-    fn the_section_names_machine_and_versions_and_replaces_itself() -> Result<()> {
-        let machine = Machine { processor: "Some CPU".into(), cores: 2, version: "0.1.0".into(), rustc: "rustc 1".into() };
-        let c = Comparison::new("simclr, resnet18".into(), &[run(100.0, Some(5.0))], &[run(50.0, None)])?;
-        let text = section(&machine, &[c], 3, 5);
-        for word in ["Some CPU, 2 cores", "rustc 1", "torch 2.9", "| simclr, resnet18 | 100.0 | 50.0 | 2.00", "5 / –"] {
-            assert!(text.contains(word), "{word}: {text}");
-        }
-        let fresh = replace("", &text)?;
-        assert!(fresh.starts_with("# Benchmarks"));
-        assert_eq!(replace(&fresh, &text)?, fresh);
-        let around = replace(&format!("before\n{BEGIN}\nold\n{END}\nafter\n"), &text)?;
+    fn rows_replace_their_own_kind_and_leave_the_rest() -> Result<()> {
+        let put = |old: &str, row: &str| replace(old, &machine(), row, 3, 5);
+        let fresh = put("", "| a | 1 |\n")?;
+        assert!(fresh.starts_with("# Benchmarks") && fresh.contains("Some CPU, 2 cores") && fresh.contains("rustc 1"));
+        let two = put(&fresh, "| b | 2 |\n")?;
+        assert!(two.contains("| a | 1 |\n| b | 2 |\n"), "{two}");
+        let again = put(&two, "| a | 3 |\n")?;
+        assert!(again.contains("| a | 3 |\n| b | 2 |\n") && !again.contains("| a | 1 |"), "{again}");
+        let around = put(&format!("before\n{BEGIN}\nold\n{END}\nafter\n"), "| a | 1 |\n")?;
         assert!(around.starts_with("before\n<!--") && around.ends_with("-->\nafter\n") && !around.contains("old"));
-        assert!(replace("text", &text)?.starts_with("text\n\n## One training step"));
-        assert!(replace(BEGIN, &text).is_err());
+        assert!(put("text", "| a | 1 |\n")?.starts_with("text\n\n## One training step"));
+        assert!(put(BEGIN, "| a | 1 |\n").is_err());
         Ok(())
     }
 

@@ -35,7 +35,8 @@ pub fn run(command: Command, output: &Output) -> Result<ExitCode> {
         Command::Embed(args) => embed::run(&args, output),
         Command::Views(args) => views::run(&args, output),
         Command::List(args) => list::run(&args, output),
-        Command::Bench { command: BenchCommand::Step(args) } => bench::run(&args, output),
+        Command::Bench { command: BenchCommand::Step(args) } => bench::step(&args, output),
+        Command::Bench { command: BenchCommand::Kernels(args) } => bench::kernels(&args, output),
     }
 }
 

@@ -7,6 +7,7 @@ use rayon::prelude::*;
 use super::dense::{Scratch, View, product, transposed_product};
 use super::memory::{SharedMut, host, tensor, values};
 use super::vector::{dot, exp, max, sum, vectorized};
+use crate::trace::span;
 
 /// The operation on packed queries, keys and values (N, T, 3 · heads · D).
 #[derive(Debug, Clone, Copy)]
@@ -24,6 +25,7 @@ impl CustomOp1 for Attention {
 
     fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
         let &Self { n, t, heads, d } = self;
+        let _span = span("attention forward", 2 * n * heads * t * t * d);
         let qkv = values(storage, layout)?;
         let mut y = vec![0.0f32; n * t * heads * d];
         let shared = SharedMut::new(&mut y);
@@ -44,6 +46,8 @@ impl CustomOp1 for Attention {
 
     fn bwd(&self, qkv: &Tensor, _: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
         let &Self { n, t, heads, d } = self;
+        // Four products; the fifth, of the scores again, is work of this implementation.
+        let _span = span("attention backward", 4 * n * heads * t * t * d);
         let grad = grad.contiguous()?;
         let ((xs, xl), (gs, gl)) = (qkv.storage_and_layout(), grad.storage_and_layout());
         let (qkv, g) = (host(&xs, xl)?, host(&gs, gl)?);

@@ -8,6 +8,7 @@ use rayon::prelude::*;
 
 use super::memory::{blocks, filled_ranges, host, tensor, values};
 use super::vector::vectorized;
+use crate::trace::span;
 
 /// Floats of a block of rows: both passes over it find it in the second-level cache.
 const BLOCK: usize = 32_768;
@@ -21,6 +22,7 @@ pub(crate) struct Statistics {
 
 /// The statistics of `groups` equal blocks of the rows of `x` (rows, `c`), each (groups, `c`).
 pub(crate) fn statistics(x: &[f32], c: usize, groups: usize) -> Statistics {
+    let _span = span("batch norm statistics", 0);
     let per_group = x.len() / groups;
     let (mut mean, mut var) = (Vec::with_capacity(groups * c), Vec::with_capacity(groups * c));
     for group in x.chunks_exact(per_group) {
@@ -124,6 +126,7 @@ impl BatchNorm {
 
     fn forward(&self, x: &[f32], parameters: &[f32], residual: Option<&[f32]>) -> Vec<f32> {
         let c = self.c;
+        let _span = span("batch norm forward", 0);
         let (weight, bias) = parameters.split_at(c);
         let slope: Vec<f32> = self.scale.iter().enumerate().map(|(i, s)| s * weight[i % c]).collect();
         let shift: Vec<f32> = self.mean.iter().enumerate().map(|(i, m)| bias[i % c] - m * slope[i]).collect();
@@ -145,6 +148,7 @@ impl BatchNorm {
         grad: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
         let c = self.c;
+        let _span = span("batch norm backward", 0);
         let grad = grad.contiguous()?;
         let shape = x.shape().clone();
         let need = (x.track_op(), parameters.track_op(), residual.is_some_and(Tensor::track_op));

@@ -9,6 +9,7 @@ use super::outer::{self, Outer};
 use super::panels::{Packed, Strides};
 use super::winograd;
 use crate::conv::Geometry;
+use crate::trace::{Span, span};
 
 /// The operation of (x, weight) → y.
 pub(crate) struct Conv2d(pub Geometry);
@@ -20,6 +21,7 @@ impl CustomOp2 for Conv2d {
 
     fn cpu_fwd(&self, s1: &CpuStorage, l1: &Layout, s2: &CpuStorage, l2: &Layout) -> Result<(CpuStorage, Shape)> {
         let g = &self.0;
+        let _span = g.span(Pass::Forward);
         let y = forward(g, values(s1, l1)?, values(s2, l2)?);
         Ok((CpuStorage::F32(y), Shape::from((g.n, g.oh, g.ow, g.o))))
     }
@@ -31,6 +33,7 @@ impl CustomOp2 for Conv2d {
         // The gradient to an input that nothing upstream learns from (the first layer's) is left out.
         let to_x = match x.track_op() {
             true => {
+                let _span = self.0.span(Pass::ToInput);
                 let (ws, wl) = weight.storage_and_layout();
                 Some(tensor(to_input(&self.0, host(&ws, wl)?, grad), x.shape().clone())?)
             }
@@ -38,6 +41,7 @@ impl CustomOp2 for Conv2d {
         };
         let to_weight = match weight.track_op() {
             true => {
+                let _span = self.0.span(Pass::ToWeight);
                 let (xs, xl) = x.storage_and_layout();
                 Some(tensor(to_weight(&self.0, host(&xs, xl)?, grad), weight.shape().clone())?)
             }
@@ -47,7 +51,46 @@ impl CustomOp2 for Conv2d {
     }
 }
 
+/// Computes one pass and drops its result, for measuring.
+///
+/// # Errors
+/// Tensors that are not contiguous `f32` in main memory.
+pub(crate) fn run_pass(g: &Geometry, pass: Pass, x: &Tensor, weight: &Tensor, grad: &Tensor) -> Result<()> {
+    let ((xs, xl), (ws, wl), (gs, gl)) = (x.storage_and_layout(), weight.storage_and_layout(), grad.storage_and_layout());
+    let (x, weight, grad) = (host(&xs, xl)?, host(&ws, wl)?, host(&gs, gl)?);
+    drop(match pass {
+        Pass::Forward => forward(g, x, weight),
+        Pass::ToInput => to_input(g, weight, grad),
+        Pass::ToWeight => to_weight(g, x, grad),
+    });
+    Ok(())
+}
+
+/// The three passes of a convolution.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Pass {
+    Forward,
+    ToInput,
+    ToWeight,
+}
+
 impl Geometry {
+    /// Multiply-adds of one pass, by the definition.
+    pub fn multiply_adds(&self) -> usize {
+        self.n * self.oh * self.ow * self.o * self.group().0 * self.kh * self.kw
+    }
+
+    fn span(&self, pass: Pass) -> Option<Span> {
+        let names = match (self.kh, self.kw) {
+            _ if self.depthwise() => ["conv depthwise forward", "conv depthwise to input", "conv depthwise to weight"],
+            (1, 1) => ["conv 1x1 forward", "conv 1x1 to input", "conv 1x1 to weight"],
+            _ if winograd::suits(self) => ["conv 3x3 Winograd forward", "conv 3x3 Winograd to input", "conv 3x3 Winograd to weight"],
+            (3, 3) => ["conv 3x3 other forward", "conv 3x3 other to input", "conv 3x3 other to weight"],
+            _ => ["conv larger forward", "conv larger to input", "conv larger to weight"],
+        };
+        span(names[pass as usize], self.multiply_adds())
+    }
+
     /// Whether every channel is convolved on its own.
     fn depthwise(&self) -> bool {
         self.config.groups == self.c && self.o == self.c

@@ -6,6 +6,7 @@ use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
 
 use super::memory::{filled, host, tensor, values};
 use super::vector::{gauss, vectorized};
+use crate::trace::span;
 
 /// Floats that one task writes.
 const BLOCK: usize = 16_384;
@@ -19,6 +20,7 @@ impl CustomOp1 for Relu {
     }
 
     fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        let _span = span("relu forward", 0);
         let x = values(storage, layout)?;
         // SAFETY: `relu` writes every float of its block.
         let y = unsafe { filled(x.len(), BLOCK, |start, out| relu(&x[start..], out)) };
@@ -26,6 +28,7 @@ impl CustomOp1 for Relu {
     }
 
     fn bwd(&self, _: &Tensor, y: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
+        let _span = span("relu backward", 0);
         let grad = grad.contiguous()?;
         let ((ys, yl), (gs, gl)) = (y.storage_and_layout(), grad.storage_and_layout());
         let (y, g) = (host(&ys, yl)?, host(&gs, gl)?);
@@ -44,6 +47,7 @@ impl CustomOp1 for Gelu {
     }
 
     fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        let _span = span("gelu forward", 0);
         let x = values(storage, layout)?;
         // SAFETY: `gelu` writes every float of its block.
         let y = unsafe { filled(x.len(), BLOCK, |start, out| gelu(&x[start..], out)) };
@@ -51,6 +55,7 @@ impl CustomOp1 for Gelu {
     }
 
     fn bwd(&self, x: &Tensor, _: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
+        let _span = span("gelu backward", 0);
         let grad = grad.contiguous()?;
         let ((xs, xl), (gs, gl)) = (x.storage_and_layout(), grad.storage_and_layout());
         let (x, g) = (host(&xs, xl)?, host(&gs, gl)?);

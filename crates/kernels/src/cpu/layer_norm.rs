@@ -7,6 +7,7 @@ use rayon::prelude::*;
 
 use super::memory::{blocks, filled, host, tensor, values};
 use super::vector::{square_deviation, sum, vectorized};
+use crate::trace::span;
 
 /// Floats of a block of rows.
 const BLOCK: usize = 16_384;
@@ -31,6 +32,7 @@ impl CustomOp3 for LayerNorm {
         s3: &CpuStorage,
         l3: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
+        let _span = span("layer norm forward", 0);
         let (x, w, b) = (values(s1, l1)?, values(s2, l2)?, values(s3, l3)?);
         // SAFETY: `forward` writes whole rows, and a block is made of whole rows.
         let y = unsafe { filled(x.len(), self.block(), |start, out| forward(&x[start..], w, b, self.eps, out)) };
@@ -45,6 +47,7 @@ impl CustomOp3 for LayerNorm {
         _: &Tensor,
         grad: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
+        let _span = span("layer norm backward", 0);
         let grad = grad.contiguous()?;
         let need = (x.track_op(), weight.track_op() || bias.track_op());
         let ((xs, xl), (ws, wl), (gs, gl)) = (x.storage_and_layout(), weight.storage_and_layout(), grad.storage_and_layout());

@@ -9,6 +9,7 @@ use super::outer::Outer;
 use super::panels::{Packed, Strides};
 use super::simd::TILE;
 use super::vector::vectorized;
+use crate::trace::span;
 
 /// x (…, I) · weightᵀ (O, I) \[+ bias (O)\].
 pub(crate) struct Linear {
@@ -62,6 +63,7 @@ impl CustomOp3 for Linear {
         let (dx, dw) = self.backward(x, weight, &grad)?;
         let db = match bias.track_op() {
             true => {
+                let _span = span("linear to bias", 0);
                 let (gs, gl) = grad.storage_and_layout();
                 Some(tensor(column_sums(host(&gs, gl)?, self.outputs), self.outputs)?)
             }
@@ -72,6 +74,10 @@ impl CustomOp3 for Linear {
 }
 
 impl Linear {
+    fn multiply_adds(&self) -> usize {
+        self.rows * self.inputs * self.outputs
+    }
+
     fn output_shape(&self, x: &Layout) -> Shape {
         let mut dims = x.dims().to_vec();
         if let Some(last) = dims.last_mut() {
@@ -82,6 +88,7 @@ impl Linear {
 
     fn forward(&self, x: &[f32], weight: &[f32], bias: Option<&[f32]>) -> Vec<f32> {
         let strides = Strides { start: 0, block: 0, row: 1, column: self.inputs };
+        let _span = span("linear forward", self.multiply_adds());
         let packed = Packed::new(weight, strides, 1, self.inputs, self.outputs);
         let bias = bias.map(|bias| {
             let mut wide = bias.to_vec();
@@ -96,6 +103,7 @@ impl Linear {
         let g = host(&gs, gl)?;
         let dx = match x.track_op() {
             true => {
+                let _span = span("linear to input", self.multiply_adds());
                 let (ws, wl) = weight.storage_and_layout();
                 let strides = Strides { start: 0, block: 0, row: self.inputs, column: 1 };
                 let packed = Packed::new(host(&ws, wl)?, strides, 1, self.outputs, self.inputs);
@@ -105,6 +113,7 @@ impl Linear {
         };
         let dw = match weight.track_op() {
             true => {
+                let _span = span("linear to weight", self.multiply_adds());
                 let (xs, xl) = x.storage_and_layout();
                 Some(tensor(self.to_weight(host(&xs, xl)?, g), weight.shape().clone())?)
             }

@@ -8,6 +8,7 @@ use rayon::prelude::*;
 
 use super::memory::{filled, host, tensor, values};
 use super::vector::vectorized;
+use crate::trace::span;
 
 /// Sizes of a maximum pooling.
 #[derive(Debug, Clone, Copy)]
@@ -37,6 +38,7 @@ impl CustomOp1 for MaxPool {
     }
 
     fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        let _span = span("max pool forward", 0);
         let x = values(storage, layout)?;
         let s = self.sizes;
         let line = s.ow * s.c;
@@ -63,6 +65,7 @@ impl CustomOp1 for MaxPool {
     fn bwd(&self, _: &Tensor, _: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
         let s = self.sizes;
         let Some(winners) = self.winners.get() else { return Ok(None) };
+        let _span = span("max pool backward", 0);
         let grad = grad.contiguous()?;
         let (gs, gl) = grad.storage_and_layout();
         let g = host(&gs, gl)?;
@@ -131,6 +134,7 @@ impl CustomOp1 for GlobalAvgPool {
     }
 
     fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        let _span = span("average pool forward", 0);
         let x = values(storage, layout)?;
         let image = self.pixels * self.c;
         let n = layout.dims()[0];
@@ -142,6 +146,7 @@ impl CustomOp1 for GlobalAvgPool {
     }
 
     fn bwd(&self, x: &Tensor, _: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
+        let _span = span("average pool backward", 0);
         let grad = grad.contiguous()?;
         let (gs, gl) = grad.storage_and_layout();
         let g = host(&gs, gl)?;

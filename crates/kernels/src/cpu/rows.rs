@@ -7,6 +7,7 @@ use rayon::prelude::*;
 
 use super::memory::{blocks, filled, host, tensor, values};
 use super::vector::{dot, exp, max, sum, sum_exp, vectorized};
+use crate::trace::span;
 
 /// Floats that one task handles, at least one row.
 const BLOCK: usize = 16_384;
@@ -32,6 +33,7 @@ impl CustomOp1 for RowOp {
     }
 
     fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        let _span = span("row function forward", 0);
         let x = values(storage, layout)?;
         let c = width(layout.shape());
         // SAFETY: `forward` writes whole rows, and a block is made of whole rows.
@@ -40,6 +42,7 @@ impl CustomOp1 for RowOp {
     }
 
     fn bwd(&self, x: &Tensor, y: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
+        let _span = span("row function backward", 0);
         let grad = grad.contiguous()?;
         let ((xs, xl), (ys, yl), (gs, gl)) = (x.storage_and_layout(), y.storage_and_layout(), grad.storage_and_layout());
         let (x, y, g) = (host(&xs, xl)?, host(&ys, yl)?, host(&gs, gl)?);
@@ -60,6 +63,7 @@ impl CustomOp2 for CrossEntropy {
     }
 
     fn cpu_fwd(&self, s1: &CpuStorage, l1: &Layout, s2: &CpuStorage, l2: &Layout) -> Result<(CpuStorage, Shape)> {
+        let _span = span("cross-entropy forward", 0);
         let (logits, targets) = (values(s1, l1)?, values(s2, l2)?);
         let c = width(l1.shape());
         let parts: Vec<f64> =
@@ -72,6 +76,7 @@ impl CustomOp2 for CrossEntropy {
         if !logits.track_op() {
             return Ok((None, None));
         }
+        let _span = span("cross-entropy backward", 0);
         let scale = grad.to_scalar::<f32>()? / logits.dim(0)? as f32;
         let ((xs, xl), (ts, tl)) = (logits.storage_and_layout(), targets.storage_and_layout());
         let (x, t) = (host(&xs, xl)?, host(&ts, tl)?);

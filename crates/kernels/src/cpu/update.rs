@@ -8,6 +8,7 @@ use rayon::prelude::*;
 
 use super::memory::{blocks, host, values};
 use super::vector::{reduce_f64, vectorized};
+use crate::trace::span;
 use crate::update::{AdamwConfig, AdamwTensor, SgdConfig, SgdTensor};
 
 /// Floats that one task updates.
@@ -15,6 +16,7 @@ const BLOCK: usize = 32_768;
 
 /// See [`crate::update::ema`].
 pub(crate) fn ema(pairs: &[(&Var, &Tensor)], momentum: f64) -> Result<()> {
+    let _span = span("teacher update", 0);
     for (teacher, student) in pairs {
         teacher.inplace_op2(
             &student.contiguous()?,
@@ -30,6 +32,7 @@ pub(crate) fn ema(pairs: &[(&Var, &Tensor)], momentum: f64) -> Result<()> {
 
 /// See [`crate::update::sgd`].
 pub(crate) fn sgd(tensors: &[SgdTensor<'_>], config: SgdConfig) -> Result<()> {
+    let _span = span("optimizer", 0);
     for t in tensors {
         let grad = t.grad.contiguous()?;
         let (decay, scale, lr) = (t.weight_decay as f32, t.scale as f32, t.lr as f32);
@@ -60,6 +63,7 @@ pub(crate) fn sgd(tensors: &[SgdTensor<'_>], config: SgdConfig) -> Result<()> {
 
 /// See [`crate::update::adamw`].
 pub(crate) fn adamw(tensors: &[AdamwTensor<'_>], config: AdamwConfig) -> Result<()> {
+    let _span = span("optimizer", 0);
     let correction1 = 1.0 - config.beta1.powf(config.step as f64);
     let correction2 = 1.0 - config.beta2.powf(config.step as f64);
     for t in tensors {
@@ -94,6 +98,7 @@ pub(crate) fn adamw(tensors: &[AdamwTensor<'_>], config: AdamwConfig) -> Result<
 
 /// See [`crate::update::square_sums`].
 pub(crate) fn square_sums(tensors: &[&Tensor]) -> Result<Vec<f64>> {
+    let _span = span("gradient norms", 0);
     tensors
         .iter()
         .map(|t| {

@@ -2,8 +2,8 @@
 //! what the method does after a step. No image is decoded or augmented, so that only the step is timed.
 //!
 //! Heads, view sizes and optimizer are those that throughput comparisons of PyTorch programs commonly use: SimCLR
-//! D-D-128; BYOL D-1024-256 and 256-1024-256; DINO 2048-256-4096 without batch norm, two global and six local views; SGD
-//! with momentum 0.9, weight decay 5e-4, learning rate 0.01.
+//! D-D-128; BYOL D-1024-256 and 256-1024-256; Barlow Twins D-2048-2048-2048; DINO 2048-2048-256-4096 without batch norm, two
+//! global and six local views; SGD with momentum 0.9, weight decay 5e-4, learning rate 0.01.
 
 use std::time::Instant;
 
@@ -11,6 +11,7 @@ use candle_core::{Device, Tensor};
 use serde::Serialize;
 use twinsight_augment::Normalize;
 use twinsight_encoders::EncoderConfig;
+use twinsight_kernels::trace::{self, OpTotal};
 use twinsight_nn::{DrawKey, Gradients, Optimizer, OptimizerConfig};
 use twinsight_ssl_methods::{At, MethodContext, method};
 
@@ -29,8 +30,23 @@ pub struct BenchStep {
     pub size: usize,
     /// Side of DINO's local views in pixels.
     pub local_size: usize,
-    /// Timed steps; one more is made before them.
+    /// Timed steps; one more is made before them, and one after them to count operations.
     pub steps: usize,
+}
+
+/// The share of one kind of operation in a step.
+#[derive(Debug, Clone, Serialize)]
+pub struct OpShare {
+    /// The operation and its pass.
+    pub name: String,
+    /// How often it ran.
+    pub calls: u64,
+    /// Seconds in the step.
+    pub seconds: f64,
+    /// Seconds over the step's.
+    pub share: f64,
+    /// Billions of multiply-adds, by the operation's definition; 0 where it is no product.
+    pub gmac: f64,
 }
 
 /// The figures of a timed step; the names are shared with the PyTorch program that it is compared with.
@@ -60,6 +76,11 @@ pub struct BenchReport {
     pub best_step_s: f64,
     /// Peak resident memory of the process in MiB; `null` where the system does not tell.
     pub peak_rss_mb: Option<u64>,
+    /// Billions of multiply-adds of a step, forward and backward of every product, by their definitions: what Winograd's
+    /// algorithm saves is counted, what recomputation adds is not.
+    pub gmac_per_step: f64,
+    /// Where the time of one more step went, the longest first; what the operations leave is the rest.
+    pub profile: Vec<OpShare>,
 }
 
 /// Times `bench.steps` steps after one that warms up.
@@ -102,7 +123,11 @@ pub fn bench_step(bench: &BenchStep, tick: &mut dyn FnMut(usize)) -> Result<Benc
         })
         .collect::<Result<Vec<_>>>()?;
     let mut times = Vec::with_capacity(bench.steps);
-    for i in 0..=bench.steps {
+    let mut traced = Vec::new();
+    for i in 0..=bench.steps + 1 {
+        if i > bench.steps {
+            trace::start();
+        }
         let start = Instant::now();
         // Past the epochs in which DINO's last layer is frozen, so that a step does all its work.
         let at = At { step: 1000 + i as u64, epoch: 10, steps_per_epoch: 100, epochs: 100, seed: 0 };
@@ -113,10 +138,15 @@ pub fn bench_step(bench: &BenchStep, tick: &mut dyn FnMut(usize)) -> Result<Benc
         method.adjust_gradients(&mut gradients, &at)?;
         optimizer.step(&gradients, 0.01, weight_decay)?;
         method.after_step(&at)?;
-        if i > 0 {
-            times.push(start.elapsed().as_secs_f64());
+        let seconds = start.elapsed().as_secs_f64();
+        if i > bench.steps {
+            traced = profile(&trace::stop(), seconds);
+        } else {
+            if i > 0 {
+                times.push(seconds);
+            }
+            tick(i);
         }
-        tick(i);
     }
     times.sort_by(f64::total_cmp);
     let median = times[times.len() / 2];
@@ -133,7 +163,17 @@ pub fn bench_step(bench: &BenchStep, tick: &mut dyn FnMut(usize)) -> Result<Benc
         step_s: (median * 1e4).round() / 1e4,
         best_step_s: (times[0] * 1e4).round() / 1e4,
         peak_rss_mb: peak_rss_mb(),
+        gmac_per_step: (traced.iter().map(|t| t.gmac).sum::<f64>() * 100.0).round() / 100.0,
+        profile: traced,
     })
+}
+
+/// The operations' shares of a step of `seconds`, and at the end what they leave.
+fn profile(totals: &[OpTotal], seconds: f64) -> Vec<OpShare> {
+    let share = |name: &str, calls, own: f64, gmac| OpShare { name: name.into(), calls, seconds: own, share: own / seconds, gmac };
+    let rest = seconds - totals.iter().map(|t| t.seconds).sum::<f64>();
+    let operations = totals.iter().map(|t| share(t.name, t.calls, t.seconds, t.multiply_adds as f64 * 1e-9));
+    operations.chain([share("rest (sums, copies, graph)", 0, rest, 0.0)]).collect()
 }
 
 /// The heads of the comparison, where they differ from the method's defaults.
@@ -141,6 +181,9 @@ fn comparison_options(method: &str, local_size: usize) -> Vec<(&'static str, tom
     let int = |v: usize| toml::Value::Integer(v as i64);
     match method {
         "simclr" => vec![("projection_dim", int(128)), ("temperature", toml::Value::Float(0.5))],
+        "barlow_twins" => {
+            vec![("lambda", toml::Value::Float(5e-3)), ("hidden_dim", int(2048)), ("projection_dim", int(2048))]
+        }
         "byol" => vec![("hidden_dim", int(1024)), ("projection_dim", int(256))],
         "dino" => vec![
             ("hidden_dim", int(2048)),
