@@ -7,15 +7,15 @@
 
 use candle_core::Tensor;
 use twinsight_kernels::{global_avg_pool, max_pool2d};
-use twinsight_nn::{BatchNorm, Builder, Conv2d, Conv2dConfig, Init, Mode};
+use twinsight_nn::{BlockShortcut, Builder, ConvNorm, Mode, ResidualBlock};
 
 use crate::{Encoder, EncoderConfig, Features, Result, Stem, check_input};
 
 /// A residual network (He et al. 2016).
 pub struct ResNet {
-    stem: ConvNorm,
+    stem: ResidualBlock,
     pool: bool,
-    blocks: Vec<Block>,
+    blocks: Vec<ResidualBlock>,
     dim: usize,
     config: EncoderConfig,
 }
@@ -54,6 +54,7 @@ impl ResNet {
         let imagenet = config.resolved_stem() == Stem::Imagenet;
         let (kernel, stride) = if imagenet { (7, 2) } else { (3, shape.stem_stride) };
         let stem = ConvNorm::new(b, ["conv1", "bn1"], [config.channels, shape.width], kernel, stride)?;
+        let stem = ResidualBlock::new(vec![stem], BlockShortcut::None);
         let mut blocks = Vec::new();
         let mut channels = shape.width;
         for (stage, &count) in shape.blocks.iter().enumerate() {
@@ -62,9 +63,9 @@ impl ResNet {
             for index in 0..count {
                 let stride = if stage > 0 && index == 0 { 2 } else { 1 };
                 let b = b.under(format!("layer{}", stage + 1)).under(index);
-                let block = Block::new(&b, [channels, width, outputs], stride, shape.bottleneck)?;
+                let block = block(&b, [channels, width, outputs], stride, shape)?;
                 if config.zero_init_residual {
-                    block.start_as_identity(&b)?;
+                    start_as_identity(&block)?;
                 }
                 blocks.push(block);
                 channels = outputs;
@@ -78,7 +79,7 @@ impl Encoder for ResNet {
     fn forward(&self, x: &Tensor, mode: &Mode) -> Result<Features> {
         check_input(x, self.config.channels)?;
         let x = x.permute((0, 2, 3, 1))?.contiguous()?;
-        let mut x = self.stem.forward(&x, None, true, mode)?;
+        let mut x = self.stem.forward(&x, mode)?;
         if self.pool {
             x = max_pool2d(&x, 3, 2, 1)?;
         }
@@ -97,75 +98,32 @@ impl Encoder for ResNet {
     }
 }
 
-/// A convolution without bias and the batch norm after it.
-struct ConvNorm {
-    conv: Conv2d,
-    norm: BatchNorm,
+/// A block with two or three convolutions. `[inputs, width, outputs]`: channels coming in, inside, and going out; where shape
+/// changes, the shortcut is a 1×1 convolution, otherwise the input itself.
+fn block(b: &Builder, [inputs, width, outputs]: [usize; 3], stride: usize, shape: &ResNetShape) -> Result<ResidualBlock> {
+    let path = if shape.bottleneck {
+        vec![
+            ConvNorm::new(b, ["conv1", "bn1"], [inputs, width], 1, 1)?,
+            ConvNorm::new(b, ["conv2", "bn2"], [width, width], 3, stride)?,
+            ConvNorm::new(b, ["conv3", "bn3"], [width, outputs], 1, 1)?,
+        ]
+    } else {
+        vec![
+            ConvNorm::new(b, ["conv1", "bn1"], [inputs, width], 3, stride)?,
+            ConvNorm::new(b, ["conv2", "bn2"], [width, outputs], 3, 1)?,
+        ]
+    };
+    let shortcut = match stride != 1 || inputs != outputs {
+        true => BlockShortcut::ConvNorm(ConvNorm::new(&b.under("downsample"), ["0", "1"], [inputs, outputs], 1, stride)?),
+        false => BlockShortcut::Identity,
+    };
+    Ok(ResidualBlock::new(path, shortcut))
 }
 
-impl ConvNorm {
-    /// `names`: those of the convolution and of the norm.
-    fn new(b: &Builder, names: [&str; 2], [inputs, outputs]: [usize; 2], kernel: usize, stride: usize) -> Result<Self> {
-        let config = Conv2dConfig { stride, padding: kernel / 2, ..Conv2dConfig::default() };
-        let conv = Conv2d::new(&b.under(names[0]), inputs, outputs, kernel, config, false, Init::KaimingNormalFanOut)?;
-        Ok(Self { conv, norm: BatchNorm::new(&b.under(names[1]), outputs, true)? })
+/// Sets the scale of a block's last norm to 0, so that the block starts as its shortcut.
+fn start_as_identity(block: &ResidualBlock) -> Result<()> {
+    if let Some(scale) = block.path().last().and_then(|layer| layer.norm().scale()) {
+        scale.set(&scale.value().zeros_like()?)?;
     }
-
-    /// Convolution, norm, then `residual` added and negative values cut, where asked for.
-    fn forward(&self, x: &Tensor, residual: Option<&Tensor>, relu: bool, mode: &Mode) -> Result<Tensor> {
-        Ok(self.norm.forward_fused(&self.conv.forward(x, mode)?, residual, relu, mode)?)
-    }
-}
-
-/// Two or three convolutions beside a shortcut.
-struct Block {
-    path: Vec<ConvNorm>,
-    /// 1×1 convolution where the shape changes; otherwise the shortcut is the input itself.
-    shortcut: Option<ConvNorm>,
-}
-
-impl Block {
-    /// `[inputs, width, outputs]`: channels coming in, inside, and going out.
-    fn new(b: &Builder, [inputs, width, outputs]: [usize; 3], stride: usize, bottleneck: bool) -> Result<Self> {
-        let path = if bottleneck {
-            vec![
-                ConvNorm::new(b, ["conv1", "bn1"], [inputs, width], 1, 1)?,
-                ConvNorm::new(b, ["conv2", "bn2"], [width, width], 3, stride)?,
-                ConvNorm::new(b, ["conv3", "bn3"], [width, outputs], 1, 1)?,
-            ]
-        } else {
-            vec![
-                ConvNorm::new(b, ["conv1", "bn1"], [inputs, width], 3, stride)?,
-                ConvNorm::new(b, ["conv2", "bn2"], [width, outputs], 3, 1)?,
-            ]
-        };
-        let shortcut = if stride != 1 || inputs != outputs {
-            Some(ConvNorm::new(&b.under("downsample"), ["0", "1"], [inputs, outputs], 1, stride)?)
-        } else {
-            None
-        };
-        Ok(Self { path, shortcut })
-    }
-
-    fn forward(&self, x: &Tensor, mode: &Mode) -> Result<Tensor> {
-        let shortcut = match &self.shortcut {
-            Some(layer) => layer.forward(x, None, false, mode)?,
-            None => x.clone(),
-        };
-        let mut y = x.clone();
-        for (i, layer) in self.path.iter().enumerate() {
-            let residual = (i + 1 == self.path.len()).then_some(&shortcut);
-            y = layer.forward(&y, residual, true, mode)?;
-        }
-        Ok(y)
-    }
-
-    /// Sets the scale of the last norm to 0.
-    fn start_as_identity(&self, b: &Builder) -> Result<()> {
-        let name = b.full_name(&format!("bn{}.weight", self.path.len()));
-        if let Some(scale) = b.finish().get(&name) {
-            scale.set(&scale.value().zeros_like()?)?;
-        }
-        Ok(())
-    }
+    Ok(())
 }

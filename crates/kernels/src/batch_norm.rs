@@ -119,8 +119,8 @@ fn apply(
     let weight = weight.map_or_else(|| Tensor::ones(c, DType::F32, x.device()), |w| Ok(w.clone()))?;
     let bias = bias.map_or_else(|| Tensor::zeros(c, DType::F32, x.device()), |b| Ok(b.clone()))?;
     let parameters = Tensor::stack(&[weight, bias], 0)?;
-    let scale = statistics.var.iter().map(|&v| (1.0 / (f64::from(v) + config.eps).sqrt()) as f32).collect();
-    let op = BatchNorm { c, groups: config.groups, relu: config.relu, mean: statistics.mean, scale, from_batch };
+    let op = BatchNorm::from_statistics(c, config.groups, config.relu, statistics, config.eps);
+    let op = BatchNorm { from_batch, ..op };
     match residual {
         Some(residual) => x.apply_op3(&parameters, &residual.contiguous()?, op),
         None => x.apply_op2(&parameters, op),

@@ -25,6 +25,8 @@ impl Default for Conv2dConfig {
     }
 }
 
+const OP: &str = "conv2d";
+
 /// All the sizes of one convolution.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Geometry {
@@ -43,18 +45,23 @@ pub(crate) struct Geometry {
 impl Geometry {
     /// Reads and checks the sizes of `x` (N, H, W, C) and `weight` (O, C / groups, kh, kw).
     pub fn new(x: &Tensor, weight: &Tensor, config: Conv2dConfig) -> Result<Self> {
-        const OP: &str = "conv2d";
-        let (n, h, w, c) = check::nhwc(OP, x)?;
+        check::nhwc(OP, x)?;
         check::f32_on(OP, "weight", weight, x)?;
-        let [o, cg, kh, kw] = *weight.dims() else {
-            bail!("{OP}: weight has shape {:?}, expected four axes (O, C / groups, kh, kw)", weight.dims());
+        Self::of_sizes(x.dims(), weight.dims(), config)
+    }
+
+    /// Checks the sizes of an image batch (N, H, W, C) and of a weight (O, C / groups, kh, kw).
+    pub fn of_sizes(x: &[usize], weight: &[usize], config: Conv2dConfig) -> Result<Self> {
+        let &[n, h, w, c] = x else { bail!("{OP}: x has shape {x:?}, expected four axes (N, H, W, C)") };
+        let &[o, cg, kh, kw] = weight else {
+            bail!("{OP}: weight has shape {weight:?}, expected four axes (O, C / groups, kh, kw)");
         };
         let Conv2dConfig { stride, padding, dilation, groups } = config;
         if groups == 0 || c % groups != 0 || o % groups != 0 {
             bail!("{OP}: groups is {groups}, which must divide the {c} input and {o} output channels");
         }
         if cg != c / groups {
-            bail!("{OP}: weight has shape {:?}, expected its second axis to be C / groups = {}", weight.dims(), c / groups);
+            bail!("{OP}: weight has shape {weight:?}, expected its second axis to be C / groups = {}", c / groups);
         }
         if dilation == 0 || kh == 0 || kw == 0 {
             bail!("{OP}: dilation is {dilation} and the kernel {kh} x {kw}, all must be at least 1");

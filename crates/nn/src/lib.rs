@@ -21,7 +21,10 @@ pub use ema::{BufferRule, ema_update};
 pub use error::{Error, Result};
 pub use gradients::Gradients;
 pub use init::Init;
-pub use layers::{Attention, BatchNorm, Conv2d, DropPath, LayerNorm, LayerScale, Linear, Mlp, WeightNormLinear};
+pub use layers::{
+    Attention, BatchNorm, BlockShortcut, Conv2d, ConvNorm, DropPath, LayerNorm, LayerScale, Linear, Mlp, ResidualBlock,
+    WeightNormLinear,
+};
 pub use mode::{DrawKey, Mode};
 pub use optim::{Optimizer, OptimizerConfig};
 pub use params::{Builder, ParamStore, Parameter, Role};

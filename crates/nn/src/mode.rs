@@ -13,17 +13,20 @@ pub struct Mode {
     /// How many equal blocks of the batch axis get batch-norm statistics of their own: the number of views that were
     /// concatenated along the batch axis, 1 otherwise.
     pub stat_groups: usize,
+    /// Whether what is kept for the backward pass may be rounded to bfloat16, in half the memory.
+    pub keep_bf16: bool,
     /// Where random draws come from.
     pub key: DrawKey,
 }
 
 impl Mode {
     /// Evaluation: running statistics, nothing dropped, no graph.
-    pub const EVAL: Self = Self { train: false, grad: false, stat_groups: 1, key: DrawKey { seed: 0, step: 0, pass: 0 } };
+    pub const EVAL: Self =
+        Self { train: false, grad: false, stat_groups: 1, keep_bf16: false, key: DrawKey { seed: 0, step: 0, pass: 0 } };
 
     /// Training with a graph, with draws from `key`.
     pub const fn train(key: DrawKey) -> Self {
-        Self { train: true, grad: true, stat_groups: 1, key }
+        Self { train: true, grad: true, stat_groups: 1, keep_bf16: false, key }
     }
 
     /// The same without a graph.
@@ -34,6 +37,11 @@ impl Mode {
     /// The same with batch-norm statistics for each of `groups` equal blocks of the batch.
     pub const fn with_stat_groups(self, groups: usize) -> Self {
         Self { stat_groups: groups, ..self }
+    }
+
+    /// The same with what is kept for the backward pass rounded to bfloat16, or not.
+    pub const fn with_keep_bf16(self, keep_bf16: bool) -> Self {
+        Self { keep_bf16, ..self }
     }
 
     /// The same with the draws of pass number `pass` (a view, say) of the step.

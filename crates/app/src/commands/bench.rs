@@ -36,7 +36,8 @@ pub fn step(args: &BenchStepArgs, output: &Output) -> Result<ExitCode> {
         report.peak_rss_mb.map_or("unknown".into(), |m| m.to_string())
     ));
     if args.profile {
-        output.say(format!("\n{:<30} {:>6} {:>9} {:>7} {:>9} {:>9}", "operation", "calls", "seconds", "share", "GMAC", "GFLOP/s"));
+        output
+            .say(format!("\n{:<30} {:>6} {:>9} {:>7} {:>9} {:>9}", "operation", "calls", "seconds", "share", "GMAC", "GFLOP/s"));
         for op in &report.profile {
             let rate = if op.gmac > 0.0 { format!("{:.0}", 2.0 * op.gmac / op.seconds) } else { String::new() };
             let gmac = if op.gmac > 0.0 { format!("{:.2}", op.gmac) } else { String::new() };
@@ -59,7 +60,8 @@ pub fn kernels(args: &BenchKernelsArgs, output: &Output) -> Result<ExitCode> {
         if std::mem::take(&mut first) {
             output.say(format!("highest rates: {:.0} GFLOP/s, {:.1} GB/s", peaks.gflops, peaks.gbytes));
             output.say("products above 100 % of it need fewer operations than their definition has (Winograd)\n");
-            let head = format!("{:<15} {:<9} {:<48} {:>9} {:>7} {:<7} {:>6}", "operation", "pass", "shape", "ms", "rate", "", "share");
+            let head =
+                format!("{:<15} {:<9} {:<48} {:>9} {:>7} {:<7} {:>6}", "operation", "pass", "shape", "ms", "rate", "", "share");
             output.say(head);
         }
         output.say(format!(
@@ -74,7 +76,10 @@ pub fn kernels(args: &BenchKernelsArgs, output: &Output) -> Result<ExitCode> {
         ));
     })?;
     if report.operations.is_empty() {
-        bail!("no operation's name holds `{}`; `twinsight bench kernels` without a filter lists all", args.filter.as_deref().unwrap_or(""));
+        bail!(
+            "no operation's name holds `{}`; `twinsight bench kernels` without a filter lists all",
+            args.filter.as_deref().unwrap_or("")
+        );
     }
     output.finish(&report)?;
     Ok(ExitCode::SUCCESS)

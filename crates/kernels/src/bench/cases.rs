@@ -3,6 +3,7 @@
 use candle_core::{CustomOp1, CustomOp2, CustomOp3, Device, Result, Shape, Tensor, Var};
 
 use super::{Case, Run, Unit};
+use crate::Conv2dConfig;
 use crate::conv::Geometry;
 use crate::cpu::attention::Attention;
 use crate::cpu::batch_norm::{BatchNorm, statistics};
@@ -14,7 +15,6 @@ use crate::cpu::memory::host;
 use crate::cpu::pool::{GlobalAvgPool, MaxPool, MaxPoolSizes};
 use crate::cpu::rows::RowOp;
 use crate::update::{AdamwConfig, AdamwTensor, SgdConfig, SgdTensor, adamw, ema, sgd};
-use crate::Conv2dConfig;
 
 /// Every case, in order.
 pub fn cases() -> Vec<Case> {
@@ -136,9 +136,7 @@ fn batch_norm(shape: [usize; 4], relu: bool, skip: bool) -> Vec<Case> {
                 let (x, c) = (x.clone(), c);
                 move || -> Result<BatchNorm> {
                     let (storage, layout) = x.storage_and_layout();
-                    let s = statistics(host(&storage, layout)?, c, 1);
-                    let scale = s.var.iter().map(|v| 1.0 / (v + 1e-5).sqrt()).collect();
-                    Ok(BatchNorm { c, groups: 1, relu, mean: s.mean, scale, from_batch: true })
+                    Ok(BatchNorm::from_statistics(c, 1, relu, statistics(host(&storage, layout)?, c, 1), 1e-5))
                 }
             };
             let forward = {

@@ -6,7 +6,7 @@ use std::ops::Range;
 use candle_core::{CpuStorage, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 
-use super::memory::{blocks, filled_ranges, host, tensor, values};
+use super::memory::{blocks, filled, filled_ranges, host, tensor, values};
 use super::vector::vectorized;
 use crate::trace::span;
 
@@ -124,7 +124,7 @@ impl BatchNorm {
             .collect()
     }
 
-    fn forward(&self, x: &[f32], parameters: &[f32], residual: Option<&[f32]>) -> Vec<f32> {
+    pub fn forward(&self, x: &[f32], parameters: &[f32], residual: Option<&[f32]>) -> Vec<f32> {
         let c = self.c;
         let _span = span("batch norm forward", 0);
         let (weight, bias) = parameters.split_at(c);
@@ -139,6 +139,12 @@ impl BatchNorm {
         unsafe { filled_ranges(x.len(), &self.blocks(x.len()), write) }
     }
 
+    /// The operation by these statistics, which are functions of its input.
+    pub fn from_statistics(c: usize, groups: usize, relu: bool, s: Statistics, eps: f64) -> Self {
+        let scale = s.var.iter().map(|&v| (1.0 / (f64::from(v) + eps).sqrt()) as f32).collect();
+        Self { c, groups, relu, mean: s.mean, scale, from_batch: true }
+    }
+
     fn backward(
         &self,
         x: &Tensor,
@@ -148,7 +154,6 @@ impl BatchNorm {
         grad: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
         let c = self.c;
-        let _span = span("batch norm backward", 0);
         let grad = grad.contiguous()?;
         let shape = x.shape().clone();
         let need = (x.track_op(), parameters.track_op(), residual.is_some_and(Tensor::track_op));
@@ -157,81 +162,104 @@ impl BatchNorm {
         let (ys, yl) = y.storage_and_layout();
         let (gs, gl) = grad.storage_and_layout();
         let (x, p, y, g) = (host(&xs, xl)?, host(&ps, pl)?, host(&ys, yl)?, host(&gs, gl)?);
-        let len = x.len();
-        let ranges = self.blocks(len);
-
-        // The gradient before the ReLU; also the residual's.
-        let masked = (need.2 && self.relu).then(|| {
-            // SAFETY: `mask` writes every float of its block.
-            unsafe { filled_ranges(len, &ranges, |start, out| mask(&y[start..], &g[start..], out)) }
-        });
+        // The gradient before the ReLU is also the residual's.
+        let masked = (need.2 && self.relu).then(|| mask_block(y, g));
         let (g, gate) = match &masked {
             Some(masked) => (masked.as_slice(), None),
             None => (g, self.relu.then_some(y)),
         };
-
-        // Σ g and Σ g · (x − mean) of every group and channel.
-        let mut sums = vec![0.0f64; self.groups * c];
-        let mut products = vec![0.0f64; self.groups * c];
-        if need.1 || (need.0 && self.from_batch) {
-            let parts: Vec<(Vec<f32>, Vec<f32>)> = ranges
-                .par_iter()
-                .map(|range| {
-                    let at = self.group(range.start, len) * c;
-                    let (mut sum, mut product) = (vec![0.0; c], vec![0.0; c]);
-                    let gate = gate.map(|y| &y[range.clone()]);
-                    sum_products(&g[range.clone()], gate, &x[range.clone()], &self.mean[at..at + c], &mut sum, &mut product);
-                    (sum, product)
-                })
-                .collect();
-            for (range, (sum, product)) in ranges.iter().zip(&parts) {
-                let at = self.group(range.start, len) * c;
-                for j in 0..c {
-                    sums[at + j] += f64::from(sum[j]);
-                    products[at + j] += f64::from(product[j]);
-                }
+        let (dx, dp) = match need.0 {
+            true => {
+                let (dx, dp) = self.gradients(x, p, gate, g);
+                (Some(tensor(dx, shape.clone())?), dp)
             }
-        }
-
-        let dx = need.0.then(|| {
-            let rows = (len / self.groups / c) as f64;
-            let slope: Vec<f32> = self.scale.iter().enumerate().map(|(i, s)| s * p[i % c]).collect();
-            let (mut along, mut shift) = (vec![0.0f32; self.groups * c], vec![0.0f32; self.groups * c]);
-            if self.from_batch {
-                for i in 0..self.groups * c {
-                    let (a, s) = (f64::from(slope[i]), f64::from(self.scale[i]));
-                    let k = -a * s * s * products[i] / rows;
-                    along[i] = k as f32;
-                    shift[i] = (-a * sums[i] / rows - f64::from(self.mean[i]) * k) as f32;
-                }
-            }
-            let write = |start: usize, out: &mut [MaybeUninit<f32>]| {
-                let at = self.group(start, len) * c;
-                let range = start..start + out.len();
-                let gate = gate.map(|y| &y[range.clone()]);
-                let at = at..at + c;
-                combine(&g[range.clone()], gate, &x[range], &slope[at.clone()], &along[at.clone()], &shift[at], out);
-            };
-            // SAFETY: `combine` writes every float of its block, which is made of whole rows.
-            unsafe { filled_ranges(len, &ranges, write) }
-        });
-        let dp = need.1.then(|| {
-            let mut dp = vec![0.0f64; 2 * c];
-            for i in 0..self.groups * c {
-                dp[i % c] += products[i] * f64::from(self.scale[i]);
-                dp[c + i % c] += sums[i];
-            }
-            dp.into_iter().map(|v| v as f32).collect::<Vec<_>>()
-        });
+            false => (None, self.to_parameters(&self.sums(x, gate, g))),
+        };
+        let dp = need.1.then(|| tensor(dp, (2, c))).transpose()?;
         let dr = match (need.2, masked) {
             (false, _) => None,
-            (true, Some(masked)) => Some(tensor(masked, shape.clone())?),
+            (true, Some(masked)) => Some(tensor(masked, shape)?),
             (true, None) => Some(grad.clone()),
         };
-        let dx = dx.map(|v| tensor(v, shape)).transpose()?;
-        let dp = dp.map(|v| tensor(v, (2, c))).transpose()?;
         Ok((dx, dp, dr))
     }
+
+    /// Σ g and Σ g · (x − mean) of every group and channel, where g counts as zero where `gate` is not positive.
+    fn sums(&self, x: &[f32], gate: Option<&[f32]>, g: &[f32]) -> (Vec<f64>, Vec<f64>) {
+        let (c, len, ranges) = (self.c, x.len(), self.blocks(x.len()));
+        let parts: Vec<(Vec<f32>, Vec<f32>)> = ranges
+            .par_iter()
+            .map(|range| {
+                let at = self.group(range.start, len) * c;
+                let (mut sum, mut product) = (vec![0.0; c], vec![0.0; c]);
+                let gate = gate.map(|y| &y[range.clone()]);
+                sum_products(&g[range.clone()], gate, &x[range.clone()], &self.mean[at..at + c], &mut sum, &mut product);
+                (sum, product)
+            })
+            .collect();
+        let (mut sums, mut products) = (vec![0.0f64; self.groups * c], vec![0.0f64; self.groups * c]);
+        for (range, (sum, product)) in ranges.iter().zip(&parts) {
+            let at = self.group(range.start, len) * c;
+            for j in 0..c {
+                sums[at + j] += f64::from(sum[j]);
+                products[at + j] += f64::from(product[j]);
+            }
+        }
+        (sums, products)
+    }
+
+    /// The gradient to weight and bias, (2, C).
+    fn to_parameters(&self, (sums, products): &(Vec<f64>, Vec<f64>)) -> Vec<f32> {
+        let c = self.c;
+        let mut dp = vec![0.0f64; 2 * c];
+        for i in 0..self.groups * c {
+            dp[i % c] += products[i] * f64::from(self.scale[i]);
+            dp[c + i % c] += sums[i];
+        }
+        dp.into_iter().map(|v| v as f32).collect()
+    }
+
+    /// The gradients to x and to the parameters (2, C), where `g` counts as zero where `gate` is not positive.
+    pub fn gradients(&self, x: &[f32], parameters: &[f32], gate: Option<&[f32]>, g: &[f32]) -> (Vec<f32>, Vec<f32>) {
+        let _span = span("batch norm backward", 0);
+        let (c, len) = (self.c, x.len());
+        let both = self.sums(x, gate, g);
+        let (sums, products) = &both;
+        let rows = (len / self.groups / c) as f64;
+        let slope: Vec<f32> = self.scale.iter().enumerate().map(|(i, s)| s * parameters[i % c]).collect();
+        let (mut along, mut shift) = (vec![0.0f32; self.groups * c], vec![0.0f32; self.groups * c]);
+        if self.from_batch {
+            for i in 0..self.groups * c {
+                let (a, s) = (f64::from(slope[i]), f64::from(self.scale[i]));
+                let k = -a * s * s * products[i] / rows;
+                along[i] = k as f32;
+                shift[i] = (-a * sums[i] / rows - f64::from(self.mean[i]) * k) as f32;
+            }
+        }
+        let write = |start: usize, out: &mut [MaybeUninit<f32>]| {
+            let at = self.group(start, len) * c;
+            let range = start..start + out.len();
+            let gate = gate.map(|y| &y[range.clone()]);
+            let at = at..at + c;
+            combine(&g[range.clone()], gate, &x[range], &slope[at.clone()], &along[at.clone()], &shift[at], out);
+        };
+        // SAFETY: `combine` writes every float of its block, which is made of whole rows.
+        let dx = unsafe { filled_ranges(len, &self.blocks(len), write) };
+        (dx, self.to_parameters(&both))
+    }
+}
+
+/// g where y > 0, elsewhere 0.
+pub(crate) fn mask_block(y: &[f32], g: &[f32]) -> Vec<f32> {
+    let _span = span("relu backward", 0);
+    // SAFETY: `mask` writes every float of its block.
+    unsafe { filled(y.len(), BLOCK, |start, out| mask(&y[start..], &g[start..], out)) }
+}
+
+/// sum += x
+pub(crate) fn add_into(sum: &mut [f32], x: &[f32]) {
+    let _span = span("gradient sums", 0);
+    sum.par_chunks_mut(BLOCK).zip(x.par_chunks(BLOCK)).for_each(|(sum, x)| add(sum, x));
 }
 
 /// Floats of a block of whole rows.
@@ -299,6 +327,12 @@ vectorized! {
                 }
             }
         }
+    }
+}
+
+vectorized! {
+    fn add<'a>(sum: &'a mut [f32], x: &'a [f32]) {
+        sum.iter_mut().zip(x).for_each(|(s, x)| *s += x);
     }
 }
 

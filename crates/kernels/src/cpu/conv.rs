@@ -21,8 +21,7 @@ impl CustomOp2 for Conv2d {
 
     fn cpu_fwd(&self, s1: &CpuStorage, l1: &Layout, s2: &CpuStorage, l2: &Layout) -> Result<(CpuStorage, Shape)> {
         let g = &self.0;
-        let _span = g.span(Pass::Forward);
-        let y = forward(g, values(s1, l1)?, values(s2, l2)?);
+        let y = traced(g, Pass::Forward, values(s1, l1)?, values(s2, l2)?, &[]);
         Ok((CpuStorage::F32(y), Shape::from((g.n, g.oh, g.ow, g.o))))
     }
 
@@ -33,17 +32,15 @@ impl CustomOp2 for Conv2d {
         // The gradient to an input that nothing upstream learns from (the first layer's) is left out.
         let to_x = match x.track_op() {
             true => {
-                let _span = self.0.span(Pass::ToInput);
                 let (ws, wl) = weight.storage_and_layout();
-                Some(tensor(to_input(&self.0, host(&ws, wl)?, grad), x.shape().clone())?)
+                Some(tensor(traced(&self.0, Pass::ToInput, &[], host(&ws, wl)?, grad), x.shape().clone())?)
             }
             false => None,
         };
         let to_weight = match weight.track_op() {
             true => {
-                let _span = self.0.span(Pass::ToWeight);
                 let (xs, xl) = x.storage_and_layout();
-                Some(tensor(to_weight(&self.0, host(&xs, xl)?, grad), weight.shape().clone())?)
+                Some(tensor(traced(&self.0, Pass::ToWeight, host(&xs, xl)?, &[], grad), weight.shape().clone())?)
             }
             false => None,
         };
@@ -57,13 +54,18 @@ impl CustomOp2 for Conv2d {
 /// Tensors that are not contiguous `f32` in main memory.
 pub(crate) fn run_pass(g: &Geometry, pass: Pass, x: &Tensor, weight: &Tensor, grad: &Tensor) -> Result<()> {
     let ((xs, xl), (ws, wl), (gs, gl)) = (x.storage_and_layout(), weight.storage_and_layout(), grad.storage_and_layout());
-    let (x, weight, grad) = (host(&xs, xl)?, host(&ws, wl)?, host(&gs, gl)?);
-    drop(match pass {
+    drop(traced(g, pass, host(&xs, xl)?, host(&ws, wl)?, host(&gs, gl)?));
+    Ok(())
+}
+
+/// One pass, of whose three operands it needs two, as a span of the trace.
+pub(crate) fn traced(g: &Geometry, pass: Pass, x: &[f32], weight: &[f32], grad: &[f32]) -> Vec<f32> {
+    let _span = g.span(pass);
+    match pass {
         Pass::Forward => forward(g, x, weight),
         Pass::ToInput => to_input(g, weight, grad),
         Pass::ToWeight => to_weight(g, x, grad),
-    });
-    Ok(())
+    }
 }
 
 /// The three passes of a convolution.
@@ -84,7 +86,9 @@ impl Geometry {
         let names = match (self.kh, self.kw) {
             _ if self.depthwise() => ["conv depthwise forward", "conv depthwise to input", "conv depthwise to weight"],
             (1, 1) => ["conv 1x1 forward", "conv 1x1 to input", "conv 1x1 to weight"],
-            _ if winograd::suits(self) => ["conv 3x3 Winograd forward", "conv 3x3 Winograd to input", "conv 3x3 Winograd to weight"],
+            _ if winograd::suits(self) => {
+                ["conv 3x3 Winograd forward", "conv 3x3 Winograd to input", "conv 3x3 Winograd to weight"]
+            }
             (3, 3) => ["conv 3x3 other forward", "conv 3x3 other to input", "conv 3x3 other to weight"],
             _ => ["conv larger forward", "conv larger to input", "conv larger to weight"],
         };
@@ -122,6 +126,55 @@ impl Geometry {
     }
 }
 
+/// A convolution of few channels as one whose taps are whole rows of the kernel: the pixels under such a row lie side by side
+/// in an image with its padding written out, and make one long row.
+struct Rows {
+    /// (N, H + 2 padding, W + 2 padding, C), and after it what the last rows of a wide step may reach.
+    padded: Vec<f32>,
+    size: (usize, usize),
+    taps: Vec<Tap>,
+    /// kw · C
+    depth: usize,
+}
+
+impl Rows {
+    /// Whether it gains.
+    fn suits(g: &Geometry) -> bool {
+        g.c < 8 && g.kw > 1 && g.config.groups == 1 && g.config.dilation == 1
+    }
+
+    fn new(g: &Geometry, x: &[f32]) -> Self {
+        let p = g.config.padding;
+        let size = (g.h + 2 * p, g.w + 2 * p);
+        let line = size.1 * g.c;
+        let mut padded = vec![0.0f32; g.n * size.0 * line];
+        padded.par_chunks_exact_mut(line).enumerate().for_each(|(i, to)| {
+            let (image, row) = (i / size.0, i % size.0);
+            if (p..p + g.h).contains(&row) {
+                let from = (image * g.h + row - p) * g.w * g.c;
+                to[p * g.c..(p + g.w) * g.c].copy_from_slice(&x[from..from + g.w * g.c]);
+            }
+        });
+        let taps = (0..g.kh).map(|y| Tap { y: y as isize, x: 0, block: y as u32 }).collect();
+        Self { padded, size, taps, depth: g.kw * g.c }
+    }
+
+    fn source(&self, g: &Geometry) -> Grid {
+        Grid { size: self.size, first: (0, 0), step: g.config.stride, channels: g.c, channel: 0 }
+    }
+
+    /// The weights (O, C, kh, kw) as (O, kh, kw · C).
+    fn reordered(g: &Geometry, weight: &[f32]) -> Vec<f32> {
+        let (taps, depth) = (g.kh * g.kw, g.kw * g.c);
+        (0..weight.len())
+            .map(|i| {
+                let (o, y, x, c) = (i / (taps * g.c), i / depth % g.kh, i / g.c % g.kw, i % g.c);
+                weight[(o * g.c + c) * taps + y * g.kw + x]
+            })
+            .collect()
+    }
+}
+
 /// y (N, H', W', O).
 fn forward(g: &Geometry, x: &[f32], weight: &[f32]) -> Vec<f32> {
     if winograd::suits(g) {
@@ -137,7 +190,14 @@ fn forward(g: &Geometry, x: &[f32], weight: &[f32]) -> Vec<f32> {
         depth,
         taps: g.taps(),
     };
-    if g.depthwise() {
+    if Rows::suits(g) {
+        let rows = Rows::new(g, x);
+        let strides = Strides { start: 0, block: rows.depth, row: 1, column: g.kh * rows.depth };
+        let packed = Packed::new(&Rows::reordered(g, weight), strides, g.kh, rows.depth, g.o);
+        let plan = Gather { source: rows.source(g), taps: rows.taps.clone(), ..plan(rows.depth, 0, g.o) };
+        // SAFETY: as below.
+        unsafe { plan.run(&rows.padded, &Weights::Dense { packed: &packed, start: None }, target) };
+    } else if g.depthwise() {
         let weight = g.by_tap(weight);
         // SAFETY: `target` holds `n` images of the output's size, which this call writes alone.
         unsafe { plan(g.c, 0, g.o).run(x, &Weights::Depthwise(&weight), target) };
@@ -232,6 +292,17 @@ fn to_weight(g: &Geometry, x: &[f32], grad: &[f32]) -> Vec<f32> {
         return dw;
     }
     let shared = SharedMut::new(&mut dw);
+    if Rows::suits(g) {
+        let rows = Rows::new(g, x);
+        let outer = Outer { left: rows.source(g), rows: rows.depth, taps: rows.taps.clone(), ..plan(rows.depth, g.o, 0) };
+        outer.run(&rows.padded, grad, |y, row, first, sums| {
+            for (i, &sum) in sums.iter().enumerate() {
+                // SAFETY: (output, row % C, y, row / C) is an element of the weights, handed out once.
+                unsafe { *shared.at((((first + i) * g.c + row % g.c) * g.kh + y) * g.kw + row / g.c) = sum };
+            }
+        });
+        return dw;
+    }
     for group in 0..g.config.groups {
         plan(inputs, outputs, group).run(x, grad, |tap, row, first, sums| {
             for (i, &sum) in sums.iter().enumerate() {

@@ -75,7 +75,10 @@ impl Gather {
             return;
         }
         assert!(source.len() >= self.n * self.source.size.0 * self.source.size.1 * self.source.channels);
-        assert!(self.source.channel + self.depth <= self.source.channels);
+        // A row that is longer than its pixel goes on in the pixels after it.
+        let reach = self.depth.saturating_sub(self.source.channels - self.source.channel).div_ceil(self.source.channels.max(1));
+        let last = (self.positions.1 - 1) * self.source.step;
+        assert!(self.taps.iter().all(|t| reach == 0 || (last as isize + t.x) as usize + reach < self.source.size.1));
         let zeros = vec![0.0; self.depth];
         let taps: Vec<u32> = self.taps.iter().map(|t| t.block).collect();
         let panels = match weights {

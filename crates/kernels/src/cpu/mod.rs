@@ -5,10 +5,12 @@
 
 pub(crate) mod attention;
 pub(crate) mod batch_norm;
+pub(crate) mod block;
 pub(crate) mod conv;
 mod dense;
 pub(crate) mod elementwise;
 mod gather;
+mod half;
 pub(crate) mod layer_norm;
 pub(crate) mod linear;
 pub(crate) mod memory;

@@ -151,6 +151,97 @@ unsafe fn gather<S: Simd, const M: usize, const N: usize>(simd: S, tile: GatherT
     }
 }
 
+/// Rows of a tile of a sum of outer products: a power of two, so that tiles cut groups of [`GROUP`] channels evenly.
+pub(crate) fn outer_rows() -> usize {
+    if TILE.rows >= 8 { 8 } else { 4 }
+}
+
+/// Channels that lie side by side in operands packed for outer products: the widest vector's floats.
+pub(crate) const GROUP: usize = 16;
+
+/// One tile of a sum of outer products over places at even distances:
+/// `out[i][j] += Σₚ left[p · left_step + i] · right[p · right_step + ..]`, `out` being `rows` × (`vectors` · lanes) floats.
+#[derive(Clone, Copy)]
+pub(crate) struct StreamTile {
+    /// Rows of the tile, 1 to 8.
+    pub rows: usize,
+    /// Vectors across the tile, 1 or [`VECTORS`].
+    pub vectors: usize,
+    /// Number of places.
+    pub count: usize,
+    /// The left operand; `rows` floats are read at every place.
+    pub left: *const f32,
+    /// Floats from place to place.
+    pub left_step: usize,
+    /// The right operand; `vectors` vectors are read at every place.
+    pub right: *const f32,
+    /// Floats from place to place.
+    pub right_step: usize,
+    /// Floats from one vector of a place to the next.
+    pub right_vector: usize,
+    /// The tile, read and written.
+    pub out: *mut f32,
+}
+
+impl StreamTile {
+    /// Adds the products to the tile.
+    ///
+    /// # Safety
+    /// `left` and `right` must be valid for the named reads at every place, `out` for reads and writes of the whole tile.
+    pub unsafe fn run(self) {
+        struct Op(StreamTile);
+        impl WithSimd for Op {
+            type Output = ();
+            #[inline(always)]
+            fn with_simd<S: Simd>(self, simd: S) {
+                macro_rules! pick {
+                    ($n:literal: $($m:literal)*) => {
+                        match self.0.rows {
+                            // SAFETY: the caller of `run` vouches for the pointers.
+                            $($m => unsafe { stream::<S, $m, $n>(simd, self.0) },)*
+                            _ => unreachable!("a tile has 1 to 8 rows"),
+                        }
+                    };
+                }
+                match self.0.vectors {
+                    1 => pick!(1: 1 2 3 4 5 6 7 8),
+                    _ => pick!(2: 1 2 3 4 5 6 7 8),
+                }
+            }
+        }
+        ARCH.dispatch(Op(self));
+    }
+}
+
+/// # Safety
+/// As [`StreamTile::run`], with `M` its rows and `N` its vectors.
+#[inline(always)]
+unsafe fn stream<S: Simd, const M: usize, const N: usize>(simd: S, tile: StreamTile) {
+    // SAFETY: `run` asks for valid pointers of these extents.
+    unsafe {
+        let lanes = S::F32_LANES;
+        let mut sum: [[S::f32s; N]; M] =
+            std::array::from_fn(|i| std::array::from_fn(|j| load::<S>(tile.out.add((i * N + j) * lanes))));
+        let (mut left, mut right) = (tile.left, tile.right);
+        for _ in 0..tile.count {
+            let columns: [S::f32s; N] = std::array::from_fn(|j| load::<S>(right.add(j * tile.right_vector)));
+            for i in 0..M {
+                let value = simd.splat_f32s(*left.add(i));
+                for j in 0..N {
+                    sum[i][j] = simd.mul_add_e_f32s(value, columns[j], sum[i][j]);
+                }
+            }
+            left = left.wrapping_add(tile.left_step);
+            right = right.wrapping_add(tile.right_step);
+        }
+        for i in 0..M {
+            for j in 0..N {
+                store::<S>(tile.out.add((i * N + j) * lanes), sum[i][j]);
+            }
+        }
+    }
+}
+
 /// One tile of a sum of outer products over a list of places:
 /// `out[i][..] += Σₚ left[places[p].0 + i] · right[places[p].1 ..]`, `out` being `rows` × (`vectors` · lanes) floats.
 #[derive(Clone, Copy)]

@@ -12,7 +12,7 @@ use rayon::prelude::*;
 
 use super::memory::{SharedMut, Uninit, part};
 use super::panels::{Packed, cut};
-use super::simd::{ARCH, GatherTile, MAX_ROWS, OuterTile, TILE};
+use super::simd::{ARCH, GROUP, GatherTile, MAX_ROWS, StreamTile, TILE, outer_rows};
 use crate::conv::{Conv2dConfig, Geometry};
 use transform::{GradientTransform, InputTransform, OutputTransform, WeightGradient, WeightTransform};
 
@@ -64,12 +64,13 @@ pub(crate) fn to_weight(g: &Geometry, x: &[f32], grad: &[f32]) -> Vec<f32> {
         let count = tiles.len();
         let (to_left, to_right) = (SharedMut::new(&mut left), SharedMut::new(&mut right));
         let chunks = count.div_ceil(16);
+        let (order_left, order_right) = (Order::for_sums(c, count), Order::for_sums(o, count));
         (0..chunks).into_par_iter().for_each(|i| {
             let rows = part(count, chunks, i);
-            // SAFETY: every chunk writes tiles of its own, (point, tile, channel) in a buffer of `count` tiles a point.
+            // SAFETY: every chunk writes tiles of its own, in buffers of `count` tiles a point.
             unsafe {
-                tiling.inputs(x, c, tiles.start, rows.clone(), to_left, count);
-                tiling.gradients(grad, o, tiles.start, rows, to_right, count);
+                tiling.inputs(x, c, tiles.start, rows.clone(), to_left, order_left);
+                tiling.gradients(grad, o, tiles.start, rows, to_right, order_right);
             }
         });
         let to = SharedMut::new(&mut sums);
@@ -79,21 +80,21 @@ pub(crate) fn to_weight(g: &Geometry, x: &[f32], grad: &[f32]) -> Vec<f32> {
             let width = panel.vectors * lanes;
             // Sums lie (panel, point, row, column); all panels before this one are full.
             let offset = POINTS * c * panel.first + point * c * width;
-            let places: Vec<(u32, u32)> = (0..count).map(|t| ((t * c) as u32, (t * o) as u32)).collect();
-            let tiles = c.div_ceil(TILE.rows);
-            for i in 0..tiles {
-                let rows = part(c, tiles, i);
-                let tile = OuterTile {
-                    rows: rows.len(),
+            for row in (0..c).step_by(outer_rows()) {
+                let tile = StreamTile {
+                    rows: outer_rows(),
                     vectors: panel.vectors,
-                    places: &places,
-                    left: left[point * count * c + rows.start..].as_ptr(),
-                    right: right[point * count * o + panel.first..].as_ptr(),
+                    count,
+                    left: left[order_left.at(point, row)..].as_ptr(),
+                    left_step: order_left.tile,
+                    right: right[order_right.at(point, panel.first)..].as_ptr(),
+                    right_step: order_right.tile,
+                    right_vector: if lanes == GROUP { order_right.group } else { lanes },
                     // SAFETY: inside of the sums, of which these rows belong to this task alone.
-                    out: unsafe { to.at(offset + rows.start * width) },
+                    out: unsafe { to.at(offset + row * width) },
                 };
-                // SAFETY: every place is a tile of this point, whose `c` and `o` floats hold the rows and the panel, as `o` is a
-                // multiple of every vector's width.
+                // SAFETY: every place is a tile of this point; the rows lie within one group of the `c` channels, the panel's
+                // vectors within one group or, where they fill groups, in neighbouring ones of the `o` channels.
                 unsafe { tile.run() };
             }
         });
@@ -114,6 +115,38 @@ pub(crate) fn to_weight(g: &Geometry, x: &[f32], grad: &[f32]) -> Vec<f32> {
     });
     // SAFETY: the panels make up all outputs, and for each of them all rows and taps are written.
     unsafe { dw.finish() }
+}
+
+/// How transformed tiles lie in memory, in floats.
+#[derive(Debug, Clone, Copy)]
+struct Order {
+    /// From point to point.
+    point: usize,
+    /// From tile to tile.
+    tile: usize,
+    /// From one group of [`GROUP`] channels to the next.
+    group: usize,
+}
+
+impl Order {
+    /// (point, tile, channel).
+    fn plain(channels: usize, count: usize) -> Self {
+        Self { point: count * channels, tile: channels, group: GROUP }
+    }
+
+    /// What a sum over tiles reads best: (point, group of channels, tile, channel of the group), front to back, unless channels
+    /// are so few that writing in this order costs more.
+    fn for_sums(channels: usize, count: usize) -> Self {
+        match channels < 128 {
+            true => Self::plain(channels, count),
+            false => Self { point: count * channels, tile: GROUP, group: count * GROUP },
+        }
+    }
+
+    /// Where a channel of a point starts.
+    fn at(self, point: usize, channel: usize) -> usize {
+        point * self.point + channel / GROUP * self.group + channel % GROUP
+    }
 }
 
 /// How an image is cut into tiles of 4 × 4 outputs.
@@ -145,7 +178,7 @@ fn convolve(tiling: Tiling, depth: usize, columns: usize, x: &[f32], packed: &Pa
         }
         let (left, out) = scratch[..len].split_at_mut(POINTS * count * depth);
         // SAFETY: the buffer holds (point, tile, channel) of `count` tiles.
-        unsafe { tiling.inputs(x, depth, tiles.start, 0..count, SharedMut::new(left), count) };
+        unsafe { tiling.inputs(x, depth, tiles.start, 0..count, SharedMut::new(left), Order::plain(depth, count)) };
         let groups = count.div_ceil(TILE.rows);
         for point in 0..POINTS {
             for (p, panel) in packed.panels.iter().enumerate() {
@@ -205,11 +238,11 @@ impl Tiling {
         (tile / (down * across), tile / across % down * 4, tile % across * 4)
     }
 
-    /// Writes Bᵀ d B of the tiles `first` + `rows` to `to`, (point, row, channel) with `count` rows a point.
+    /// Writes Bᵀ d B of the tiles `first` + `rows` to `to`, in this order.
     ///
     /// # Safety
-    /// `to` must hold `count` rows a point, and no other thread may use these rows.
-    unsafe fn inputs(&self, x: &[f32], c: usize, first: usize, rows: Range<usize>, to: SharedMut, count: usize) {
+    /// `to` must hold every row of every point in this order, and no other thread may use these rows.
+    unsafe fn inputs(&self, x: &[f32], c: usize, first: usize, rows: Range<usize>, to: SharedMut, order: Order) {
         let (h, w) = self.input;
         assert!(x.len() >= self.n * h * w * c);
         let zeros = vec![0.0f32; c];
@@ -223,7 +256,8 @@ impl Tiling {
                 }
             }
             // SAFETY: every pointer is valid for `c` floats, and the caller vouches for `to`.
-            ARCH.dispatch(InputTransform { from: &from, c, to: unsafe { to.at(row * c) }, step: count * c });
+            let to = unsafe { to.at(row * order.tile) };
+            ARCH.dispatch(InputTransform { from: &from, c, to, step: order.point, group: order.group });
         }
     }
 
@@ -231,7 +265,7 @@ impl Tiling {
     ///
     /// # Safety
     /// As [`Tiling::inputs`].
-    unsafe fn gradients(&self, grad: &[f32], o: usize, first: usize, rows: Range<usize>, to: SharedMut, count: usize) {
+    unsafe fn gradients(&self, grad: &[f32], o: usize, first: usize, rows: Range<usize>, to: SharedMut, order: Order) {
         let (h, w) = self.output;
         assert!(grad.len() >= self.n * h * w * o);
         let zeros = vec![0.0f32; o];
@@ -245,7 +279,8 @@ impl Tiling {
                 }
             }
             // SAFETY: every pointer is valid for `o` floats, and the caller vouches for `to`.
-            ARCH.dispatch(GradientTransform { from: &from, o, to: unsafe { to.at(row * o) }, step: count * o });
+            let to = unsafe { to.at(row * order.tile) };
+            ARCH.dispatch(GradientTransform { from: &from, o, to, step: order.point, group: order.group });
         }
     }
 

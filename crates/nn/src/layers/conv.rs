@@ -44,6 +44,11 @@ impl Conv2d {
         })
     }
 
+    /// The weight and the settings, if the layer has no bias.
+    pub(super) fn without_bias(&self, mode: &Mode) -> Option<(&Tensor, Conv2dConfig)> {
+        self.bias.is_none().then(|| (self.weight.get(mode), self.config))
+    }
+
     /// (N, H, W, inputs) → (N, H', W', outputs).
     ///
     /// # Errors

@@ -1,12 +1,14 @@
 //! Layers: what registers parameters and computes with them.
 
 mod attention;
+mod block;
 mod conv;
 mod drop_path;
 mod linear;
 mod norm;
 
 pub use attention::{Attention, Mlp};
+pub use block::{BlockShortcut, ConvNorm, ResidualBlock};
 pub use conv::Conv2d;
 pub use drop_path::DropPath;
 pub use linear::{Linear, WeightNormLinear};

@@ -1,11 +1,12 @@
 //! Batch norm, layer norm and layer scale.
 
 use candle_core::Tensor;
-use twinsight_kernels::BatchNormConfig;
+use twinsight_kernels::{BatchNormConfig, NormStatistics};
 
 use crate::{Builder, Error, Init, Mode, Parameter, Result, Role};
 
-const EPS: f64 = 1e-5;
+/// Added to variances.
+pub(super) const EPS: f64 = 1e-5;
 const MOMENTUM: f64 = 0.1;
 
 /// Batch normalisation over all axes but the last, with the parameters and buffers of `torch.nn.BatchNorm2d`: `weight`,
@@ -64,27 +65,42 @@ impl BatchNorm {
             return Ok(twinsight_kernels::batch_norm_eval(x, mean, var, weight, bias, residual, config)?);
         }
         let out = twinsight_kernels::batch_norm_train(x, weight, bias, residual, config)?;
-        let features = x.dims()[x.rank() - 1];
-        let count = (x.elem_count() / features / mode.stat_groups) as f64;
-        if count < 2.0 {
+        let count = x.elem_count() / x.dims()[x.rank() - 1] / mode.stat_groups;
+        self.take_up(&NormStatistics { mean: out.mean, var: out.var, count })?;
+        Ok(out.y)
+    }
+
+    /// Scale and shift, if the layer has them.
+    pub fn affine(&self, mode: &Mode) -> Option<(&Tensor, &Tensor)> {
+        self.affine.as_ref().map(|(scale, shift)| (scale.get(mode), shift.get(mode)))
+    }
+
+    /// The scale, if the layer has one.
+    pub fn scale(&self) -> Option<&Parameter> {
+        self.affine.as_ref().map(|(scale, _)| scale)
+    }
+
+    /// Moves the running statistics by what a pass saw, block after block.
+    pub(super) fn take_up(&self, seen: &NormStatistics) -> Result<()> {
+        let groups = seen.mean.dims()[0];
+        if seen.count < 2 {
             return Err(Error::BadSetting(format!(
-                "batch norm {}: shape {:?} in {} blocks leaves one value a channel, training needs two or more; enlarge the batch",
+                "batch norm {}: the batch, in {groups} blocks, leaves one value a channel, training needs two or more; enlarge the \
+                 batch",
                 self.mean.name().trim_end_matches("running_mean").trim_end_matches('.'),
-                x.dims(),
-                mode.stat_groups
             )));
         }
-        let unbiased = count / (count - 1.0);
+        let unbiased = seen.count as f64 / (seen.count as f64 - 1.0);
         let (mut mean, mut var) = (self.mean.value().copy()?, self.var.value().copy()?);
-        for group in 0..mode.stat_groups {
-            let new_mean = out.mean.detach().get(group)?;
-            let new_var = (out.var.detach().get(group)? * unbiased)?;
+        for group in 0..groups {
+            let new_mean = seen.mean.detach().get(group)?;
+            let new_var = (seen.var.detach().get(group)? * unbiased)?;
             mean = ((mean * (1.0 - MOMENTUM))? + (new_mean * MOMENTUM)?)?;
             var = ((var * (1.0 - MOMENTUM))? + (new_var * MOMENTUM)?)?;
         }
         self.mean.set(&mean)?;
         self.var.set(&var)?;
-        Ok(out.y)
+        Ok(())
     }
 }
 

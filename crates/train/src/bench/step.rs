@@ -170,7 +170,8 @@ pub fn bench_step(bench: &BenchStep, tick: &mut dyn FnMut(usize)) -> Result<Benc
 
 /// The operations' shares of a step of `seconds`, and at the end what they leave.
 fn profile(totals: &[OpTotal], seconds: f64) -> Vec<OpShare> {
-    let share = |name: &str, calls, own: f64, gmac| OpShare { name: name.into(), calls, seconds: own, share: own / seconds, gmac };
+    let share =
+        |name: &str, calls, own: f64, gmac| OpShare { name: name.into(), calls, seconds: own, share: own / seconds, gmac };
     let rest = seconds - totals.iter().map(|t| t.seconds).sum::<f64>();
     let operations = totals.iter().map(|t| share(t.name, t.calls, t.seconds, t.multiply_adds as f64 * 1e-9));
     operations.chain([share("rest (sums, copies, graph)", 0, rest, 0.0)]).collect()

@@ -8,7 +8,7 @@ use pulp::{Simd, WithSimd};
 use super::POINTS;
 use crate::cpu::memory::SharedMut;
 use crate::cpu::panels::Panel;
-use crate::cpu::simd::{load, store};
+use crate::cpu::simd::{GROUP, load, store};
 
 /// Bᵀ d B of one tile for all channels; `c` is a multiple of 16.
 pub(super) struct InputTransform<'a> {
@@ -17,6 +17,8 @@ pub(super) struct InputTransform<'a> {
     pub to: *mut f32,
     /// Floats from point to point.
     pub step: usize,
+    /// Floats from one group of [`GROUP`] channels to the next.
+    pub group: usize,
 }
 
 impl WithSimd for InputTransform<'_> {
@@ -36,7 +38,7 @@ impl WithSimd for InputTransform<'_> {
                 let t = input_points(s, row);
                 for (j, t) in t.into_iter().enumerate() {
                     // SAFETY: `inputs` made room for every point of this tile.
-                    unsafe { store::<S>(self.to.add((i * 6 + j) * self.step + c), t) };
+                    unsafe { store::<S>(self.to.add((i * 6 + j) * self.step + c / GROUP * self.group + c % GROUP), t) };
                 }
             }
         }
@@ -49,6 +51,7 @@ pub(super) struct GradientTransform<'a> {
     pub o: usize,
     pub to: *mut f32,
     pub step: usize,
+    pub group: usize,
 }
 
 impl WithSimd for GradientTransform<'_> {
@@ -68,7 +71,7 @@ impl WithSimd for GradientTransform<'_> {
                 let t = gradient_points(s, row);
                 for (j, t) in t.into_iter().enumerate() {
                     // SAFETY: `gradients` made room for every point of this tile.
-                    unsafe { store::<S>(self.to.add((i * 6 + j) * self.step + o), t) };
+                    unsafe { store::<S>(self.to.add((i * 6 + j) * self.step + o / GROUP * self.group + o % GROUP), t) };
                 }
             }
         }

@@ -1,0 +1,192 @@
+//! Residual blocks: convolutions, each with its batch norm and ReLU, beside a shortcut, as one operation.
+
+use candle_core::{Result, Tensor, bail};
+
+use crate::conv::Geometry;
+use crate::cpu::block::{ConvBlock, Layer};
+use crate::cpu::memory::{on_cpu, tensor};
+use crate::{BatchNormConfig, Conv2dConfig, batch_norm_train, check, conv2d};
+
+/// A convolution without bias and the batch norm after it.
+#[derive(Debug, Clone, Copy)]
+pub struct ConvNorm<'a> {
+    /// The convolution's weight, (O, C / groups, kh, kw).
+    pub weight: &'a Tensor,
+    /// The norm's scale, (O).
+    pub scale: &'a Tensor,
+    /// The norm's shift, (O).
+    pub shift: &'a Tensor,
+    /// The convolution's settings.
+    pub config: Conv2dConfig,
+}
+
+/// What is added to the last norm's result before its ReLU.
+#[derive(Debug, Clone, Copy)]
+pub enum Shortcut<'a> {
+    /// Nothing.
+    None,
+    /// The input itself.
+    Identity,
+    /// The input after a convolution and a norm, without a ReLU.
+    ConvNorm(ConvNorm<'a>),
+}
+
+/// What [`conv_block`] gives.
+#[derive(Debug, Clone)]
+pub struct ConvBlockOutput {
+    /// The result, (N, H', W', O).
+    pub y: Tensor,
+    /// What each norm saw: those of the path in order, then the shortcut's.
+    pub statistics: Vec<NormStatistics>,
+}
+
+/// The statistics of one norm, without a graph.
+#[derive(Debug, Clone)]
+pub struct NormStatistics {
+    /// Mean of every block and channel, (groups, O).
+    pub mean: Tensor,
+    /// Biased variance, (groups, O).
+    pub var: Tensor,
+    /// Values that each of them is made of.
+    pub count: usize,
+}
+
+/// How values are kept between the forward and the backward pass.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Keep {
+    /// As they are.
+    #[default]
+    F32,
+    /// Rounded to bfloat16, in half the memory. The forward pass is not touched by it; gradients see the rounded values.
+    Bf16,
+}
+
+/// A residual block (He et al. 2016) in training: every layer of `path` is a convolution, batch normalisation by the batch's own
+/// statistics (of `groups` equal blocks of the batch axis, as [`batch_norm_train`]) and a ReLU; the shortcut is added before the
+/// last ReLU.
+///
+/// The same as the chain of [`conv2d`] and [`batch_norm_train`], with less memory and traffic: between the passes only the
+/// convolutions' results are kept, activations are computed again from them, and no gradient inside of the block is added
+/// to zeros first.
+///
+/// The backward pass uses up what was kept; a second one on the same result is an error.
+///
+/// # Shapes
+/// `x` (N, H, W, C); the result (N, H', W', O) of the last convolution. The shortcut must give the same shape.
+///
+/// # Errors
+/// When a tensor is not `f32`, shapes do not fit, `path` is empty, the batch is empty or not divisible by `groups`.
+pub fn conv_block(
+    x: &Tensor,
+    path: &[ConvNorm<'_>],
+    shortcut: Shortcut<'_>,
+    eps: f64,
+    groups: usize,
+    keep: Keep,
+) -> Result<ConvBlockOutput> {
+    const OP: &str = "conv_block";
+    let (n, ..) = check::nhwc(OP, x)?;
+    if path.is_empty() {
+        bail!("{OP}: path has no layers, expected one or more");
+    }
+    if groups == 0 || n == 0 || n % groups != 0 {
+        bail!("{OP}: groups is {groups}, which must divide the batch of {n}, which must not be empty");
+    }
+    if !on_cpu(x) {
+        return composed(x, path, shortcut, eps, groups);
+    }
+    let mut layers = Vec::with_capacity(path.len() + 1);
+    let mut shape = x.dims().to_vec();
+    for layer in path {
+        let (geometry, next) = described(OP, &shape, layer, x)?;
+        layers.push(geometry);
+        shape = next;
+    }
+    let side = match shortcut {
+        Shortcut::None => None,
+        Shortcut::Identity => Some(x.dims().to_vec()),
+        Shortcut::ConvNorm(layer) => {
+            let (geometry, side) = described(OP, x.dims(), &layer, x)?;
+            layers.push(geometry);
+            Some(side)
+        }
+    };
+    if let Some(side) = side.filter(|side| *side != shape) {
+        bail!("{OP}: the path ends in {shape:?} but the shortcut in {side:?}; they must be equal");
+    }
+    let side = match &shortcut {
+        Shortcut::ConvNorm(layer) => Some(layer),
+        _ => None,
+    };
+    // A custom operation has three inputs at most, so all parameters become one.
+    let mut parameters = Vec::with_capacity(3 * layers.len());
+    for layer in path.iter().chain(side) {
+        parameters.extend([layer.weight.flatten_all()?, layer.scale.clone(), layer.shift.clone()]);
+    }
+    let packed = Tensor::cat(&parameters, 0)?;
+    let mut offset = 0;
+    let layers: Vec<Layer> = layers
+        .into_iter()
+        .map(|geometry| {
+            let layer = Layer { geometry, offset };
+            offset += layer.parameters();
+            layer
+        })
+        .collect();
+    let counts: Vec<usize> = layers.iter().map(|l| l.geometry.n / groups * l.geometry.oh * l.geometry.ow).collect();
+    let track = x.track_op() || packed.track_op();
+    let op = ConvBlock::new(layers, path.len(), matches!(shortcut, Shortcut::Identity), eps, groups, keep, track);
+    let norms = op.norms();
+    let y = x.contiguous()?.apply_op2(&packed, op)?;
+    let norms = norms.get().map(Vec::as_slice).unwrap_or_default();
+    let statistics = norms
+        .iter()
+        .zip(counts)
+        .map(|(s, count)| {
+            let shape = (groups, s.mean.len() / groups);
+            Ok(NormStatistics { mean: tensor(s.mean.clone(), shape)?, var: tensor(s.var.clone(), shape)?, count })
+        })
+        .collect::<Result<_>>()?;
+    Ok(ConvBlockOutput { y, statistics })
+}
+
+/// Checks a layer whose input has the shape `input`; its geometry and the shape of its output.
+fn described(op: &str, input: &[usize], layer: &ConvNorm<'_>, on: &Tensor) -> Result<(Geometry, Vec<usize>)> {
+    check::f32_on(op, "a convolution's weight", layer.weight, on)?;
+    let geometry = Geometry::of_sizes(input, layer.weight.dims(), layer.config)?;
+    check::shaped(op, "a norm's scale", layer.scale, &[geometry.o], on)?;
+    check::shaped(op, "a norm's shift", layer.shift, &[geometry.o], on)?;
+    let shape = vec![geometry.n, geometry.oh, geometry.ow, geometry.o];
+    if shape.contains(&0) {
+        bail!("{op}: a convolution's result has shape {shape:?}; statistics need at least one value a channel");
+    }
+    Ok((geometry, shape))
+}
+
+/// The same as a chain of the crate's operations.
+fn composed(x: &Tensor, path: &[ConvNorm<'_>], shortcut: Shortcut<'_>, eps: f64, groups: usize) -> Result<ConvBlockOutput> {
+    let run = |x: &Tensor, layer: &ConvNorm<'_>, residual: Option<&Tensor>, relu: bool| {
+        let config = BatchNormConfig { eps, relu, groups };
+        let c = conv2d(x, layer.weight, layer.config)?;
+        let count = c.elem_count() / layer.scale.elem_count() / groups;
+        let out = batch_norm_train(&c, Some(layer.scale), Some(layer.shift), residual, config)?;
+        Ok::<_, candle_core::Error>((out.y, NormStatistics { mean: out.mean, var: out.var, count }))
+    };
+    let (residual, last) = match &shortcut {
+        Shortcut::None => (None, None),
+        Shortcut::Identity => (Some(x.clone()), None),
+        Shortcut::ConvNorm(layer) => {
+            let (y, statistics) = run(x, layer, None, false)?;
+            (Some(y), Some(statistics))
+        }
+    };
+    let (mut y, mut statistics) = (x.clone(), Vec::new());
+    for (i, layer) in path.iter().enumerate() {
+        let residual = residual.as_ref().filter(|_| i + 1 == path.len());
+        let (next, seen) = run(&y, layer, residual, true)?;
+        statistics.push(seen);
+        y = next;
+    }
+    statistics.extend(last);
+    Ok(ConvBlockOutput { y, statistics })
+}
