@@ -122,6 +122,25 @@ pub struct SettingArgs {
     pub seed: Option<u64>,
 }
 
+/// The precision of training.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum PrecisionArg {
+    /// Everything in 32 bits.
+    F32,
+    /// ResNets keep what the backward pass needs as bfloat16, in half the memory.
+    Bf16,
+}
+
+impl PrecisionArg {
+    /// Its name in a configuration.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::F32 => "f32",
+            Self::Bf16 => "bf16",
+        }
+    }
+}
+
 /// `train`.
 #[derive(Debug, Args)]
 pub struct TrainArgs {
@@ -131,6 +150,9 @@ pub struct TrainArgs {
     /// The encoder (see `list encoders`) [default: resnet_mini].
     #[arg(long)]
     pub encoder: Option<String>,
+    /// The precision of training [default: f32].
+    #[arg(long, value_enum)]
+    pub precision: Option<PrecisionArg>,
     /// Passes over the images.
     #[arg(long)]
     pub epochs: Option<u64>,
@@ -334,6 +356,9 @@ pub struct BenchStepArgs {
     /// Side of DINO's local views in pixels.
     #[arg(long, default_value_t = 16)]
     pub local_size: usize,
+    /// The precision of the step.
+    #[arg(long, value_enum, default_value_t = PrecisionArg::F32)]
+    pub precision: PrecisionArg,
     /// Timed steps, after one that warms up.
     #[arg(long, default_value_t = 5)]
     pub steps: usize,

@@ -25,7 +25,7 @@ pub use layers::{
     Attention, BatchNorm, BlockShortcut, Conv2d, ConvNorm, DropPath, LayerNorm, LayerScale, Linear, Mlp, ResidualBlock,
     WeightNormLinear,
 };
-pub use mode::{DrawKey, Mode};
+pub use mode::{DrawKey, Mode, Precision};
 pub use optim::{Optimizer, OptimizerConfig};
 pub use params::{Builder, ParamStore, Parameter, Role};
 pub use schedule::{Schedule, Shape};

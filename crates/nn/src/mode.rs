@@ -2,6 +2,32 @@
 
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng;
+use serde::{Deserialize, Serialize};
+
+/// The precision of a training step.
+///
+/// On the CPU, products are computed in `f32` either way: bfloat16 dot products (`avx512_bf16`) were measured at half the rate of
+/// `f32` multiply-adds on the processors at hand, and Winograd's algorithm needs fewer of them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Precision {
+    /// Everything as it is.
+    #[default]
+    F32,
+    /// What fused blocks keep for the backward pass is rounded to bfloat16, in half the memory; weights, statistics, losses and
+    /// sums stay `f32`.
+    Bf16,
+}
+
+impl Precision {
+    /// How the kernels keep values.
+    pub(crate) fn keep(self) -> twinsight_kernels::Keep {
+        match self {
+            Self::F32 => twinsight_kernels::Keep::F32,
+            Self::Bf16 => twinsight_kernels::Keep::Bf16,
+        }
+    }
+}
 
 /// The settings of one forward pass, handed down through every layer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -13,8 +39,8 @@ pub struct Mode {
     /// How many equal blocks of the batch axis get batch-norm statistics of their own: the number of views that were
     /// concatenated along the batch axis, 1 otherwise.
     pub stat_groups: usize,
-    /// Whether what is kept for the backward pass may be rounded to bfloat16, in half the memory.
-    pub keep_bf16: bool,
+    /// The precision of what is kept between the passes.
+    pub precision: Precision,
     /// Where random draws come from.
     pub key: DrawKey,
 }
@@ -22,11 +48,11 @@ pub struct Mode {
 impl Mode {
     /// Evaluation: running statistics, nothing dropped, no graph.
     pub const EVAL: Self =
-        Self { train: false, grad: false, stat_groups: 1, keep_bf16: false, key: DrawKey { seed: 0, step: 0, pass: 0 } };
+        Self { train: false, grad: false, stat_groups: 1, precision: Precision::F32, key: DrawKey { seed: 0, step: 0, pass: 0 } };
 
     /// Training with a graph, with draws from `key`.
     pub const fn train(key: DrawKey) -> Self {
-        Self { train: true, grad: true, stat_groups: 1, keep_bf16: false, key }
+        Self { train: true, grad: true, stat_groups: 1, precision: Precision::F32, key }
     }
 
     /// The same without a graph.
@@ -39,9 +65,9 @@ impl Mode {
         Self { stat_groups: groups, ..self }
     }
 
-    /// The same with what is kept for the backward pass rounded to bfloat16, or not.
-    pub const fn with_keep_bf16(self, keep_bf16: bool) -> Self {
-        Self { keep_bf16, ..self }
+    /// The same at another precision.
+    pub const fn with_precision(self, precision: Precision) -> Self {
+        Self { precision, ..self }
     }
 
     /// The same with the draws of pass number `pass` (a view, say) of the step.

@@ -20,7 +20,7 @@ mod views;
 use candle_core::{Device, Tensor};
 use twinsight_augment::{Normalize, ViewPlan};
 use twinsight_encoders::{Encoder, EncoderConfig, EncoderSpec};
-use twinsight_nn::{DrawKey, Gradients, Mode, ParamStore, StateVisitor};
+use twinsight_nn::{DrawKey, Gradients, Mode, ParamStore, Precision, StateVisitor};
 
 pub use barlow_twins::{BarlowTwins, BarlowTwinsConfig, barlow_twins_loss};
 pub use byol::{Byol, ByolConfig, negative_cosine};
@@ -138,6 +138,8 @@ pub struct At {
     pub epochs: u64,
     /// The run's seed.
     pub seed: u64,
+    /// The precision of the step.
+    pub precision: Precision,
 }
 
 impl At {
@@ -149,7 +151,7 @@ impl At {
 
     /// Training with a graph, with the draws of this step.
     pub fn mode(&self) -> Mode {
-        Mode::train(DrawKey { seed: self.seed, step: self.step, pass: 0 })
+        Mode::train(DrawKey { seed: self.seed, step: self.step, pass: 0 }).with_precision(self.precision)
     }
 }
 
@@ -170,7 +172,7 @@ mod tests {
 
     #[test]
     fn progress_runs_from_zero_to_below_one() {
-        let at = |step| At { step, epoch: 0, steps_per_epoch: 5, epochs: 2, seed: 0 };
+        let at = |step| At { step, epoch: 0, steps_per_epoch: 5, epochs: 2, seed: 0, precision: Precision::F32 };
         assert_eq!(at(0).progress(), 0.0);
         assert_eq!(at(5).progress(), 0.5);
         assert_eq!(at(9).progress(), 0.9);

@@ -8,7 +8,9 @@ use candle_core::{Device, Tensor};
 use toml::{Table, Value};
 use twinsight_augment::Normalize;
 use twinsight_encoders::{EncoderConfig, encoder};
-use twinsight_nn::{Gradients, Optimizer, OptimizerConfig, ParamStore, StateLoader, StateSaver, load_tensors, save_tensors};
+use twinsight_nn::{
+    Gradients, Optimizer, OptimizerConfig, ParamStore, Precision, StateLoader, StateSaver, load_tensors, save_tensors,
+};
 use twinsight_ssl_methods::{At, LossOutput, METHODS, Method, MethodContext, MethodSpec};
 use twinsight_test_support::procedural;
 
@@ -302,7 +304,7 @@ fn for_every_case(mut check: impl FnMut(&Case) -> Result<()>) -> Result<()> {
 
 /// Step `step` of 20; the first epoch, in which DINO's last layer is frozen, has 5.
 fn at(step: u64) -> At {
-    At { step, epoch: step / 5, steps_per_epoch: 5, epochs: 4, seed: 0 }
+    At { step, epoch: step / 5, steps_per_epoch: 5, epochs: 4, seed: 0, precision: Precision::F32 }
 }
 
 /// One batch a view of the plan: different blobs for different images, the same for one image's views up to noise.

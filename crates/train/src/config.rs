@@ -7,7 +7,7 @@
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 use twinsight_encoders::{EncoderConfig, Stem};
-use twinsight_nn::OptimizerConfig;
+use twinsight_nn::{OptimizerConfig, Precision};
 use twinsight_ssl_methods::{METHODS, method};
 
 use crate::layers::{Layer, dotted_keys, merge, nearest, value_at};
@@ -79,6 +79,9 @@ pub struct NetworkConfig {
     pub drop_path: f64,
     /// Of ResNets: every block starts as the identity (its last batch norm at 0).
     pub zero_init_residual: bool,
+    /// `f32`, or `bf16` to keep what ResNets' blocks need for the backward pass in half the memory.
+    #[serde(default)]
+    pub precision: Precision,
 }
 
 /// How weights are updated.
@@ -332,7 +335,13 @@ fn defaults() -> Table {
             std: Vec::new(),
             workers: 0,
         },
-        network: NetworkConfig { stem: Stem::Auto, patch: 0, drop_path: 0.0, zero_init_residual: false },
+        network: NetworkConfig {
+            stem: Stem::Auto,
+            patch: 0,
+            drop_path: 0.0,
+            zero_init_residual: false,
+            precision: Precision::F32,
+        },
         optimizer: OptimizerSettings {
             kind: "sgd".into(),
             momentum: 0.9,

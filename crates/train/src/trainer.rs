@@ -301,6 +301,7 @@ impl Trainer {
                 steps_per_epoch: self.per_epoch,
                 epochs: self.config.epochs,
                 seed: self.config.seed,
+                precision: self.config.network.precision,
             };
             let rate = lr.at(step);
             let batch = loader.next_batch()?;

@@ -3,9 +3,9 @@
 use std::process::ExitCode;
 
 use anyhow::{Result, bail};
-use twinsight_train::bench::{BenchStep, bench_kernels, bench_step};
+use twinsight_train::bench::{BenchStep, Precision, bench_kernels, bench_step};
 
-use crate::cli::{BenchKernelsArgs, BenchStepArgs};
+use crate::cli::{BenchKernelsArgs, BenchStepArgs, PrecisionArg};
 use crate::output::Output;
 
 /// `bench step`.
@@ -20,6 +20,10 @@ pub fn step(args: &BenchStepArgs, output: &Output) -> Result<ExitCode> {
         batch: args.batch,
         size: args.size,
         local_size: args.local_size,
+        precision: match args.precision {
+            PrecisionArg::F32 => Precision::F32,
+            PrecisionArg::Bf16 => Precision::Bf16,
+        },
         steps: args.steps,
     };
     let report = bench_step(&bench, &mut |done| Output::warn(format!("step {done} of {}", args.steps)))?;

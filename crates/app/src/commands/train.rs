@@ -35,6 +35,9 @@ pub fn run(args: &TrainArgs, output: &Output) -> Result<ExitCode> {
     if let Some(batch) = args.batch {
         options.insert("batch".into(), Value::Integer(batch as i64));
     }
+    if let Some(precision) = args.precision {
+        set_in(&mut options, "network", "precision", precision.name().into());
+    }
     if let Some(limit) = args.limit {
         set_in(&mut options, "data", "limit", Value::Integer(limit as i64));
     }

@@ -1,7 +1,7 @@
 //! Convolutions with their norms, alone or as a residual block: one fused operation in training.
 
 use candle_core::Tensor;
-use twinsight_kernels::{ConvNorm as FusedConvNorm, Keep, Shortcut, conv_block};
+use twinsight_kernels::{ConvNorm as FusedConvNorm, Shortcut, conv_block};
 
 use crate::layers::norm::EPS;
 use crate::{BatchNorm, Builder, Conv2d, Conv2dConfig, Init, Mode, Result};
@@ -88,8 +88,7 @@ impl ResidualBlock {
             BlockShortcut::Identity => Shortcut::Identity,
             BlockShortcut::ConvNorm(_) => parts.pop().map_or(Shortcut::None, Shortcut::ConvNorm),
         };
-        let keep = if mode.keep_bf16 { Keep::Bf16 } else { Keep::F32 };
-        let out = conv_block(x, &parts, shortcut, EPS, mode.stat_groups, keep)?;
+        let out = conv_block(x, &parts, shortcut, EPS, mode.stat_groups, mode.precision.keep())?;
         for (layer, seen) in self.path.iter().chain(side).zip(&out.statistics) {
             layer.norm.take_up(seen)?;
         }

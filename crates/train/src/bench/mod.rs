@@ -1,5 +1,7 @@
 //! Measuring: a whole training step on random views, and every operation of the kernels by itself.
 
+pub use twinsight_nn::Precision;
+
 mod kernels;
 mod step;
 

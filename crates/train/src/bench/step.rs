@@ -12,7 +12,7 @@ use serde::Serialize;
 use twinsight_augment::Normalize;
 use twinsight_encoders::EncoderConfig;
 use twinsight_kernels::trace::{self, OpTotal};
-use twinsight_nn::{DrawKey, Gradients, Optimizer, OptimizerConfig};
+use twinsight_nn::{DrawKey, Gradients, Optimizer, OptimizerConfig, Precision};
 use twinsight_ssl_methods::{At, MethodContext, method};
 
 use crate::{Error, Result};
@@ -30,6 +30,8 @@ pub struct BenchStep {
     pub size: usize,
     /// Side of DINO's local views in pixels.
     pub local_size: usize,
+    /// The precision of the step.
+    pub precision: Precision,
     /// Timed steps; one more is made before them, and one after them to count operations.
     pub steps: usize,
 }
@@ -62,8 +64,8 @@ pub struct BenchReport {
     pub batch: usize,
     /// Side of the views.
     pub size: usize,
-    /// Element type.
-    pub dtype: &'static str,
+    /// The precision of the step.
+    pub dtype: Precision,
     /// Whether a graph compiler ran (never here; the key is shared).
     pub compile: bool,
     /// The device.
@@ -130,7 +132,7 @@ pub fn bench_step(bench: &BenchStep, tick: &mut dyn FnMut(usize)) -> Result<Benc
         }
         let start = Instant::now();
         // Past the epochs in which DINO's last layer is frozen, so that a step does all its work.
-        let at = At { step: 1000 + i as u64, epoch: 10, steps_per_epoch: 100, epochs: 100, seed: 0 };
+        let at = At { step: 1000 + i as u64, epoch: 10, steps_per_epoch: 100, epochs: 100, seed: 0, precision: bench.precision };
         let out = method.loss(&views, &at)?;
         let store = out.loss.backward()?;
         let mut gradients = Gradients::collect(&store, method.student())?;
@@ -156,7 +158,7 @@ pub fn bench_step(bench: &BenchStep, tick: &mut dyn FnMut(usize)) -> Result<Benc
         encoder: bench.encoder.clone(),
         batch: bench.batch,
         size: bench.size,
-        dtype: "f32",
+        dtype: bench.precision,
         compile: false,
         device: "cpu",
         images_per_s: (bench.batch as f64 / median * 100.0).round() / 100.0,
