@@ -133,7 +133,7 @@ pub fn conv_block(
             layer
         })
         .collect();
-    let counts: Vec<usize> = layers.iter().map(|l| l.geometry.n / groups * l.geometry.oh * l.geometry.ow).collect();
+    let sizes: Vec<_> = layers.iter().map(|l| (l.geometry.o, n / groups * l.geometry.oh * l.geometry.ow)).collect();
     let track = x.track_op() || packed.track_op();
     let op = ConvBlock::new(layers, path.len(), matches!(shortcut, Shortcut::Identity), eps, groups, keep, track);
     let norms = op.norms();
@@ -141,9 +141,9 @@ pub fn conv_block(
     let norms = norms.get().map(Vec::as_slice).unwrap_or_default();
     let statistics = norms
         .iter()
-        .zip(counts)
-        .map(|(s, count)| {
-            let shape = (groups, s.mean.len() / groups);
+        .zip(sizes)
+        .map(|(s, (channels, count))| {
+            let shape = (groups, channels);
             Ok(NormStatistics { mean: tensor(s.mean.clone(), shape)?, var: tensor(s.var.clone(), shape)?, count })
         })
         .collect::<Result<_>>()?;

@@ -6,7 +6,7 @@ use std::ops::Range;
 use candle_core::{CpuStorage, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 
-use super::memory::{blocks, filled, filled_ranges, host, tensor, values};
+use super::memory::{blocks, filled, filled_ranges, host, in_ranges, tensor, values};
 use super::vector::vectorized;
 use crate::trace::span;
 
@@ -125,6 +125,15 @@ impl BatchNorm {
     }
 
     pub fn forward(&self, x: &[f32], parameters: &[f32], residual: Option<&[f32]>) -> Vec<f32> {
+        let mut y = Vec::with_capacity(x.len());
+        self.forward_into(x, parameters, residual, &mut y.spare_capacity_mut()[..x.len()]);
+        // SAFETY: `forward_into` writes all of its room.
+        unsafe { y.set_len(x.len()) };
+        y
+    }
+
+    /// Writes every float of `y`.
+    pub fn forward_into(&self, x: &[f32], parameters: &[f32], residual: Option<&[f32]>, y: &mut [MaybeUninit<f32>]) {
         let c = self.c;
         let _span = span("batch norm forward", 0);
         let (weight, bias) = parameters.split_at(c);
@@ -135,8 +144,7 @@ impl BatchNorm {
             let residual = residual.map(|r| &r[start..start + out.len()]);
             apply(&x[start..start + out.len()], &slope[at..at + c], &shift[at..at + c], residual, self.relu, out);
         };
-        // SAFETY: `apply` writes every float of its block, which is made of whole rows.
-        unsafe { filled_ranges(x.len(), &self.blocks(x.len()), write) }
+        in_ranges(y, &self.blocks(x.len()), write);
     }
 
     /// The operation by these statistics, which are functions of its input.
@@ -168,13 +176,10 @@ impl BatchNorm {
             Some(masked) => (masked.as_slice(), None),
             None => (g, self.relu.then_some(y)),
         };
-        let (dx, dp) = match need.0 {
-            true => {
-                let (dx, dp) = self.gradients(x, p, gate, g);
-                (Some(tensor(dx, shape.clone())?), dp)
-            }
-            false => (None, self.to_parameters(&self.sums(x, gate, g))),
-        };
+        let sums = self.sums(x, gate, g);
+        let dx = need.0.then(|| self.to_input(x, p, gate, g, &sums));
+        let dx = dx.map(|dx| tensor(dx, shape.clone())).transpose()?;
+        let dp = self.to_parameters(&sums);
         let dp = need.1.then(|| tensor(dp, (2, c))).transpose()?;
         let dr = match (need.2, masked) {
             (false, _) => None,
@@ -185,7 +190,7 @@ impl BatchNorm {
     }
 
     /// Σ g and Σ g · (x − mean) of every group and channel, where g counts as zero where `gate` is not positive.
-    fn sums(&self, x: &[f32], gate: Option<&[f32]>, g: &[f32]) -> (Vec<f64>, Vec<f64>) {
+    fn sums(&self, x: &[f32], gate: Option<&[f32]>, g: &[f32]) -> Sums {
         let (c, len, ranges) = (self.c, x.len(), self.blocks(x.len()));
         let parts: Vec<(Vec<f32>, Vec<f32>)> = ranges
             .par_iter()
@@ -197,8 +202,14 @@ impl BatchNorm {
                 (sum, product)
             })
             .collect();
+        self.joined(&ranges, len, &parts)
+    }
+
+    /// Adds the blocks' sums in their order.
+    fn joined(&self, ranges: &[Range<usize>], len: usize, parts: &[(Vec<f32>, Vec<f32>)]) -> Sums {
+        let c = self.c;
         let (mut sums, mut products) = (vec![0.0f64; self.groups * c], vec![0.0f64; self.groups * c]);
-        for (range, (sum, product)) in ranges.iter().zip(&parts) {
+        for (range, (sum, product)) in ranges.iter().zip(parts) {
             let at = self.group(range.start, len) * c;
             for j in 0..c {
                 sums[at + j] += f64::from(sum[j]);
@@ -209,7 +220,7 @@ impl BatchNorm {
     }
 
     /// The gradient to weight and bias, (2, C).
-    fn to_parameters(&self, (sums, products): &(Vec<f64>, Vec<f64>)) -> Vec<f32> {
+    fn to_parameters(&self, (sums, products): &Sums) -> Vec<f32> {
         let c = self.c;
         let mut dp = vec![0.0f64; 2 * c];
         for i in 0..self.groups * c {
@@ -222,9 +233,34 @@ impl BatchNorm {
     /// The gradients to x and to the parameters (2, C), where `g` counts as zero where `gate` is not positive.
     pub fn gradients(&self, x: &[f32], parameters: &[f32], gate: Option<&[f32]>, g: &[f32]) -> (Vec<f32>, Vec<f32>) {
         let _span = span("batch norm backward", 0);
+        let sums = self.sums(x, gate, g);
+        (self.to_input(x, parameters, gate, g, &sums), self.to_parameters(&sums))
+    }
+
+    /// As [`BatchNorm::gradients`] gated by `y`, and `g` where `y` is positive.
+    pub fn gradients_and_cut(&self, x: &[f32], parameters: &[f32], y: &[f32], g: &[f32]) -> (Vec<f32>, Vec<f32>, Vec<f32>) {
+        let _span = span("batch norm backward", 0);
+        let (c, len, ranges) = (self.c, x.len(), self.blocks(x.len()));
+        let mut cut = Vec::with_capacity(len);
+        let room = &mut cut.spare_capacity_mut()[..len];
+        let parts = in_ranges(room, &ranges, |start, cut: &mut [MaybeUninit<f32>]| {
+            let range = start..start + cut.len();
+            let at = self.group(start, len) * c;
+            let (mut sum, mut product) = (vec![0.0; c], vec![0.0; c]);
+            let mean = &self.mean[at..at + c];
+            cut_sum_products(&y[range.clone()], &g[range.clone()], &x[range], mean, cut, &mut sum, &mut product);
+            (sum, product)
+        });
+        // SAFETY: `cut_sum_products` writes every float of its block.
+        unsafe { cut.set_len(len) };
+        let sums = self.joined(&ranges, len, &parts);
+        (self.to_input(x, parameters, None, &cut, &sums), self.to_parameters(&sums), cut)
+    }
+
+    /// The gradient to x.
+    fn to_input(&self, x: &[f32], parameters: &[f32], gate: Option<&[f32]>, g: &[f32], sums: &Sums) -> Vec<f32> {
         let (c, len) = (self.c, x.len());
-        let both = self.sums(x, gate, g);
-        let (sums, products) = &both;
+        let (sums, products) = sums;
         let rows = (len / self.groups / c) as f64;
         let slope: Vec<f32> = self.scale.iter().enumerate().map(|(i, s)| s * parameters[i % c]).collect();
         let (mut along, mut shift) = (vec![0.0f32; self.groups * c], vec![0.0f32; self.groups * c]);
@@ -244,22 +280,32 @@ impl BatchNorm {
             combine(&g[range.clone()], gate, &x[range], &slope[at.clone()], &along[at.clone()], &shift[at], out);
         };
         // SAFETY: `combine` writes every float of its block, which is made of whole rows.
-        let dx = unsafe { filled_ranges(len, &self.blocks(len), write) };
-        (dx, self.to_parameters(&both))
+        unsafe { filled_ranges(len, &self.blocks(len), write) }
     }
 }
 
+/// Σ g and Σ g · (x − mean) of every group and channel.
+type Sums = (Vec<f64>, Vec<f64>);
+
 /// g where y > 0, elsewhere 0.
-pub(crate) fn mask_block(y: &[f32], g: &[f32]) -> Vec<f32> {
+fn mask_block(y: &[f32], g: &[f32]) -> Vec<f32> {
     let _span = span("relu backward", 0);
     // SAFETY: `mask` writes every float of its block.
     unsafe { filled(y.len(), BLOCK, |start, out| mask(&y[start..], &g[start..], out)) }
 }
 
-/// sum += x
-pub(crate) fn add_into(sum: &mut [f32], x: &[f32]) {
+/// Writes a + b, or a alone, to every float of `out`.
+pub(crate) fn sum_into(a: &[f32], b: Option<&[f32]>, out: &mut [MaybeUninit<f32>]) {
     let _span = span("gradient sums", 0);
-    sum.par_chunks_mut(BLOCK).zip(x.par_chunks(BLOCK)).for_each(|(sum, x)| add(sum, x));
+    match b {
+        Some(b) => {
+            let blocks = out.par_chunks_mut(BLOCK).zip(a.par_chunks(BLOCK)).zip(b.par_chunks(BLOCK));
+            blocks.for_each(|((out, a), b)| add_two(a, b, out));
+        }
+        None => out.par_chunks_mut(BLOCK).zip(a.par_chunks(BLOCK)).for_each(|(out, a)| {
+            out.write_copy_of_slice(a);
+        }),
+    }
 }
 
 /// Floats of a block of whole rows.
@@ -331,8 +377,10 @@ vectorized! {
 }
 
 vectorized! {
-    fn add<'a>(sum: &'a mut [f32], x: &'a [f32]) {
-        sum.iter_mut().zip(x).for_each(|(s, x)| *s += x);
+    fn add_two<'a>(a: &'a [f32], b: &'a [f32], out: &'a mut [MaybeUninit<f32>]) {
+        for ((out, a), b) in out.iter_mut().zip(a).zip(b) {
+            out.write(a + b);
+        }
     }
 }
 
@@ -369,6 +417,26 @@ vectorized! {
                         *product += g * (x - mean);
                     }
                 }
+            }
+        }
+    }
+}
+
+vectorized! {
+    /// cut = g where y > 0; sum += Σ cut, product += Σ cut · (x − mean).
+    fn cut_sum_products<'a>(
+        y: &'a [f32], g: &'a [f32], x: &'a [f32], mean: &'a [f32], cut: &'a mut [MaybeUninit<f32>], sum: &'a mut [f32],
+        product: &'a mut [f32],
+    ) {
+        let c = mean.len();
+        let rows = y.chunks_exact(c).zip(g.chunks_exact(c)).zip(x.chunks_exact(c)).zip(cut.chunks_exact_mut(c));
+        for (((y, g), x), cut) in rows {
+            let row = y.iter().zip(g).zip(x).zip(mean).zip(cut);
+            for (((((&y, g), x), mean), cut), (sum, product)) in row.zip(sum.iter_mut().zip(product.iter_mut())) {
+                let g = if y <= 0.0 { 0.0 } else { *g };
+                cut.write(g);
+                *sum += g;
+                *product += g * (x - mean);
             }
         }
     }

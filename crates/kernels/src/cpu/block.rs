@@ -4,11 +4,12 @@
 //! memory away.
 
 use std::borrow::Cow;
+use std::mem::MaybeUninit;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor, bail};
 
-use super::batch_norm::{BatchNorm, Statistics, add_into, mask_block, statistics};
+use super::batch_norm::{BatchNorm, Statistics, statistics, sum_into};
 use super::conv::{self, Pass};
 use super::half;
 use super::memory::{host, tensor, values};
@@ -90,46 +91,22 @@ impl CustomOp2 for ConvBlock {
 
     fn cpu_fwd(&self, s1: &CpuStorage, l1: &Layout, s2: &CpuStorage, l2: &Layout) -> Result<(CpuStorage, Shape)> {
         let (x, packed) = (values(s1, l1)?, values(s2, l2)?);
-        let (mut kept, mut norms) = (Vec::new(), Vec::new());
-        let mut keep = |c: Vec<f32>| {
-            if self.track {
-                kept.push(Kept::new(c, self.keep));
-            }
-        };
-        let mut side = None;
-        if let Some(layer) = self.side() {
-            let c = conv::traced(&layer.geometry, Pass::Forward, x, layer.weight(packed), &[]);
-            let s = statistics(&c, layer.geometry.o, self.groups);
-            let r = self.norm(layer, &s, false).forward(&c, layer.affine(packed), None);
-            side = Some((c, s, r));
-        }
-        let mut y = Cow::Borrowed(x);
-        for (i, layer) in self.layers[..self.path].iter().enumerate() {
-            let c = conv::traced(&layer.geometry, Pass::Forward, &y, layer.weight(packed), &[]);
-            let s = statistics(&c, layer.geometry.o, self.groups);
-            let residual = match &side {
-                _ if i + 1 < self.path => None,
-                Some((.., r)) => Some(r.as_slice()),
-                None => self.identity.then_some(x),
-            };
-            y = Cow::Owned(self.norm(layer, &s, true).forward(&c, layer.affine(packed), residual));
-            norms.push(s);
-            keep(c);
-        }
-        if let Some((c, s, _)) = side {
-            norms.push(s);
-            keep(c);
-        }
+        let g = &self.layers[self.path - 1].geometry;
+        let shape = Shape::from((g.n, g.oh, g.ow, g.o));
+        let mut y = Vec::with_capacity(shape.elem_count());
+        let room = &mut y.spare_capacity_mut()[..shape.elem_count()];
+        let (kept, norms) = self.forward(x, packed, room);
+        // SAFETY: `forward` writes all of its room.
+        unsafe { y.set_len(shape.elem_count()) };
         *self.kept.lock().unwrap_or_else(PoisonError::into_inner) = self.track.then_some(kept);
         // A second forward pass of the same operation computes the same statistics.
         let _ = self.norms.set(norms);
-        let g = &self.layers[self.path - 1].geometry;
-        Ok((CpuStorage::F32(y.into_owned()), Shape::from((g.n, g.oh, g.ow, g.o))))
+        Ok((CpuStorage::F32(y), shape))
     }
 
     fn bwd(&self, x: &Tensor, packed: &Tensor, y: &Tensor, grad: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
         let kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let (Some(mut kept), Some(norms)) = (kept, self.norms.get()) else {
+        let (Some(kept), Some(norms)) = (kept, self.norms.get()) else {
             bail!("conv_block: backward ran before on this result and used up what was kept; run the forward pass again");
         };
         let grad = grad.contiguous()?;
@@ -139,64 +116,144 @@ impl CustomOp2 for ConvBlock {
         let ((ys, yl), (gs, gl)) = (y.storage_and_layout(), grad.storage_and_layout());
         let (x, packed, y, grad) = (host(&xs, xl)?, host(&ps, pl)?, host(&ys, yl)?, host(&gs, gl)?);
         let mut gradients = vec![0.0f32; packed.len()];
+        let mut dx = Vec::with_capacity(if to_x { x.len() } else { 0 });
+        let room = to_x.then(|| &mut dx.spare_capacity_mut()[..x.len()]);
+        self.backward([x, y, grad], packed, kept, norms, &mut gradients, room)?;
+        let dx = match to_x {
+            false => None,
+            true => {
+                // SAFETY: `backward` writes all of its room.
+                unsafe { dx.set_len(x.len()) };
+                Some(tensor(dx, shape)?)
+            }
+        };
+        let len = gradients.len();
+        Ok((dx, Some(tensor(gradients, len)?)))
+    }
+}
+
+impl ConvBlock {
+    /// Writes the result to `y`; what is kept, and the statistics of every norm.
+    fn forward(&self, x: &[f32], packed: &[f32], y: &mut [MaybeUninit<f32>]) -> (Vec<Kept>, Vec<Statistics>) {
+        let convolve = |layer: &Layer, x: &[f32]| {
+            let c = conv::traced(&layer.geometry, Pass::Forward, x, layer.weight(packed), &[]);
+            let s = statistics(&c, layer.geometry.o, self.groups);
+            (c, s)
+        };
+        let side = self.side().map(|layer| {
+            let (c, s) = convolve(layer, x);
+            let r = self.norm(layer, &s, false).forward(&c, layer.affine(packed), None);
+            (c, s, r)
+        });
+        let (mut kept, mut norms) = (Vec::new(), Vec::new());
+        let mut a = Cow::Borrowed(x);
+        for layer in &self.layers[..self.path - 1] {
+            let (c, s) = convolve(layer, &a);
+            a = Cow::Owned(self.norm(layer, &s, true).forward(&c, layer.affine(packed), None));
+            norms.push(s);
+            kept.push(c);
+        }
+        let layer = &self.layers[self.path - 1];
+        let (c, s) = convolve(layer, &a);
+        drop(a);
+        let residual = match &side {
+            Some((.., r)) => Some(r.as_slice()),
+            None => self.identity.then_some(x),
+        };
+        self.norm(layer, &s, true).forward_into(&c, layer.affine(packed), residual, y);
+        norms.push(s);
+        kept.push(c);
+        if let Some((c, s, _)) = side {
+            norms.push(s);
+            kept.push(c);
+        }
+        match self.track {
+            true => (kept.into_iter().map(|c| Kept::new(c, self.keep)).collect(), norms),
+            false => (Vec::new(), norms),
+        }
+    }
+
+    /// Writes the gradients of the parameters, and the one to x if it is asked for.
+    fn backward(
+        &self,
+        [x, y, grad]: [&[f32]; 3],
+        packed: &[f32],
+        mut kept: Vec<Kept>,
+        norms: &[Statistics],
+        gradients: &mut [f32],
+        dx: Option<&mut [MaybeUninit<f32>]>,
+    ) -> Result<()> {
         let mut put = |layer: &Layer, weight: &[f32], affine: &[f32]| {
             let (start, middle) = (layer.offset, layer.offset + layer.weights());
             gradients[start..middle].copy_from_slice(weight);
             gradients[middle..middle + affine.len()].copy_from_slice(affine);
         };
-
-        // Before the last ReLU; also the shortcut's gradient.
-        let outer = mask_block(y, grad);
-        let mut dx = None;
-        if let (Some(layer), Some(c)) = (self.side(), (kept.len() > self.path).then(|| kept.pop()).flatten()) {
-            let c = c.into_f32();
-            let (dc, affine) = self.norm(layer, &norms[self.path], false).gradients(&c, layer.affine(packed), None, &outer);
-            drop(c);
-            put(layer, &conv::traced(&layer.geometry, Pass::ToWeight, x, &[], &dc), &affine);
-            dx = to_x.then(|| conv::traced(&layer.geometry, Pass::ToInput, &[], layer.weight(packed), &dc));
-        }
-        let mut outer = Some(outer);
+        let convolve = |layer: &Layer, pass: Pass, x: &[f32], dc: &[f32]| {
+            let weight = if pass == Pass::ToInput { layer.weight(packed) } else { &[] };
+            conv::traced(&layer.geometry, pass, x, weight, dc)
+        };
+        let side = match self.side() {
+            Some(layer) => Some((layer, pop(&mut kept)?)),
+            None => None,
+        };
+        let shortcut = side.is_some() || self.identity;
+        // What the shortcut passes on, once the last norm has cut it.
+        let mut masked = None;
         let mut inner: Option<Vec<f32>> = None;
-        // The activations of the layer above, computed while its input gradient was needed: they gate this layer's norm.
+        // The activations of the layer above, computed for its weights' gradient: they gate this layer's norm.
         let mut gate: Option<Vec<f32>> = None;
         for (i, layer) in self.layers[..self.path].iter().enumerate().rev() {
-            let Some(c) = kept.pop() else { bail!("internal: conv_block kept too few results") };
-            let c = c.into_f32();
-            let norm = self.norm(layer, &norms[i], true);
-            let g = inner.take().map_or_else(|| Cow::Borrowed(outer.as_deref().unwrap_or_default()), Cow::Owned);
-            let (dc, affine) = norm.gradients(&c, layer.affine(packed), gate.take().as_deref(), &g);
-            drop((c, g));
-            if i + 1 == self.path && !self.identity {
-                outer = None;
-            }
+            let c = pop(&mut kept)?;
+            let (norm, affine) = (self.norm(layer, &norms[i], true), layer.affine(packed));
+            let (dc, d_affine) = match inner.take() {
+                // The last layer.
+                None if shortcut => {
+                    let (dc, d_affine, cut) = norm.gradients_and_cut(&c, affine, y, grad);
+                    masked = Some(cut);
+                    (dc, d_affine)
+                }
+                None => norm.gradients(&c, affine, Some(y), grad),
+                Some(g) => norm.gradients(&c, affine, gate.take().as_deref(), &g),
+            };
+            drop(c);
             let input = match i {
                 0 => Cow::Borrowed(x),
                 _ => {
                     // The layer below is needed again in the next turn.
-                    let below = kept.pop().map(Kept::into_f32).unwrap_or_default();
-                    let lower = &self.layers[i - 1];
+                    let (below, lower) = (pop(&mut kept)?, &self.layers[i - 1]);
                     let a = self.norm(lower, &norms[i - 1], true).forward(&below, lower.affine(packed), None);
                     kept.push(Kept::F32(below));
                     Cow::Owned(a)
                 }
             };
-            put(layer, &conv::traced(&layer.geometry, Pass::ToWeight, &input, &[], &dc), &affine);
-            if i > 0 || to_x {
-                inner = Some(conv::traced(&layer.geometry, Pass::ToInput, &[], layer.weight(packed), &dc));
+            put(layer, &convolve(layer, Pass::ToWeight, &input, &dc), &d_affine);
+            if i > 0 || dx.is_some() {
+                inner = Some(convolve(layer, Pass::ToInput, &[], &dc));
             }
             if let Cow::Owned(a) = input {
                 gate = Some(a);
             }
         }
-        let dx = match (inner, dx, outer.filter(|_| self.identity)) {
-            (None, ..) => None,
-            (Some(mut sum), other, residual) => {
-                other.iter().chain(&residual).for_each(|other| add_into(&mut sum, other));
-                Some(tensor(sum, shape)?)
-            }
-        };
-        let len = gradients.len();
-        Ok((dx, Some(tensor(gradients, len)?)))
+        let mut other = masked;
+        if let (Some((layer, c)), Some(cut)) = (side, other.take_if(|_| self.side().is_some())) {
+            let norm = self.norm(layer, &norms[self.path], false);
+            let (dc, d_affine) = norm.gradients(&c, layer.affine(packed), None, &cut);
+            drop((c, cut));
+            put(layer, &convolve(layer, Pass::ToWeight, x, &dc), &d_affine);
+            other = dx.is_some().then(|| convolve(layer, Pass::ToInput, &[], &dc));
+        }
+        if let (Some(dx), Some(inner)) = (dx, inner) {
+            sum_into(&inner, other.as_deref(), dx);
+        }
+        Ok(())
+    }
+}
+
+/// The last of the kept results, as `f32`.
+fn pop(kept: &mut Vec<Kept>) -> Result<Vec<f32>> {
+    match kept.pop() {
+        Some(c) => Ok(c.into_f32()),
+        None => bail!("internal: conv_block kept too few results"),
     }
 }
 

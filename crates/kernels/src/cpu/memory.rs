@@ -134,7 +134,19 @@ pub(crate) unsafe fn filled_ranges(
     write: impl Fn(usize, &mut [MaybeUninit<f32>]) + Sync,
 ) -> Vec<f32> {
     let mut data = Vec::with_capacity(len);
-    let mut room = &mut data.spare_capacity_mut()[..len];
+    in_ranges(&mut data.spare_capacity_mut()[..len], ranges, write);
+    // SAFETY: the capacity is at least `len`, and `write` has initialised the ranges, which cover it.
+    unsafe { data.set_len(len) };
+    data
+}
+
+/// Calls `write` with the start of every range and its part of `room`, in parallel; what it gives, in the ranges' order. The
+/// ranges are neighbours and cover the room.
+pub(crate) fn in_ranges<R: Send>(
+    mut room: &mut [MaybeUninit<f32>],
+    ranges: &[Range<usize>],
+    write: impl Fn(usize, &mut [MaybeUninit<f32>]) -> R + Sync,
+) -> Vec<R> {
     let mut pieces = Vec::with_capacity(ranges.len());
     for range in ranges {
         let (piece, rest) = room.split_at_mut(range.len());
@@ -142,10 +154,7 @@ pub(crate) unsafe fn filled_ranges(
         room = rest;
     }
     assert!(room.is_empty(), "the ranges must cover the buffer");
-    pieces.into_par_iter().for_each(|(start, out)| write(start, out));
-    // SAFETY: the capacity is at least `len`, and `write` has initialised the ranges, which cover it.
-    unsafe { data.set_len(len) };
-    data
+    pieces.into_par_iter().map(|(start, out)| write(start, out)).collect()
 }
 
 /// Cuts `0..total` into blocks of `size`, the last one shorter.
