@@ -11,7 +11,7 @@ use std::sync::Mutex;
 
 use candle_core::Tensor;
 use twinsight_kernels::linear;
-use twinsight_nn::{Attention, Builder, DropPath, Init, LayerNorm, Mlp, Mode, Parameter, Role};
+use twinsight_nn::{Attention, Builder, DropPath, Init, LayerNorm, Mlp, Mode, Parameter, Role, transformer_block};
 
 use crate::{Encoder, EncoderConfig, Error, Features, Result, bicubic_matrix, check_input};
 
@@ -186,6 +186,9 @@ impl Block {
     }
 
     fn forward(&self, x: &Tensor, mode: &Mode) -> Result<Tensor> {
+        if !self.drop1.is_active(mode) && !self.drop2.is_active(mode) {
+            return Ok(transformer_block(x, &self.norm1, &self.attn, &self.norm2, &self.mlp, mode)?);
+        }
         let y = self.attn.forward(&self.norm1.forward(x, mode)?, mode)?;
         let x = (x + self.drop1.forward(&y, mode)?)?;
         let y = self.mlp.forward(&self.norm2.forward(&x, mode)?, mode)?;

@@ -26,6 +26,7 @@ mod loss;
 mod pool;
 mod softmax;
 pub mod trace;
+mod transformer;
 pub mod update;
 
 pub use activation::{gelu, relu};
@@ -39,4 +40,5 @@ pub use linear::linear;
 pub use loss::cross_entropy_soft;
 pub use pool::{global_avg_pool, max_pool2d};
 pub use softmax::{l2_normalize, log_softmax, softmax};
+pub use transformer::{Affine, TransformerParameters, transformer_block};
 pub use update::ema;

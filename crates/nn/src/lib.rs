@@ -23,9 +23,7 @@ pub use gradients::Gradients;
 pub use init::Init;
 pub use layers::{
     Attention, BatchNorm, BlockShortcut, Conv2d, ConvNorm, DropPath, LayerNorm, LayerScale, Linear, Mlp, ResidualBlock,
-    WeightNormLinear,
-};
-pub use mode::{DrawKey, Mode, Precision};
+    WeightNormLinear, transformer_block,
 pub use optim::{Optimizer, OptimizerConfig};
 pub use params::{Builder, ParamStore, Parameter, Role};
 pub use schedule::{Schedule, Shape};

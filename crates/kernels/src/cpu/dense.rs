@@ -1,129 +1,256 @@
-//! Small matrix products inside of one task, for attention, whose heads are the tasks.
+//! Small matrix products inside of one task, over rows that lie in the cache: what attention and the transformer block are
+//! made of.
+
+// Loops over the registers of a tile read better, and unroll, by index.
+#![allow(clippy::needless_range_loop)]
+
+use pulp::{Simd, WithSimd};
 
 use super::memory::part;
-use super::panels::{Panel, cut};
-use super::simd::{GatherTile, MAX_ROWS, OuterTile, TILE};
+use super::panels::Panel;
+use super::simd::{ARCH, GatherTile, MAX_ROWS, TILE, load, store, store_part};
 
-/// A matrix in some larger buffer: element (row, column) lies at `start + row · stride + column`.
-#[derive(Clone, Copy)]
-pub(crate) struct View<'a> {
-    pub data: &'a [f32],
-    pub start: usize,
-    pub stride: usize,
-    pub rows: usize,
-    pub columns: usize,
+/// Floats across the vectors of some panels: what a row of all of them takes when written whole.
+pub(crate) fn whole_width(panels: &[Panel]) -> usize {
+    panels.iter().map(|p| p.vectors * TILE.lanes).sum()
 }
 
-impl View<'_> {
-    /// Whether every element is inside of the buffer.
-    fn fits(&self) -> bool {
-        self.rows == 0 || self.columns == 0 || self.start + (self.rows - 1) * self.stride + self.columns <= self.data.len()
+/// `out[row] = start + left[row] · right` for `rows` rows.
+#[derive(Clone, Copy)]
+pub(crate) struct Product<'a> {
+    pub rows: usize,
+    /// Length of a left row.
+    pub depth: usize,
+    /// First left row, and floats from one to the next.
+    pub left: *const f32,
+    pub left_stride: usize,
+    /// The right operand, panel after panel, each of `depth` rows of whole vectors.
+    pub right: *const f32,
+    pub panels: &'a [Panel],
+    /// What every row starts from, as wide as all panels' vectors, or null for zeros.
+    pub start: *const f32,
+    /// First row of the result, and floats from one to the next.
+    pub out: *mut f32,
+    pub out_stride: usize,
+    /// Whether whole vectors are written, columns beyond the last included.
+    pub whole: bool,
+}
+
+impl Product<'_> {
+    /// Computes the product.
+    ///
+    /// # Safety
+    /// Every pointer must be valid for what the fields say, the result's rows for writes of all columns (of all vectors, if
+    /// `whole`), disjoint from all else.
+    pub unsafe fn run(self) {
+        let tiles = self.rows.div_ceil(TILE.rows);
+        let (mut right, mut first) = (self.right, 0);
+        for panel in self.panels {
+            let width = panel.vectors * TILE.lanes;
+            for i in 0..tiles {
+                let rows = part(self.rows, tiles, i);
+                let mut left = [std::ptr::null(); MAX_ROWS];
+                let mut out = [std::ptr::null_mut(); MAX_ROWS];
+                for (j, row) in rows.clone().enumerate() {
+                    // SAFETY: these are rows of the operand and of the result, and the panel's first column in the latter.
+                    unsafe {
+                        left[j] = self.left.add(row * self.left_stride);
+                        out[j] = self.out.add(row * self.out_stride + first);
+                    }
+                }
+                let tile = GatherTile {
+                    rows: rows.len(),
+                    vectors: panel.vectors,
+                    width: if self.whole { width } else { panel.width },
+                    depth: self.depth,
+                    left: &left[..rows.len()],
+                    taps: &[0],
+                    right,
+                    start: if self.start.is_null() {
+                        self.start
+                    } else {
+                        // SAFETY: `start` is as wide as all panels.
+                        unsafe { self.start.add(first) }
+                    },
+                    out: &out[..rows.len()],
+                };
+                // SAFETY: as the caller says.
+                unsafe { tile.run() };
+            }
+            // SAFETY: the panels follow one another, in the operand as in a row of the result.
+            right = unsafe { right.add(self.depth * width) };
+            first += width;
+        }
     }
 }
 
-/// Scratch that products reuse.
-#[derive(Default)]
-pub(crate) struct Scratch {
-    packed: Vec<f32>,
-    tile: Vec<f32>,
-    places: Vec<(u32, u32)>,
+/// A sum of outer products: `out[i][..width] = Σₖ left[k][i] · right[k][..width]`, or that added to `out`.
+#[derive(Clone, Copy)]
+pub(crate) struct SumTile {
+    /// Rows of the tile, 1 to [`MAX_ROWS`].
+    pub rows: usize,
+    /// Vectors across the tile, 1 or 2.
+    pub vectors: usize,
+    /// Floats of every row that are written.
+    pub width: usize,
+    /// Products in the sum.
+    pub count: usize,
+    /// `rows` floats at every k, and floats from one k to the next.
+    pub left: *const f32,
+    pub left_stride: usize,
+    /// Whole vectors at every k, and floats from one k to the next.
+    pub right: *const f32,
+    pub right_stride: usize,
+    /// The tile, and floats from one of its rows to the next.
+    pub out: *mut f32,
+    pub out_stride: usize,
+    /// Whether the tile's old values are added to; `width` must be whole vectors then.
+    pub add: bool,
 }
 
-/// Packs a right operand, `depth` × `columns`, panel after panel.
-fn pack(to: &mut Vec<f32>, depth: usize, panels: &[Panel], at: impl Fn(usize, usize) -> f32) {
-    to.clear();
+impl SumTile {
+    /// Computes the tile.
+    ///
+    /// # Safety
+    /// Every pointer must be valid for what the fields say, `out` for writes of `width` floats in every row.
+    pub unsafe fn run(self) {
+        struct Op(SumTile);
+        impl WithSimd for Op {
+            type Output = ();
+            #[inline(always)]
+            fn with_simd<S: Simd>(self, simd: S) {
+                macro_rules! pick {
+                    ($n:literal: $($m:literal)*) => {
+                        match self.0.rows {
+                            // SAFETY: the caller of `run` vouches for the pointers.
+                            $($m => unsafe { sum_tile::<S, $m, $n>(simd, self.0) },)*
+                            _ => unreachable!("a tile has 1 to 12 rows"),
+                        }
+                    };
+                }
+                match self.0.vectors {
+                    1 => pick!(1: 1 2 3 4 5 6 7 8 9 10 11 12),
+                    _ => pick!(2: 1 2 3 4 5 6 7 8 9 10 11 12),
+                }
+            }
+        }
+        ARCH.dispatch(Op(self));
+    }
+}
+
+/// # Safety
+/// As [`SumTile::run`], with `M` its rows and `N` its vectors.
+#[inline(always)]
+unsafe fn sum_tile<S: Simd, const M: usize, const N: usize>(simd: S, tile: SumTile) {
+    // SAFETY: `run` asks for valid pointers of these extents.
+    unsafe {
+        let lanes = S::F32_LANES;
+        let mut sum = [[simd.splat_f32s(0.0); N]; M];
+        if tile.add {
+            debug_assert_eq!(tile.width, N * lanes);
+            for i in 0..M {
+                for j in 0..N {
+                    sum[i][j] = load::<S>(tile.out.add(i * tile.out_stride + j * lanes));
+                }
+            }
+        }
+        let (mut left, mut right) = (tile.left, tile.right);
+        for _ in 0..tile.count {
+            let columns: [S::f32s; N] = std::array::from_fn(|j| load::<S>(right.add(j * lanes)));
+            for i in 0..M {
+                let value = simd.splat_f32s(*left.add(i));
+                for j in 0..N {
+                    sum[i][j] = simd.mul_add_e_f32s(value, columns[j], sum[i][j]);
+                }
+            }
+            left = left.wrapping_add(tile.left_stride);
+            right = right.wrapping_add(tile.right_stride);
+        }
+        if tile.width == N * lanes {
+            for i in 0..M {
+                for j in 0..N {
+                    store::<S>(tile.out.add(i * tile.out_stride + j * lanes), sum[i][j]);
+                }
+            }
+        } else {
+            for i in 0..M {
+                for j in 0..N {
+                    let from = (j * lanes).min(tile.width);
+                    store_part::<S>(tile.out.add(i * tile.out_stride + from), sum[i][j], (tile.width - from).min(lanes));
+                }
+            }
+        }
+    }
+}
+
+/// Packs rows as a right operand: panel after panel, each of `rows` rows of whole vectors, columns beyond the last zero.
+/// `to` must hold `rows` · [`whole_width`] floats.
+pub(crate) fn pack_rows(source: &[f32], stride: usize, rows: usize, panels: &[Panel], to: &mut [f32]) {
+    let Some(last) = panels.last() else { return };
+    let columns = last.first + last.width;
+    assert!(rows == 0 || source.len() >= (rows - 1) * stride + columns, "the rows must fit");
+    assert!(to.len() >= rows * whole_width(panels), "the packed operand must fit");
+    ARCH.dispatch(PackRows { source, stride, rows, panels, to });
+}
+
+struct PackRows<'a> {
+    source: &'a [f32],
+    stride: usize,
+    rows: usize,
+    panels: &'a [Panel],
+    to: &'a mut [f32],
+}
+
+impl WithSimd for PackRows<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _: S) {
+        let lanes = S::F32_LANES;
+        let mut at = 0;
+        for panel in self.panels {
+            let width = panel.vectors * lanes;
+            for row in 0..self.rows {
+                let from = row * self.stride + panel.first;
+                if panel.width == width {
+                    for j in 0..panel.vectors {
+                        // SAFETY: `pack_rows` checked that the panel's columns of all rows and the packed rows exist.
+                        unsafe {
+                            let vector = load::<S>(self.source.as_ptr().add(from + j * lanes));
+                            store::<S>(self.to.as_mut_ptr().add(at + j * lanes), vector);
+                        }
+                    }
+                } else {
+                    let to = &mut self.to[at..at + width];
+                    to[..panel.width].copy_from_slice(&self.source[from..from + panel.width]);
+                    to[panel.width..].fill(0.0);
+                }
+                at += width;
+            }
+        }
+    }
+}
+
+/// Packs the transpose of rows as a right operand: its columns are the `columns` rows of `source`, `depth` long each.
+/// `to` must hold `depth` · [`whole_width`] floats.
+pub(crate) fn pack_transposed(source: &[f32], stride: usize, depth: usize, panels: &[Panel], to: &mut [f32]) {
+    let Some(last) = panels.last() else { return };
+    let columns = last.first + last.width;
+    assert!(depth == 0 || source.len() >= (columns - 1) * stride + depth, "the rows must fit");
+    assert!(to.len() >= depth * whole_width(panels), "the packed operand must fit");
+    let mut to = to;
     for panel in panels {
         let width = panel.vectors * TILE.lanes;
-        for k in 0..depth {
-            to.extend((0..panel.width).map(|j| at(k, panel.first + j)));
-            to.resize(to.len() + width - panel.width, 0.0);
+        let (now, rest) = to.split_at_mut(depth * width);
+        to = rest;
+        if panel.width < width {
+            now.fill(0.0);
         }
-    }
-}
-
-/// Writes left · right (or left · rightᵀ) to the buffer at `out.0 + row · out.1`.
-pub(crate) fn product(
-    left: View<'_>,
-    right: View<'_>,
-    transposed: bool,
-    out: &mut [f32],
-    at: (usize, usize),
-    scratch: &mut Scratch,
-) {
-    let (depth, columns) = if transposed { (right.columns, right.rows) } else { (right.rows, right.columns) };
-    assert!(left.fits() && right.fits() && left.columns == depth, "the operands must fit together");
-    if left.rows == 0 || columns == 0 {
-        return;
-    }
-    assert!(at.1 >= columns && at.0 + (left.rows - 1) * at.1 + columns <= out.len(), "the result must fit");
-    let panels = cut(columns);
-    match transposed {
-        true => pack(&mut scratch.packed, depth, &panels, |k, j| right.data[right.start + j * right.stride + k]),
-        false => pack(&mut scratch.packed, depth, &panels, |k, j| right.data[right.start + k * right.stride + j]),
-    }
-    let mut offset = 0;
-    for panel in &panels {
-        let tiles = left.rows.div_ceil(TILE.rows);
-        for i in 0..tiles {
-            let rows = part(left.rows, tiles, i);
-            let mut pointers = [std::ptr::null(); MAX_ROWS];
-            let mut outs = [std::ptr::null_mut(); MAX_ROWS];
-            for (j, row) in rows.clone().enumerate() {
-                pointers[j] = left.data[left.start + row * left.stride..].as_ptr();
-                outs[j] = out[at.0 + row * at.1 + panel.first..].as_mut_ptr();
-            }
-            let tile = GatherTile {
-                rows: rows.len(),
-                vectors: panel.vectors,
-                width: panel.width,
-                depth,
-                left: &pointers[..rows.len()],
-                taps: &[0],
-                right: scratch.packed[offset..].as_ptr(),
-                start: std::ptr::null(),
-                out: &outs[..rows.len()],
-            };
-            // SAFETY: the rows and the result were checked to fit above, and the panel was packed to its full width.
-            unsafe { tile.run() };
-        }
-        offset += depth * panel.vectors * TILE.lanes;
-    }
-}
-
-/// Writes leftᵀ · right to the buffer at `out.0 + row · out.1`.
-pub(crate) fn transposed_product(left: View<'_>, right: View<'_>, out: &mut [f32], at: (usize, usize), scratch: &mut Scratch) {
-    assert!(left.fits() && right.fits() && left.rows == right.rows, "the operands must fit together");
-    if left.columns == 0 || right.columns == 0 {
-        return;
-    }
-    assert!(at.1 >= right.columns && at.0 + (left.columns - 1) * at.1 + right.columns <= out.len(), "the result must fit");
-    let panels = cut(right.columns);
-    pack(&mut scratch.packed, right.rows, &panels, |k, j| right.data[right.start + k * right.stride + j]);
-    let mut offset = 0;
-    for panel in &panels {
-        let width = panel.vectors * TILE.lanes;
-        scratch.places.clear();
-        scratch.places.extend((0..left.rows).map(|k| ((k * left.stride) as u32, (k * width) as u32)));
-        let tiles = left.columns.div_ceil(TILE.rows);
-        for i in 0..tiles {
-            let rows = part(left.columns, tiles, i);
-            scratch.tile.clear();
-            scratch.tile.resize(rows.len() * width, 0.0);
-            let tile = OuterTile {
-                rows: rows.len(),
-                vectors: panel.vectors,
-                places: &scratch.places,
-                left: left.data[(left.start + rows.start).min(left.data.len())..].as_ptr(),
-                right: scratch.packed[offset..].as_ptr(),
-                out: scratch.tile.as_mut_ptr(),
-            };
-            // SAFETY: every place is the start of a row that was checked to fit, and the panel was packed to its full width.
-            unsafe { tile.run() };
-            for (j, row) in rows.enumerate() {
-                let to = at.0 + row * at.1 + panel.first;
-                out[to..to + panel.width].copy_from_slice(&scratch.tile[j * width..j * width + panel.width]);
+        for column in 0..panel.width {
+            let from = &source[(panel.first + column) * stride..][..depth];
+            for (to, from) in now.chunks_exact_mut(width).zip(from) {
+                to[column] = *from;
             }
         }
-        offset += right.rows * width;
     }
 }

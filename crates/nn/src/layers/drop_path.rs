@@ -25,12 +25,17 @@ impl DropPath {
         Ok(Self { name: b.prefix().to_string(), rate })
     }
 
+    /// Whether this pass drops anything.
+    pub fn is_active(&self, mode: &Mode) -> bool {
+        mode.train && self.rate > 0.0
+    }
+
     /// (N, …) → the same.
     ///
     /// # Errors
     /// A scalar, which has no samples.
     pub fn forward(&self, x: &Tensor, mode: &Mode) -> Result<Tensor> {
-        if !mode.train || self.rate == 0.0 {
+        if !self.is_active(mode) {
             return Ok(x.clone());
         }
         let n = x.dim(0)?;

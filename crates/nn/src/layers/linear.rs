@@ -1,6 +1,7 @@
 //! Linear layers: the plain one, and DINO's weight-normalised one.
 
 use candle_core::Tensor;
+use twinsight_kernels::Affine;
 
 use crate::{Builder, Init, Mode, Parameter, Result, Role};
 
@@ -41,6 +42,11 @@ impl Linear {
     /// A last axis of another size.
     pub fn forward(&self, x: &Tensor, mode: &Mode) -> Result<Tensor> {
         Ok(twinsight_kernels::linear(x, self.weight.get(mode), self.bias.as_ref().map(|b| b.get(mode)))?)
+    }
+
+    /// Weight and bias, if it has one.
+    pub(super) fn affine(&self, mode: &Mode) -> Option<Affine<'_>> {
+        Some(Affine { weight: self.weight.get(mode), bias: self.bias.as_ref()?.get(mode) })
     }
 }
 

@@ -1,7 +1,7 @@
 //! Batch norm, layer norm and layer scale.
 
 use candle_core::Tensor;
-use twinsight_kernels::{BatchNormConfig, NormStatistics};
+use twinsight_kernels::{Affine, BatchNormConfig, NormStatistics};
 
 use crate::{Builder, Error, Init, Mode, Parameter, Result, Role};
 
@@ -131,6 +131,11 @@ impl LayerNorm {
     /// A last axis of another size.
     pub fn forward(&self, x: &Tensor, mode: &Mode) -> Result<Tensor> {
         Ok(twinsight_kernels::layer_norm(x, self.weight.get(mode), self.bias.get(mode), self.eps)?)
+    }
+
+    /// Weight and bias, and what is added to the variance.
+    pub(super) fn affine(&self, mode: &Mode) -> (Affine<'_>, f64) {
+        (Affine { weight: self.weight.get(mode), bias: self.bias.get(mode) }, self.eps)
     }
 }
 

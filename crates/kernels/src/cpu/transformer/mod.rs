@@ -1,0 +1,163 @@
+//! A transformer's block on the CPU as one operation: tasks are groups of samples whose rows stay in the second-level cache
+//! while the whole block passes over them, so that no intermediate is read from main memory again within a pass.
+//!
+//! The forward pass keeps what costs more to compute again than to read (queries, keys and values, the attention's
+//! result, the middle sum, the MLP before its GELU); the backward pass takes these, so that memory is freed as it proceeds, and computes
+//! norms, GELU and probabilities again.
+
+mod backward;
+mod forward;
+mod rows;
+mod sums;
+
+use std::ops::Range;
+use std::sync::{Mutex, PoisonError};
+
+use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor, bail};
+
+use super::heads::Heads;
+use super::memory::{host, part, tensor, values};
+use super::panels::{Packed, Strides};
+use super::simd::TILE;
+use crate::trace::span;
+
+/// Rows of a group, roughly: the largest number whose intermediates stay in the second-level cache.
+const GROUP_ROWS: usize = 144;
+/// Blocks of groups whose gradients to the parameters are summed apart.
+const BLOCKS: usize = 8;
+
+/// Sizes of a block.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Sizes {
+    /// Samples.
+    pub n: usize,
+    /// Tokens of a sample.
+    pub t: usize,
+    /// Floats of a token.
+    pub c: usize,
+    /// Attention heads.
+    pub heads: usize,
+    /// Floats of a token within the MLP.
+    pub hidden: usize,
+    /// What the norms add to the variance.
+    pub eps: f32,
+}
+
+/// Where the parameters lie in the packed tensor.
+struct Places {
+    norm1: [Range<usize>; 2],
+    qkv: [Range<usize>; 2],
+    proj: [Range<usize>; 2],
+    norm2: [Range<usize>; 2],
+    fc1: [Range<usize>; 2],
+    fc2: [Range<usize>; 2],
+    len: usize,
+}
+
+impl Sizes {
+    fn places(&self) -> Places {
+        let (c, hidden) = (self.c, self.hidden);
+        let mut len = 0;
+        let mut next = |weight: usize, bias: usize| {
+            let middle = len + weight;
+            let range = [len..middle, middle..middle + bias];
+            len = middle + bias;
+            range
+        };
+        let (norm1, qkv, proj) = (next(c, c), next(3 * c * c, 3 * c), next(c * c, c));
+        let (norm2, fc1, fc2) = (next(c, c), next(hidden * c, hidden), next(c * hidden, c));
+        Places { norm1, qkv, proj, norm2, fc1, fc2, len }
+    }
+
+    fn attention(&self) -> Heads {
+        Heads { t: self.t, heads: self.heads, d: self.c / self.heads }
+    }
+
+    /// Groups of samples; none where there is nothing to compute.
+    fn groups(&self) -> usize {
+        if self.t == 0 { 0 } else { self.n.div_ceil((GROUP_ROWS / self.t).max(1)) }
+    }
+
+    /// Rows of group `i`: whole samples.
+    fn group(&self, i: usize) -> Range<usize> {
+        let samples = part(self.n, self.groups(), i);
+        samples.start * self.t..samples.end * self.t
+    }
+
+    /// Rows of the largest group.
+    fn most_rows(&self) -> usize {
+        (0..self.groups()).map(|i| self.group(i).len()).max().unwrap_or(0)
+    }
+
+    fn rows(&self) -> usize {
+        self.n * self.t
+    }
+
+    /// Multiply-adds of a forward pass.
+    fn multiply_adds(&self) -> usize {
+        self.rows() * (4 * self.c * self.c + 2 * self.c * self.hidden) + 2 * self.rows() * self.t * self.c
+    }
+}
+
+/// What the forward pass keeps, by rows.
+struct Saved {
+    qkv: Vec<f32>,
+    attention: Vec<f32>,
+    middle: Vec<f32>,
+    hidden: Vec<f32>,
+}
+
+/// The operation on x (N, T, C) and the parameters, flattened one after the other.
+pub(crate) struct TransformerBlock {
+    sizes: Sizes,
+    /// Whether a gradient may be asked for.
+    track: bool,
+    saved: Mutex<Option<Saved>>,
+}
+
+impl TransformerBlock {
+    pub fn new(sizes: Sizes, track: bool) -> Self {
+        Self { sizes, track, saved: Mutex::new(None) }
+    }
+}
+
+impl CustomOp2 for TransformerBlock {
+    fn name(&self) -> &'static str {
+        "twinsight-transformer-block"
+    }
+
+    fn cpu_fwd(&self, s1: &CpuStorage, l1: &Layout, s2: &CpuStorage, l2: &Layout) -> Result<(CpuStorage, Shape)> {
+        let _span = span("transformer block forward", self.sizes.multiply_adds());
+        let (y, saved) = forward::forward(&self.sizes, values(s1, l1)?, values(s2, l2)?, self.track);
+        *self.saved.lock().unwrap_or_else(PoisonError::into_inner) = saved;
+        Ok((CpuStorage::F32(y), l1.shape().clone()))
+    }
+
+    fn bwd(&self, x: &Tensor, packed: &Tensor, _: &Tensor, grad: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        let _span = span("transformer block backward", 2 * self.sizes.multiply_adds());
+        let Some(saved) = self.saved.lock().unwrap_or_else(PoisonError::into_inner).take() else {
+            bail!("transformer_block: backward ran before on this forward pass; run the forward pass again");
+        };
+        let grad = grad.contiguous()?;
+        let ((xs, xl), (ps, pl), (gs, gl)) = (x.storage_and_layout(), packed.storage_and_layout(), grad.storage_and_layout());
+        let (dx, dp) = backward::backward(&self.sizes, host(&xs, xl)?, host(&ps, pl)?, host(&gs, gl)?, saved);
+        Ok((Some(tensor(dx, xl.shape().clone())?), Some(tensor(dp, pl.shape().clone())?)))
+    }
+}
+
+/// A weight (O, I) as the right operand of x · weightᵀ.
+fn packed_forward(weight: &[f32], inputs: usize, outputs: usize) -> Packed {
+    Packed::new(weight, Strides { start: 0, block: 0, row: 1, column: inputs }, 1, inputs, outputs)
+}
+
+/// A weight (O, I) as the right operand of g · weight.
+fn packed_backward(weight: &[f32], inputs: usize, outputs: usize) -> Packed {
+    Packed::new(weight, Strides { start: 0, block: 0, row: inputs, column: 1 }, 1, outputs, inputs)
+}
+
+/// A bias as wide as whole tiles.
+fn wide(bias: &[f32]) -> Vec<f32> {
+    let mut wide = bias.to_vec();
+    wide.resize(bias.len().next_multiple_of(TILE.width()), 0.0);
+    wide
+}
