@@ -14,6 +14,7 @@ use crate::cpu::linear::Linear;
 use crate::cpu::memory::host;
 use crate::cpu::pool::{GlobalAvgPool, MaxPool, MaxPoolSizes};
 use crate::cpu::rows::RowOp;
+use crate::cpu::transformer::{Sizes, TransformerBlock};
 use crate::update::{AdamwConfig, AdamwTensor, SgdConfig, SgdTensor, adamw, ema, sgd};
 
 /// Every case, in order.
@@ -58,6 +59,9 @@ pub fn cases() -> Vec<Case> {
         let shape = format!("({n}, {t}, {heads} heads of {d})");
         let op = move |_: &Tensor| Attention { n, t, heads, d };
         cases.extend(of_one("attention", shape, [flops, 2.0 * flops], Unit::Flops, [n, t, 3 * heads * d], op));
+    }
+    for (n, t) in [(128, 65), (384, 17)] {
+        cases.extend(transformer_block(Sizes { n, t, c: 192, heads: 3, hidden: 768, eps: 1e-6 }));
     }
     cases.extend(pools());
     cases.extend(updates());
@@ -181,6 +185,27 @@ fn layer_norm(shape: [usize; 3]) -> [Case; 2] {
         }),
     };
     [case("forward", 2.0 * bytes), case("backward", 3.0 * bytes)]
+}
+
+fn transformer_block(sizes: Sizes) -> [Case; 2] {
+    let Sizes { n, t, c, heads, hidden, .. } = sizes;
+    let case = |pass: &'static str, work: usize| Case {
+        operation: "transformer_block",
+        pass,
+        shape: format!("({n}, {t}, {c}), {heads} heads, hidden {hidden}"),
+        work: (2 * work) as f64,
+        unit: Unit::Flops,
+        prepare: Box::new(move || -> Result<Run> {
+            let (x, packed) = (random([n, t, c])?, (random([sizes.parameters()])? * 0.1)?);
+            let op = TransformerBlock::new(sizes, true);
+            if pass == "forward" {
+                return Ok(Box::new(move || x.apply_op2_no_bwd(&packed, &op).map(drop)));
+            }
+            let g = x.apply_op2_no_bwd(&packed, &op)?;
+            Ok(Box::new(move || op.backward_again(&x, &packed, &g).map(drop)))
+        }),
+    };
+    [case("forward", sizes.multiply_adds()), case("backward", 2 * sizes.multiply_adds())]
 }
 
 fn pools() -> Vec<Case> {

@@ -84,7 +84,7 @@ impl LayerNorm {
 
 /// Mean of a row, and 1 / √(var + eps).
 #[inline(always)]
-pub(super) fn moments(x: &[f32], eps: f32) -> (f32, f32) {
+fn moments(x: &[f32], eps: f32) -> (f32, f32) {
     let mean = sum(x) / x.len() as f32;
     (mean, 1.0 / (square_deviation(x, mean) / x.len() as f32 + eps).sqrt())
 }

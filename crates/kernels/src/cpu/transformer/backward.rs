@@ -14,7 +14,7 @@ use crate::cpu::memory::{SharedMut, Uninit, part};
 /// Floats that one task adds over the blocks.
 const CHUNK: usize = 16_384;
 
-/// The sums of gradients to the parameters: four weights tile by tile, then everything of one axis.
+/// The sums of gradients to the parameters: four weights tile by tile (qkv and fc1 transposed), then everything of one axis.
 struct Layout {
     qkv: Sums,
     proj: Sums,
@@ -28,8 +28,7 @@ struct Layout {
 impl Layout {
     fn new(sizes: &Sizes) -> Self {
         let &Sizes { c, hidden, .. } = sizes;
-        let (qkv, proj) = (Sums::new(3 * c, c), Sums::new(c, c));
-        let (fc1, fc2) = (Sums::new(hidden, c), Sums::new(c, hidden));
+        let (qkv, proj, fc1, fc2) = (Sums::new(c, 3 * c), Sums::new(c, c), Sums::new(c, hidden), Sums::new(c, hidden));
         let weights = [qkv.len(), proj.len(), fc1.len(), fc2.len()];
         Self { qkv, proj, fc1, fc2, weights, vectors: [c, c, 3 * c, c, c, c, hidden, c] }
     }
@@ -38,14 +37,19 @@ impl Layout {
         self.weights.iter().chain(&self.vectors).sum()
     }
 
-    /// The sums' parts in one buffer.
-    fn split<'a>(&self, mut buffer: &'a mut [f32]) -> ([&'a mut [f32]; 4], [&'a mut [f32]; 8]) {
-        let mut next = |len: usize| {
-            let (now, rest) = std::mem::take(&mut buffer).split_at_mut(len);
-            buffer = rest;
+    /// Where the weights' sums begin, and last where the others do.
+    fn starts(&self) -> [usize; 5] {
+        let [a, b, c, d] = self.weights;
+        [0, a, a + b, a + b + c, a + b + c + d]
+    }
+
+    /// The parts of the sums of one axis.
+    fn split<'a>(&self, mut vectors: &'a mut [f32]) -> [&'a mut [f32]; 8] {
+        self.vectors.map(|len| {
+            let (now, rest) = std::mem::take(&mut vectors).split_at_mut(len);
+            vectors = rest;
             now
-        };
-        (self.weights.map(&mut next), self.vectors.map(&mut next))
+        })
     }
 }
 
@@ -59,13 +63,12 @@ struct Work {
     active: Vec<f32>,
     hidden: Vec<f32>,
     qkv: Vec<f32>,
-    row: Vec<f32>,
     heads: HeadWork,
     scratch: Scratch,
 }
 
 /// The gradients to `x` and to the parameters, given that to the result.
-pub(super) fn backward(sizes: &Sizes, x: &[f32], parameters: &[f32], g: &[f32], saved: Saved) -> (Vec<f32>, Vec<f32>) {
+pub(super) fn backward(sizes: &Sizes, x: &[f32], parameters: &[f32], g: &[f32], saved: &Saved) -> (Vec<f32>, Vec<f32>) {
     let &Sizes { c, hidden, .. } = sizes;
     let places = sizes.places();
     let pass = Pass {
@@ -81,18 +84,29 @@ pub(super) fn backward(sizes: &Sizes, x: &[f32], parameters: &[f32], g: &[f32], 
         saved,
     };
     let groups = sizes.groups();
-    let blocks = BLOCKS.min(groups).max(1);
+    if groups == 0 {
+        return (Vec::new(), vec![0.0; places.len]);
+    }
+    let blocks = (*BLOCKS).min(groups);
     let len = pass.layout.len();
     let mut dx = Uninit::new(x.len());
     let out = dx.shared();
-    let mut partial = vec![0.0f32; blocks * len];
-    partial.par_chunks_exact_mut(len).enumerate().for_each(|(block, sums)| {
+    let mut partial = Uninit::new(blocks * len);
+    let shared = partial.shared();
+    (0..blocks).into_par_iter().for_each(|block| {
         let mut work = pass.work();
-        for i in part(groups, blocks, block) {
-            // SAFETY: the group's rows of the gradient are its own.
-            unsafe { pass.group(sizes.group(i), sums, out, &mut work) };
+        // SAFETY: this is the part of this block, whose weights' sums the first group writes, and whose others are zeroed.
+        // The rows of a group are its own.
+        unsafe {
+            let sums = shared.from(block * len);
+            sums.at(pass.layout.starts()[4]).write_bytes(0, pass.layout.vectors.iter().sum());
+            for (count, i) in part(groups, blocks, block).enumerate() {
+                pass.group(sizes.group(i), sums, count > 0, out, &mut work);
+            }
         }
     });
+    // SAFETY: every block has one group or more.
+    let mut partial = unsafe { partial.finish() };
     // SAFETY: the groups make up the rows, and `Pass::group` writes all rows of its group.
     let dx = unsafe { dx.finish() };
     (dx, pass.hand_out(&mut partial, blocks))
@@ -108,7 +122,7 @@ struct Pass<'a> {
     fc2: Layer,
     x: &'a [f32],
     g: &'a [f32],
-    saved: Saved,
+    saved: &'a Saved,
 }
 
 impl Pass<'_> {
@@ -122,21 +136,26 @@ impl Pass<'_> {
             active: rows(hidden),
             hidden: rows(hidden),
             qkv: rows(3 * c),
-            row: vec![0.0; 2 * c],
             heads: self.sizes.attention().work(),
             scratch: Scratch::default(),
         }
     }
 
-    /// The gradient to the rows of one group, and what they add to the gradients to the parameters.
+    /// The gradient to the rows of one group, and what they give of the gradients to the parameters: to weights in place of
+    /// what `sums` hold unless `add`, to the others always added.
     ///
     /// # Safety
-    /// `out` must be valid for writes of the group's rows, which nothing else may use meanwhile.
-    unsafe fn group(&self, group: Range<usize>, sums: &mut [f32], out: SharedMut, work: &mut Work) {
+    /// `sums` must be valid for one block's sums, the weights' initialised if `add`, the others' always; `out` must be valid for writes of the group's rows, which nothing else may use meanwhile.
+    unsafe fn group(&self, group: Range<usize>, sums: SharedMut, add: bool, out: SharedMut, work: &mut Work) {
         let &Sizes { t, c, hidden, eps, .. } = self.sizes;
         let (places, attention) = (self.sizes.places(), self.sizes.attention());
         let [norm1, norm2] = [&places.norm1, &places.norm2].map(|p| p.each_ref().map(|r| &self.parameters[r.clone()]));
-        let ([w_qkv, w_proj, w_fc1, w_fc2], [n1w, n1b, b_qkv, b_proj, n2w, n2b, b_fc1, b_fc2]) = self.layout.split(sums);
+        let layout = &self.layout;
+        let [qkv_at, proj_at, fc1_at, fc2_at, vectors_at] = layout.starts();
+        // SAFETY: as the caller says.
+        let (vectors, [w_qkv, w_proj, w_fc1, w_fc2]) =
+            unsafe { (sums.slice(vectors_at..layout.len()), [qkv_at, proj_at, fc1_at, fc2_at].map(|at| sums.from(at))) };
+        let [n1w, n1b, b_qkv, b_proj, n2w, n2b, b_fc1, b_fc2] = layout.split(vectors);
         let count = group.len();
         let rows = |width: usize| group.start * width..group.end * width;
         let (x, g, middle) = (&self.x[rows(c)], &self.g[rows(c)], &self.saved.middle[rows(c)]);
@@ -149,17 +168,20 @@ impl Pass<'_> {
         // SAFETY: the buffer holds the rows of this group.
         unsafe { self.fc2.run(g, SharedMut::new(d_hidden)) };
         gelu_backward(&self.saved.hidden[rows(hidden)], d_hidden, active);
-        self.layout.fc2.add(g, active, count, w_fc2, &mut work.scratch);
+        // SAFETY: as the caller says.
+        unsafe { layout.fc2.run(g, active, count, w_fc2, add, &mut work.scratch) };
         add_rows(g, b_fc2);
         norm(middle, norm2[0], norm2[1], eps, normal);
-        self.layout.fc1.add(d_hidden, normal, count, w_fc1, &mut work.scratch);
+        // SAFETY: as the caller says.
+        unsafe { layout.fc1.run(normal, d_hidden, count, w_fc1, add, &mut work.scratch) };
         add_rows(d_hidden, b_fc1);
         // SAFETY: as above.
         unsafe { self.fc1.run(d_hidden, SharedMut::new(gradient)) };
-        norm_backward(middle, norm2[0], eps, gradient, g, d_middle, n2w, n2b, &mut work.row);
+        norm_backward(middle, norm2[0], eps, gradient, g, d_middle, n2w, n2b);
 
         // The attention.
-        self.layout.proj.add(d_middle, &self.saved.attention[rows(c)], count, w_proj, &mut work.scratch);
+        // SAFETY: as the caller says.
+        unsafe { layout.proj.run(d_middle, &self.saved.attention[rows(c)], count, w_proj, add, &mut work.scratch) };
         add_rows(d_middle, b_proj);
         // SAFETY: as above.
         unsafe { self.proj.run(d_middle, SharedMut::new(gradient)) };
@@ -171,7 +193,8 @@ impl Pass<'_> {
             unsafe { attention.backward(qkv, g, shared.from(3 * start), &mut work.heads) };
         }
         norm(x, norm1[0], norm1[1], eps, normal);
-        self.layout.qkv.add(d_qkv, normal, count, w_qkv, &mut work.scratch);
+        // SAFETY: as the caller says.
+        unsafe { layout.qkv.run(normal, d_qkv, count, w_qkv, add, &mut work.scratch) };
         add_rows(d_qkv, b_qkv);
         // SAFETY: as above.
         unsafe { self.qkv.run(d_qkv, SharedMut::new(gradient)) };
@@ -180,7 +203,7 @@ impl Pass<'_> {
             out.at(group.start * c).write_bytes(0, count * c);
             out.slice(rows(c))
         };
-        norm_backward(x, norm1[0], eps, gradient, d_middle, out, n1w, n1b, &mut work.row);
+        norm_backward(x, norm1[0], eps, gradient, d_middle, out, n1w, n1b);
     }
 
     /// Adds the blocks in order, and gives the gradient to the packed parameters.
@@ -195,16 +218,20 @@ impl Pass<'_> {
         });
         let places = self.sizes.places();
         let mut to = vec![0.0f32; places.len];
-        let ([w_qkv, w_proj, w_fc1, w_fc2], [n1w, n1b, b_qkv, b_proj, n2w, n2b, b_fc1, b_fc2]) = self.layout.split(total);
         let layout = &self.layout;
-        for (sums, from, to_range) in [
-            (&layout.qkv, w_qkv, &places.qkv[0]),
-            (&layout.proj, w_proj, &places.proj[0]),
-            (&layout.fc1, w_fc1, &places.fc1[0]),
-            (&layout.fc2, w_fc2, &places.fc2[0]),
-        ] {
-            sums.hand_out(from, &mut to[to_range.clone()]);
+        let starts = layout.starts();
+        for (i, (sums, transposed, range)) in [
+            (&layout.qkv, true, &places.qkv[0]),
+            (&layout.proj, false, &places.proj[0]),
+            (&layout.fc1, true, &places.fc1[0]),
+            (&layout.fc2, false, &places.fc2[0]),
+        ]
+        .into_iter()
+        .enumerate()
+        {
+            sums.hand_out(&total[starts[i]..starts[i + 1]], transposed, &mut to[range.clone()]);
         }
+        let [n1w, n1b, b_qkv, b_proj, n2w, n2b, b_fc1, b_fc2] = layout.split(&mut total[starts[4]..]);
         for (from, range) in [
             (n1w, &places.norm1[0]),
             (n1b, &places.norm1[1]),

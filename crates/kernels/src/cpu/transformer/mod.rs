@@ -22,9 +22,10 @@ use super::simd::TILE;
 use crate::trace::span;
 
 /// Rows of a group, roughly: the largest number whose intermediates stay in the second-level cache.
-const GROUP_ROWS: usize = 144;
+static GROUP_ROWS: std::sync::LazyLock<usize> =
+    std::sync::LazyLock::new(|| std::env::var("GR").map_or(144, |v| v.parse().unwrap()));
 /// Blocks of groups whose gradients to the parameters are summed apart.
-const BLOCKS: usize = 8;
+static BLOCKS: std::sync::LazyLock<usize> = std::sync::LazyLock::new(|| std::env::var("BL").map_or(8, |v| v.parse().unwrap()));
 
 /// Sizes of a block.
 #[derive(Debug, Clone, Copy)]
@@ -75,7 +76,7 @@ impl Sizes {
 
     /// Groups of samples; none where there is nothing to compute.
     fn groups(&self) -> usize {
-        if self.t == 0 { 0 } else { self.n.div_ceil((GROUP_ROWS / self.t).max(1)) }
+        if self.t == 0 { 0 } else { self.n.div_ceil((*GROUP_ROWS / self.t).max(1)) }
     }
 
     /// Rows of group `i`: whole samples.
@@ -93,8 +94,13 @@ impl Sizes {
         self.n * self.t
     }
 
+    /// Floats of all parameters.
+    pub fn parameters(&self) -> usize {
+        self.places().len
+    }
+
     /// Multiply-adds of a forward pass.
-    fn multiply_adds(&self) -> usize {
+    pub fn multiply_adds(&self) -> usize {
         self.rows() * (4 * self.c * self.c + 2 * self.c * self.hidden) + 2 * self.rows() * self.t * self.c
     }
 }
@@ -119,6 +125,22 @@ impl TransformerBlock {
     pub fn new(sizes: Sizes, track: bool) -> Self {
         Self { sizes, track, saved: Mutex::new(None) }
     }
+
+    /// The gradients to x and the packed parameters, from what is still kept afterwards: for measuring.
+    pub fn backward_again(&self, x: &Tensor, packed: &Tensor, grad: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        match &*self.saved.lock().unwrap_or_else(PoisonError::into_inner) {
+            Some(saved) => self.gradients(x, packed, grad, saved),
+            None => bail!("internal: nothing was kept of the forward pass"),
+        }
+    }
+
+    fn gradients(&self, x: &Tensor, packed: &Tensor, grad: &Tensor, saved: &Saved) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        let _span = span("transformer block backward", 2 * self.sizes.multiply_adds());
+        let grad = grad.contiguous()?;
+        let ((xs, xl), (ps, pl), (gs, gl)) = (x.storage_and_layout(), packed.storage_and_layout(), grad.storage_and_layout());
+        let (dx, dp) = backward::backward(&self.sizes, host(&xs, xl)?, host(&ps, pl)?, host(&gs, gl)?, saved);
+        Ok((Some(tensor(dx, xl.shape().clone())?), Some(tensor(dp, pl.shape().clone())?)))
+    }
 }
 
 impl CustomOp2 for TransformerBlock {
@@ -134,14 +156,10 @@ impl CustomOp2 for TransformerBlock {
     }
 
     fn bwd(&self, x: &Tensor, packed: &Tensor, _: &Tensor, grad: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        let _span = span("transformer block backward", 2 * self.sizes.multiply_adds());
         let Some(saved) = self.saved.lock().unwrap_or_else(PoisonError::into_inner).take() else {
             bail!("transformer_block: backward ran before on this forward pass; run the forward pass again");
         };
-        let grad = grad.contiguous()?;
-        let ((xs, xl), (ps, pl), (gs, gl)) = (x.storage_and_layout(), packed.storage_and_layout(), grad.storage_and_layout());
-        let (dx, dp) = backward::backward(&self.sizes, host(&xs, xl)?, host(&ps, pl)?, host(&gs, gl)?, saved);
-        Ok((Some(tensor(dx, xl.shape().clone())?), Some(tensor(dp, pl.shape().clone())?)))
+        self.gradients(x, packed, grad, &saved)
     }
 }
 

@@ -1,11 +1,13 @@
 //! Sums of outer products over the rows of a group: gradients to weights.
 //!
-//! Both operands are first copied into the order that the tiles read them in, strips as high as a tile on the left and
+//! The wider operand belongs on the right, which is cheaper to copy. Both operands are first copied into the order that the tiles read them in, strips as high as a tile on the left and
 //! panels on the right: rows as they lie in memory are powers of two apart, or nearly, which fills few sets of the
 //! first-level cache.
 
+use rayon::prelude::*;
+
 use crate::cpu::dense::{SumTile, pack_rows, whole_width};
-use crate::cpu::memory::part;
+use crate::cpu::memory::{SharedMut, part};
 use crate::cpu::panels::{Panel, cut};
 use crate::cpu::simd::{MAX_ROWS, TILE};
 
@@ -33,10 +35,12 @@ impl Sums {
         self.rows * whole_width(&self.panels)
     }
 
-    /// sums += leftᵀ · right, over `count` rows.
-    pub fn add(&self, left: &[f32], right: &[f32], count: usize, sums: &mut [f32], scratch: &mut Scratch) {
+    /// sums = leftᵀ · right over `count` rows, or that added to the sums if `add`.
+    ///
+    /// # Safety
+    /// `sums` must be valid for all floats of the sum, initialised if `add`, and nothing else may use them meanwhile.
+    pub unsafe fn run(&self, left: &[f32], right: &[f32], count: usize, sums: SharedMut, add: bool, scratch: &mut Scratch) {
         assert!(left.len() == count * self.rows && right.len() == count * self.columns, "the operands must fit");
-        assert_eq!(sums.len(), self.len(), "the sums must fit");
         let strips = self.rows.div_ceil(TILE.rows);
         scratch.left.resize(scratch.left.len().max(left.len()), 0.0);
         let needed = count * whole_width(&self.panels);
@@ -68,9 +72,9 @@ impl Sums {
                         left_stride: strip.len(),
                         right: scratch.right[from..].as_ptr(),
                         right_stride: width,
-                        out: sums[to..to + strip.len() * width].as_mut_ptr(),
+                        out: sums.at(to),
                         out_stride: width,
-                        add: true,
+                        add,
                     }
                     .run();
                 }
@@ -80,15 +84,25 @@ impl Sums {
         }
     }
 
-    /// Copies the sum to `to`, row after row.
-    pub fn hand_out(&self, sums: &[f32], to: &mut [f32]) {
-        let mut from = 0;
-        for panel in &self.panels {
-            for row in to.chunks_exact_mut(self.columns) {
-                row[panel.first..panel.first + panel.width].copy_from_slice(&sums[from..from + panel.width]);
-                from += panel.vectors * TILE.lanes;
+    /// Copies the sum to `to`, row after row, or column after column.
+    pub fn hand_out(&self, sums: &[f32], transposed: bool, to: &mut [f32]) {
+        assert_eq!(to.len(), self.rows * self.columns, "the result must fit");
+        let to = SharedMut::new(to);
+        self.panels.par_iter().for_each(|panel| {
+            let width = panel.vectors * TILE.lanes;
+            let sums = &sums[self.rows * panel.first..][..self.rows * width];
+            for column in 0..if transposed { panel.width } else { 0 } {
+                let start = (panel.first + column) * self.rows;
+                // SAFETY: the panels have columns of their own.
+                let to = unsafe { to.slice(start..start + self.rows) };
+                to.iter_mut().zip(sums.chunks_exact(width)).for_each(|(to, sums)| *to = sums[column]);
             }
-        }
+            for (row, sums) in sums.chunks_exact(width).enumerate().take(if transposed { 0 } else { self.rows }) {
+                let start = row * self.columns + panel.first;
+                // SAFETY: as above.
+                unsafe { to.slice(start..start + panel.width) }.copy_from_slice(&sums[..panel.width]);
+            }
+        });
     }
 }
 
