@@ -24,6 +24,8 @@ pub use init::Init;
 pub use layers::{
     Attention, BatchNorm, BlockShortcut, Conv2d, ConvNorm, DropPath, LayerNorm, LayerScale, Linear, Mlp, ResidualBlock,
     WeightNormLinear, transformer_block,
+};
+pub use mode::{DrawKey, Mode, Precision};
 pub use optim::{Optimizer, OptimizerConfig};
 pub use params::{Builder, ParamStore, Parameter, Role};
 pub use schedule::{Schedule, Shape};

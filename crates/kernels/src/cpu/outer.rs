@@ -8,7 +8,7 @@ use rayon::prelude::*;
 use super::gather::{Grid, Tap};
 use super::memory::{SharedMut, part};
 use super::panels::{Panel, cut};
-use super::simd::{ARCH, GROUP, StreamTile, TILE, load, outer_rows, store};
+use super::simd::{ARCH, GROUP, OuterTile, TILE, load, outer_rows, store};
 use super::vector::vectorized;
 
 /// For every tap: Σ over the positions of left row (under the tap) × right row (at the position).
@@ -121,7 +121,7 @@ impl Outer {
                 for row in (0..self.rows).step_by(outer_rows()) {
                     let rows = outer_rows().min(self.rows - row);
                     let at = sum_start + (t * self.rows + row) * width;
-                    let tile = StreamTile {
+                    let tile = OuterTile {
                         rows,
                         vectors: panel.vectors,
                         count,

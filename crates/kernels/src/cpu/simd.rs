@@ -162,7 +162,7 @@ pub(crate) const GROUP: usize = 16;
 /// One tile of a sum of outer products over places at even distances:
 /// `out[i][j] += Σₚ left[p · left_step + i] · right[p · right_step + ..]`, `out` being `rows` × (`vectors` · lanes) floats.
 #[derive(Clone, Copy)]
-pub(crate) struct StreamTile {
+pub(crate) struct OuterTile {
     /// Rows of the tile, 1 to 8.
     pub rows: usize,
     /// Vectors across the tile, 1 or [`VECTORS`].
@@ -183,13 +183,13 @@ pub(crate) struct StreamTile {
     pub out: *mut f32,
 }
 
-impl StreamTile {
+impl OuterTile {
     /// Adds the products to the tile.
     ///
     /// # Safety
     /// `left` and `right` must be valid for the named reads at every place, `out` for reads and writes of the whole tile.
     pub unsafe fn run(self) {
-        struct Op(StreamTile);
+        struct Op(OuterTile);
         impl WithSimd for Op {
             type Output = ();
             #[inline(always)]
@@ -214,9 +214,9 @@ impl StreamTile {
 }
 
 /// # Safety
-/// As [`StreamTile::run`], with `M` its rows and `N` its vectors.
+/// As [`OuterTile::run`], with `M` its rows and `N` its vectors.
 #[inline(always)]
-unsafe fn stream<S: Simd, const M: usize, const N: usize>(simd: S, tile: StreamTile) {
+unsafe fn stream<S: Simd, const M: usize, const N: usize>(simd: S, tile: OuterTile) {
     // SAFETY: `run` asks for valid pointers of these extents.
     unsafe {
         let lanes = S::F32_LANES;
@@ -233,81 +233,6 @@ unsafe fn stream<S: Simd, const M: usize, const N: usize>(simd: S, tile: StreamT
             }
             left = left.wrapping_add(tile.left_step);
             right = right.wrapping_add(tile.right_step);
-        }
-        for i in 0..M {
-            for j in 0..N {
-                store::<S>(tile.out.add((i * N + j) * lanes), sum[i][j]);
-            }
-        }
-    }
-}
-
-/// One tile of a sum of outer products over a list of places:
-/// `out[i][..] += Σₚ left[places[p].0 + i] · right[places[p].1 ..]`, `out` being `rows` × (`vectors` · lanes) floats.
-#[derive(Clone, Copy)]
-pub(crate) struct OuterTile<'a> {
-    /// Rows of the tile, 1 to [`MAX_ROWS`].
-    pub rows: usize,
-    /// Vectors across the tile, 1 or [`VECTORS`].
-    pub vectors: usize,
-    /// Offsets into `left` and `right`.
-    pub places: &'a [(u32, u32)],
-    /// The left operand; `rows` floats are read at every place.
-    pub left: *const f32,
-    /// The right operand; `vectors` · lanes floats are read at every place.
-    pub right: *const f32,
-    /// The tile, read and written.
-    pub out: *mut f32,
-}
-
-impl OuterTile<'_> {
-    /// Adds the products to the tile.
-    ///
-    /// # Safety
-    /// `left` and `right` must be valid for the named reads at every place, `out` for reads and writes of the whole tile.
-    pub unsafe fn run(self) {
-        struct Op<'a>(OuterTile<'a>);
-        impl WithSimd for Op<'_> {
-            type Output = ();
-            #[inline(always)]
-            fn with_simd<S: Simd>(self, simd: S) {
-                macro_rules! pick {
-                    ($n:literal: $($m:literal)*) => {
-                        match self.0.rows {
-                            // SAFETY: the caller of `run` vouches for the pointers.
-                            $($m => unsafe { outer::<S, $m, $n>(simd, self.0) },)*
-                            _ => unreachable!("a tile has 1 to 12 rows"),
-                        }
-                    };
-                }
-                match self.0.vectors {
-                    1 => pick!(1: 1 2 3 4 5 6 7 8 9 10 11 12),
-                    _ => pick!(2: 1 2 3 4 5 6 7 8 9 10 11 12),
-                }
-            }
-        }
-        ARCH.dispatch(Op(self));
-    }
-}
-
-/// # Safety
-/// As [`OuterTile::run`], with `M` its rows and `N` its vectors.
-#[inline(always)]
-unsafe fn outer<S: Simd, const M: usize, const N: usize>(simd: S, tile: OuterTile<'_>) {
-    // SAFETY: `run` asks for valid pointers of these extents.
-    unsafe {
-        let lanes = S::F32_LANES;
-        let mut sum: [[S::f32s; N]; M] =
-            std::array::from_fn(|i| std::array::from_fn(|j| load::<S>(tile.out.add((i * N + j) * lanes))));
-        for &(l, r) in tile.places {
-            let (left, right) = (tile.left.add(l as usize), tile.right.add(r as usize));
-            let columns: [S::f32s; N] = std::array::from_fn(|j| load::<S>(right.add(j * lanes)));
-            for i in 0..M {
-                let value = simd.splat_f32s(*left.add(i));
-                for j in 0..N {
-                    sum[i][j] = simd.mul_add_e_f32s(value, columns[j], sum[i][j]);
-                }
-            }
         }
         for i in 0..M {
             for j in 0..N {

@@ -12,7 +12,7 @@ use rayon::prelude::*;
 
 use super::memory::{SharedMut, Uninit, part};
 use super::panels::{Packed, cut};
-use super::simd::{ARCH, GROUP, GatherTile, MAX_ROWS, StreamTile, TILE, outer_rows};
+use super::simd::{ARCH, GROUP, GatherTile, MAX_ROWS, OuterTile, TILE, outer_rows};
 use crate::conv::{Conv2dConfig, Geometry};
 use transform::{GradientTransform, InputTransform, OutputTransform, WeightGradient, WeightTransform};
 
@@ -81,7 +81,7 @@ pub(crate) fn to_weight(g: &Geometry, x: &[f32], grad: &[f32]) -> Vec<f32> {
             // Sums lie (panel, point, row, column); all panels before this one are full.
             let offset = POINTS * c * panel.first + point * c * width;
             for row in (0..c).step_by(outer_rows()) {
-                let tile = StreamTile {
+                let tile = OuterTile {
                     rows: outer_rows(),
                     vectors: panel.vectors,
                     count,
