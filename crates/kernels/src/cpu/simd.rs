@@ -116,6 +116,9 @@ unsafe fn gather<S: Simd, const M: usize, const N: usize>(simd: S, tile: GatherT
                 }
             }
         }
+        for &out in &tile.out[..M] {
+            (0..N).for_each(|j| prefetch(out.wrapping_add(j * lanes)));
+        }
         let mut left = tile.left.as_ptr();
         for &tap in tile.taps {
             let rows: [*const f32; M] = std::array::from_fn(|i| *left.add(i));
@@ -240,6 +243,19 @@ unsafe fn stream<S: Simd, const M: usize, const N: usize>(simd: S, tile: OuterTi
             }
         }
     }
+}
+
+/// Asks for the line of memory at `p`, which will be written after the products before it: results larger than the caches would
+/// otherwise wait for it. `p` need not be valid.
+#[inline(always)]
+fn prefetch(p: *const f32) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: a prefetch is a hint that reads nothing and faults nowhere.
+    unsafe {
+        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(p.cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = p;
 }
 
 /// # Safety
