@@ -11,7 +11,9 @@ use std::sync::Mutex;
 
 use candle_core::Tensor;
 use twinsight_kernels::linear;
-use twinsight_nn::{Attention, Builder, DropPath, Init, LayerNorm, Mlp, Mode, Parameter, Role, transformer_block};
+use twinsight_nn::{
+    Attention, Builder, DropPath, Init, LayerNorm, Mlp, Mode, Parameter, Role, TransformerLayers, transformer_blocks,
+};
 
 use crate::{Encoder, EncoderConfig, Error, Features, Result, bicubic_matrix, check_input};
 
@@ -147,8 +149,12 @@ impl Encoder for ViT {
         let patches = self.embed_patches(x, n, rows, columns, mode)?;
         let cls = self.cls_token.get(mode).broadcast_as((n, 1, self.dim))?;
         let mut x = Tensor::cat(&[&cls, &patches], 1)?.broadcast_add(&self.positions(rows, columns, mode)?)?;
-        for block in &self.blocks {
-            x = block.forward(&x, mode)?;
+        // Blocks that drop no path, neighbours together, are one operation.
+        for run in self.blocks.chunk_by(|a, b| !a.drops(mode) && !b.drops(mode)) {
+            x = match run {
+                [block] if block.drops(mode) => block.forward(&x, mode)?,
+                _ => transformer_blocks(&x, &run.iter().map(Block::layers).collect::<Vec<_>>(), mode)?,
+            };
         }
         let tokens = self.norm.forward(&x, mode)?;
         Ok(Features { pooled: tokens.narrow(1, 0, 1)?.squeeze(1)?, tokens: Some(tokens) })
@@ -185,10 +191,16 @@ impl Block {
         })
     }
 
+    /// Whether this pass drops paths.
+    fn drops(&self, mode: &Mode) -> bool {
+        self.drop1.is_active(mode) || self.drop2.is_active(mode)
+    }
+
+    fn layers(&self) -> TransformerLayers<'_> {
+        TransformerLayers { norm1: &self.norm1, attn: &self.attn, norm2: &self.norm2, mlp: &self.mlp }
+    }
+
     fn forward(&self, x: &Tensor, mode: &Mode) -> Result<Tensor> {
-        if !self.drop1.is_active(mode) && !self.drop2.is_active(mode) {
-            return Ok(transformer_block(x, &self.norm1, &self.attn, &self.norm2, &self.mlp, mode)?);
-        }
         let y = self.attn.forward(&self.norm1.forward(x, mode)?, mode)?;
         let x = (x + self.drop1.forward(&y, mode)?)?;
         let y = self.mlp.forward(&self.norm2.forward(&x, mode)?, mode)?;

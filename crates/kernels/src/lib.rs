@@ -40,5 +40,5 @@ pub use linear::linear;
 pub use loss::cross_entropy_soft;
 pub use pool::{global_avg_pool, max_pool2d};
 pub use softmax::{l2_normalize, log_softmax, softmax};
-pub use transformer::{Affine, TransformerParameters, transformer_block};
+pub use transformer::{Affine, TransformerParameters, transformer_block, transformer_blocks};
 pub use update::ema;

@@ -1,9 +1,9 @@
-//! A transformer's block: attention and an MLP, each behind a layer norm and beside a shortcut.
+//! Blocks of a transformer: attention and an MLP, each behind a layer norm and beside a shortcut.
 
 use candle_core::{Result, Tensor, bail};
 
 use crate::cpu::memory::on_cpu;
-use crate::cpu::transformer::{Sizes, TransformerBlock};
+use crate::cpu::transformer::{Sizes, TransformerBlocks};
 use crate::{attention, check, gelu, layer_norm, linear};
 
 /// A weight and its bias.
@@ -35,8 +35,8 @@ pub struct TransformerParameters<'a> {
 /// A pre-norm block of a vision transformer (Dosovitskiy et al. 2021):
 /// m = x + proj(attention(qkv(norm1(x)))), then m + fc2(gelu(fc1(norm2(m)))).
 ///
-/// On the CPU this is one operation, several times faster than its parts where rows are short, and its graph keeps less
-/// than that of the parts. The backward pass consumes what the forward pass kept, so it runs once for a forward pass.
+/// On the CPU this is one operation, faster than its parts, whose graph keeps less than theirs. The backward pass consumes
+/// what the forward pass kept, so it runs once for a forward pass.
 ///
 /// # Shapes
 /// `x` (N, T, C); the result has the same.
@@ -45,7 +45,17 @@ pub struct TransformerParameters<'a> {
 /// When a tensor is not `f32`, shapes do not fit, or `heads` do not divide C. The backward pass fails when it runs a second
 /// time.
 pub fn transformer_block(x: &Tensor, parameters: &TransformerParameters<'_>, heads: usize, eps: f64) -> Result<Tensor> {
-    const OP: &str = "transformer_block";
+    transformer_blocks(x, std::slice::from_ref(parameters), heads, eps)
+}
+
+/// Blocks as [`transformer_block`], one after the other, as one operation on the CPU; `x` itself if there are none.
+///
+/// # Shapes
+/// As [`transformer_block`]; all blocks have the same hidden size.
+///
+/// # Errors
+/// As [`transformer_block`].
+pub fn transformer_blocks(x: &Tensor, blocks: &[TransformerParameters<'_>], heads: usize, eps: f64) -> Result<Tensor> {
     check::f32(OP, "x", x)?;
     let [n, t, c] = *x.dims() else {
         bail!("{OP}: x has shape {:?}, expected three axes (N, T, C)", x.dims());
@@ -53,35 +63,51 @@ pub fn transformer_block(x: &Tensor, parameters: &TransformerParameters<'_>, hea
     if heads == 0 || c == 0 || c % heads != 0 {
         bail!("{OP}: the last axis of x is {c}, expected a positive multiple of heads = {heads}");
     }
-    let TransformerParameters { norm1, qkv, proj, norm2, fc1, fc2 } = parameters;
-    let hidden = match *fc1.weight.dims() {
+    let Some(first) = blocks.first() else { return Ok(x.clone()) };
+    let hidden = match *first.fc1.weight.dims() {
         [hidden, inputs] if inputs == c && hidden > 0 => hidden,
         ref other => bail!("{OP}: fc1.weight has shape {other:?}, expected (hidden, {c}) for x of shape {:?}", x.dims()),
     };
-    for (name, layer, weight) in [
-        ("norm1", norm1, &[c][..]),
-        ("qkv", qkv, &[3 * c, c]),
-        ("proj", proj, &[c, c]),
-        ("norm2", norm2, &[c]),
-        ("fc1", fc1, &[hidden, c]),
-        ("fc2", fc2, &[c, hidden]),
-    ] {
-        check::shaped(OP, &format!("{name}.weight"), layer.weight, weight, x)?;
-        check::shaped(OP, &format!("{name}.bias"), layer.bias, &weight[..1], x)?;
+    for (i, block) in blocks.iter().enumerate() {
+        let place = if blocks.len() == 1 { String::new() } else { format!("blocks[{i}].") };
+        for ((name, layer), weight) in
+            block.layers().into_iter().zip([&[c][..], &[3 * c, c], &[c, c], &[c], &[hidden, c], &[c, hidden]])
+        {
+            check::shaped(OP, &format!("{place}{name}.weight"), layer.weight, weight, x)?;
+            check::shaped(OP, &format!("{place}{name}.bias"), layer.bias, &weight[..1], x)?;
+        }
     }
     if !on_cpu(x) {
-        let y = linear(&layer_norm(x, norm1.weight, norm1.bias, eps)?, qkv.weight, Some(qkv.bias))?;
-        let middle = (x + linear(&attention(&y, heads)?, proj.weight, Some(proj.bias))?)?;
-        let y = linear(&layer_norm(&middle, norm2.weight, norm2.bias, eps)?, fc1.weight, Some(fc1.bias))?;
-        return &middle + linear(&gelu(&y)?, fc2.weight, Some(fc2.bias))?;
+        return blocks.iter().try_fold(x.clone(), |x, block| composed(&x, block, heads, eps));
     }
-    let flat = [norm1, qkv, proj, norm2, fc1, fc2]
-        .into_iter()
-        .flat_map(|layer| [layer.weight, layer.bias])
+    let flat = blocks
+        .iter()
+        .flat_map(TransformerParameters::layers)
+        .flat_map(|(_, layer)| [layer.weight, layer.bias])
         .map(Tensor::flatten_all)
         .collect::<Result<Vec<_>>>()?;
     let packed = Tensor::cat(&flat, 0)?;
     let track = x.track_op() || packed.track_op();
     let sizes = Sizes { n, t, c, heads, hidden, eps: eps as f32 };
-    x.contiguous()?.apply_op2(&packed, TransformerBlock::new(sizes, track))
+    x.contiguous()?.apply_op2(&packed, TransformerBlocks::new(sizes, blocks.len(), track))
+}
+
+const OP: &str = "transformer_block";
+
+impl<'a> TransformerParameters<'a> {
+    /// The layers by name, in the order in which the operation on the CPU takes their parameters.
+    fn layers(&self) -> [(&'static str, Affine<'a>); 6] {
+        let Self { norm1, qkv, proj, norm2, fc1, fc2 } = *self;
+        [("norm1", norm1), ("qkv", qkv), ("proj", proj), ("norm2", norm2), ("fc1", fc1), ("fc2", fc2)]
+    }
+}
+
+/// One block as a chain of this crate's operations.
+fn composed(x: &Tensor, block: &TransformerParameters<'_>, heads: usize, eps: f64) -> Result<Tensor> {
+    let norm = |x: &Tensor, layer: Affine<'_>| layer_norm(x, layer.weight, layer.bias, eps);
+    let affine = |x: &Tensor, layer: Affine<'_>| linear(x, layer.weight, Some(layer.bias));
+    let y = attention(&affine(&norm(x, block.norm1)?, block.qkv)?, heads)?;
+    let middle = (x + affine(&y, block.proj)?)?;
+    let y = gelu(&affine(&norm(&middle, block.norm2)?, block.fc1)?)?;
+    &middle + affine(&y, block.fc2)?
 }

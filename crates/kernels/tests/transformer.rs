@@ -5,7 +5,9 @@ mod common;
 use anyhow::Result;
 use candle_core::{DType, Device, Tensor, Var};
 use common::{agree, differentiate, same_bits_for_any_threads, var};
-use twinsight_kernels::{Affine, TransformerParameters, attention, gelu, layer_norm, linear, transformer_block};
+use twinsight_kernels::{
+    Affine, TransformerParameters, attention, gelu, layer_norm, linear, transformer_block, transformer_blocks,
+};
 
 const EPS: f64 = 1e-6;
 
@@ -54,6 +56,23 @@ fn the_block_is_the_chain_of_its_parts() -> Result<()> {
         let what = format!("{n} samples of {t} tokens of {c} in {heads} heads, hidden {hidden}");
         agree(&what, &inputs(n, t, c, hidden)?, 1e-4, |t| fused(t, heads), |t| parts(t, heads))?;
     }
+    Ok(())
+}
+
+#[test]
+fn blocks_are_one_block_after_the_other() -> Result<()> {
+    let (n, t, c, hidden) = (5, 17, 36, 50);
+    let mut all = inputs(n, t, c, hidden)?;
+    all.extend(inputs(n, t, c, hidden)?.into_iter().skip(1));
+    let several = |t: &[Tensor]| transformer_blocks(&t[0], &[parameters(t), parameters(&t[12..])], 2, EPS);
+    let each = |t: &[Tensor]| {
+        let mut second = t[12..].to_vec();
+        second[0] = fused(t, 2)?;
+        fused(&second, 2)
+    };
+    agree("two blocks", &all, 1e-6, several, each)?;
+    let x = all[0].as_tensor();
+    assert_eq!(transformer_blocks(x, &[], 2, EPS)?.id(), x.id());
     Ok(())
 }
 

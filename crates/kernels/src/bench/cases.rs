@@ -14,7 +14,7 @@ use crate::cpu::linear::Linear;
 use crate::cpu::memory::host;
 use crate::cpu::pool::{GlobalAvgPool, MaxPool, MaxPoolSizes};
 use crate::cpu::rows::RowOp;
-use crate::cpu::transformer::{Sizes, TransformerBlock};
+use crate::cpu::transformer::{Sizes, TransformerBlocks};
 use crate::update::{AdamwConfig, AdamwTensor, SgdConfig, SgdTensor, adamw, ema, sgd};
 
 /// Every case, in order.
@@ -197,7 +197,7 @@ fn transformer_block(sizes: Sizes) -> [Case; 2] {
         unit: Unit::Flops,
         prepare: Box::new(move || -> Result<Run> {
             let (x, packed) = (random([n, t, c])?, (random([sizes.parameters()])? * 0.1)?);
-            let op = TransformerBlock::new(sizes, true);
+            let op = TransformerBlocks::new(sizes, 1, true);
             if pass == "forward" {
                 return Ok(Box::new(move || x.apply_op2_no_bwd(&packed, &op).map(drop)));
             }

@@ -192,13 +192,13 @@ impl ConvBlock {
             let weight = if pass == Pass::ToInput { layer.weight(packed) } else { &[] };
             conv::traced(&layer.geometry, pass, x, weight, dc)
         };
-        let side = match self.side() {
+        let mut side = match self.side() {
             Some(layer) => Some((layer, pop(&mut kept)?)),
             None => None,
         };
         let shortcut = side.is_some() || self.identity;
-        // What the shortcut passes on, once the last norm has cut it.
-        let mut masked = None;
+        // The gradient to x through the shortcut.
+        let mut other = None;
         let mut inner: Option<Vec<f32>> = None;
         // The activations of the layer above, computed for its weights' gradient: they gate this layer's norm.
         let mut gate: Option<Vec<f32>> = None;
@@ -209,7 +209,16 @@ impl ConvBlock {
                 // The last layer.
                 None if shortcut => {
                     let (dc, d_affine, cut) = norm.gradients_and_cut(&c, affine, y, grad);
-                    masked = Some(cut);
+                    other = match side.take() {
+                        None => Some(cut),
+                        Some((layer, c)) => {
+                            let norm = self.norm(layer, &norms[self.path], false);
+                            let (dc, d_affine) = norm.gradients(&c, layer.affine(packed), None, &cut);
+                            drop((c, cut));
+                            put(layer, &convolve(layer, Pass::ToWeight, x, &dc), &d_affine);
+                            dx.is_some().then(|| convolve(layer, Pass::ToInput, &[], &dc))
+                        }
+                    };
                     (dc, d_affine)
                 }
                 None => norm.gradients(&c, affine, Some(y), grad),
@@ -233,14 +242,6 @@ impl ConvBlock {
             if let Cow::Owned(a) = input {
                 gate = Some(a);
             }
-        }
-        let mut other = masked;
-        if let (Some((layer, c)), Some(cut)) = (side, other.take_if(|_| self.side().is_some())) {
-            let norm = self.norm(layer, &norms[self.path], false);
-            let (dc, d_affine) = norm.gradients(&c, layer.affine(packed), None, &cut);
-            drop((c, cut));
-            put(layer, &convolve(layer, Pass::ToWeight, x, &dc), &d_affine);
-            other = dx.is_some().then(|| convolve(layer, Pass::ToInput, &[], &dc));
         }
         if let (Some(dx), Some(inner)) = (dx, inner) {
             sum_into(&inner, other.as_deref(), dx);

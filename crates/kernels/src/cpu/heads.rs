@@ -4,11 +4,13 @@
 //! Rows of scores are padded to whole vectors: the products start the columns beyond the last at −∞, which softmax turns
 //! into zeros, so that no loop over a row has a remainder.
 
+use pulp::{Simd, WithSimd};
+
 use super::dense::{Product, SumTile, pack_rows, pack_transposed, whole_width};
 use super::memory::{SharedMut, part};
 use super::panels::{Panel, cut};
-use super::simd::TILE;
-use super::vector::{exp, vectorized};
+use super::simd::{ARCH, TILE};
+use super::smooth::exp;
 
 /// Sizes of attention: tokens, heads, floats of a head.
 #[derive(Debug, Clone, Copy)]
@@ -209,81 +211,70 @@ impl Heads {
     }
 }
 
-/// Floats that the loops over rows take at a time.
-const LANES: usize = 16;
-
-/// Joins all lanes by halves.
-#[inline(always)]
-fn join(mut lanes: [f32; LANES], join: impl Fn(f32, f32) -> f32) -> f32 {
-    let mut width = LANES / 2;
-    while width > 0 {
-        for j in 0..width {
-            lanes[j] = join(lanes[j], lanes[j + width]);
-        }
-        width /= 2;
-    }
-    lanes[0]
+/// Every row of `width` floats, whole vectors, becomes softmax(row · scale).
+fn softmax_rows(p: &mut [f32], width: usize, scale: f32) {
+    ARCH.dispatch(SoftmaxRows { p, width, scale });
 }
 
-vectorized! {
-    /// Every row of `width` becomes softmax(row · scale).
-    fn softmax_rows<'a>(p: &'a mut [f32], width: usize, scale: f32) {
-        for row in p.chunks_exact_mut(width) {
-            let larger = |a: f32, b: f32| if b > a { b } else { a };
-            let mut lanes = [f32::NEG_INFINITY; LANES];
-            let (whole, rest) = row.as_chunks::<LANES>();
-            for chunk in whole {
-                for (lane, &x) in lanes.iter_mut().zip(chunk) {
-                    *lane = larger(*lane, x);
-                }
+struct SoftmaxRows<'a> {
+    p: &'a mut [f32],
+    width: usize,
+    scale: f32,
+}
+
+impl WithSimd for SoftmaxRows<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let scale = simd.splat_f32s(self.scale);
+        for row in self.p.chunks_exact_mut(self.width) {
+            let (row, _) = S::as_mut_simd_f32s(row);
+            let mut top = simd.splat_f32s(f32::NEG_INFINITY);
+            for x in &*row {
+                top = simd.max_f32s(top, *x);
             }
-            for (lane, &x) in lanes.iter_mut().zip(rest) {
-                *lane = larger(*lane, x);
+            let shift = simd.splat_f32s(-simd.reduce_max_f32s(top) * self.scale);
+            let mut sum = simd.splat_f32s(0.0);
+            for x in &mut *row {
+                *x = exp(simd, simd.mul_add_e_f32s(*x, scale, shift));
+                sum = simd.add_f32s(sum, *x);
             }
-            let top = join(lanes, larger);
-            let mut lanes = [0.0f32; LANES];
-            let (whole, rest) = row.as_chunks_mut::<LANES>();
-            for chunk in &mut *whole {
-                for (lane, x) in lanes.iter_mut().zip(chunk) {
-                    *x = exp((*x - top) * scale);
-                    *lane += *x;
-                }
+            let over = simd.splat_f32s(1.0 / simd.reduce_sum_f32s(sum));
+            for x in row {
+                *x = simd.mul_f32s(*x, over);
             }
-            for (lane, x) in lanes.iter_mut().zip(&mut *rest) {
-                *x = exp((*x - top) * scale);
-                *lane += *x;
-            }
-            let over = 1.0 / join(lanes, |a, b| a + b);
-            for chunk in whole {
-                chunk.iter_mut().for_each(|x| *x *= over);
-            }
-            rest.iter_mut().for_each(|x| *x *= over);
         }
     }
 }
 
-vectorized! {
-    /// Every row of `dp` becomes the gradient to the scores before scaling.
-    fn softmax_backward<'a>(p: &'a [f32], dp: &'a mut [f32], width: usize, scale: f32) {
-        for (p, dp) in p.chunks_exact(width).zip(dp.chunks_exact_mut(width)) {
-            let mut lanes = [0.0f32; LANES];
-            let ((p, p_rest), (dp, dp_rest)) = (p.as_chunks::<LANES>(), dp.as_chunks_mut::<LANES>());
+/// Every row of `dp`, whole vectors, becomes the gradient to the scores before scaling.
+fn softmax_backward(p: &[f32], dp: &mut [f32], width: usize, scale: f32) {
+    ARCH.dispatch(SoftmaxBackward { p, dp, width, scale });
+}
+
+struct SoftmaxBackward<'a> {
+    p: &'a [f32],
+    dp: &'a mut [f32],
+    width: usize,
+    scale: f32,
+}
+
+impl WithSimd for SoftmaxBackward<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let scale = simd.splat_f32s(self.scale);
+        for (p, dp) in self.p.chunks_exact(self.width).zip(self.dp.chunks_exact_mut(self.width)) {
+            let ((p, _), (dp, _)) = (S::as_simd_f32s(p), S::as_mut_simd_f32s(dp));
+            let mut sum = simd.splat_f32s(0.0);
             for (p, dp) in p.iter().zip(&*dp) {
-                for ((lane, p), dp) in lanes.iter_mut().zip(p).zip(dp) {
-                    *lane += p * dp;
-                }
+                sum = simd.mul_add_e_f32s(*p, *dp, sum);
             }
-            for ((lane, p), dp) in lanes.iter_mut().zip(p_rest).zip(&*dp_rest) {
-                *lane += p * dp;
-            }
-            let mean = join(lanes, |a, b| a + b);
+            let mean = simd.splat_f32s(simd.reduce_sum_f32s(sum));
             for (p, dp) in p.iter().zip(dp) {
-                for (p, dp) in p.iter().zip(dp) {
-                    *dp = p * (*dp - mean) * scale;
-                }
-            }
-            for (p, dp) in p_rest.iter().zip(dp_rest) {
-                *dp = p * (*dp - mean) * scale;
+                *dp = simd.mul_f32s(simd.mul_f32s(*p, scale), simd.sub_f32s(*dp, mean));
             }
         }
     }

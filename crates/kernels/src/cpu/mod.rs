@@ -20,6 +20,7 @@ mod panels;
 pub(crate) mod pool;
 pub(crate) mod rows;
 pub(crate) mod simd;
+mod smooth;
 pub(crate) mod transformer;
 pub(crate) mod update;
 pub(crate) mod vector;

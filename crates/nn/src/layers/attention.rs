@@ -70,33 +70,42 @@ impl Mlp {
     }
 }
 
-/// m = x + attn(norm1(x)), then m + mlp(norm2(m)), as one operation: what a transformer's block computes when it drops no
-/// path. The layers keep their names, and the backward pass runs once for a forward pass.
+/// The layers of a transformer's block, which computes m = x + attn(norm1(x)), then m + mlp(norm2(m)).
+#[derive(Debug, Clone, Copy)]
+pub struct TransformerLayers<'a> {
+    /// The norm before the attention.
+    pub norm1: &'a LayerNorm,
+    /// The attention.
+    pub attn: &'a Attention,
+    /// The norm before the MLP.
+    pub norm2: &'a LayerNorm,
+    /// The MLP.
+    pub mlp: &'a Mlp,
+}
+
+/// Blocks one after the other, without dropping paths, as one operation. Its backward pass runs once for a forward pass.
 ///
 /// # Errors
-/// Tensors of other shapes than (N, T, dim); norms of two epsilons.
-pub fn transformer_block(
-    x: &Tensor,
-    norm1: &LayerNorm,
-    attn: &Attention,
-    norm2: &LayerNorm,
-    mlp: &Mlp,
-    mode: &Mode,
-) -> Result<Tensor> {
-    let ((norm1, eps), (norm2, other)) = (norm1.affine(mode), norm2.affine(mode));
-    if eps != other {
-        return Err(Error::BadSetting(format!("transformer block: its norms have two epsilons, {eps} and {other}")));
+/// Tensors of other shapes than (N, T, dim); norms of different epsilons, or attentions of different heads.
+pub fn transformer_blocks(x: &Tensor, blocks: &[TransformerLayers<'_>], mode: &Mode) -> Result<Tensor> {
+    let Some(first) = blocks.first() else { return Ok(x.clone()) };
+    let (heads, eps) = (first.attn.heads, first.norm1.eps());
+    if blocks.iter().any(|b| b.attn.heads != heads || b.norm1.eps() != eps || b.norm2.eps() != eps) {
+        return Err(Error::BadSetting("transformer blocks: their norms' epsilons or their heads differ".into()));
     }
     fn layer<'a>(layer: &'a Linear, mode: &Mode) -> Affine<'a> {
         layer.affine(mode).expect("the layers of attention and MLP are built with biases")
     }
-    let parameters = TransformerParameters {
-        norm1,
-        qkv: layer(&attn.qkv, mode),
-        proj: layer(&attn.proj, mode),
-        norm2,
-        fc1: layer(&mlp.fc1, mode),
-        fc2: layer(&mlp.fc2, mode),
-    };
-    Ok(twinsight_kernels::transformer_block(x, &parameters, attn.heads, eps)?)
+    let parameters: Vec<_> = blocks
+        .iter()
+        .map(|b| TransformerParameters {
+            norm1: b.norm1.affine(mode),
+            qkv: layer(&b.attn.qkv, mode),
+            proj: layer(&b.attn.proj, mode),
+            norm2: b.norm2.affine(mode),
+            fc1: layer(&b.mlp.fc1, mode),
+            fc2: layer(&b.mlp.fc2, mode),
+        })
+        .collect();
+    Ok(twinsight_kernels::transformer_blocks(x, &parameters, heads, eps)?)
 }

@@ -7,7 +7,7 @@ mod drop_path;
 mod linear;
 mod norm;
 
-pub use attention::{Attention, Mlp, transformer_block};
+pub use attention::{Attention, Mlp, TransformerLayers, transformer_blocks};
 pub use block::{BlockShortcut, ConvNorm, ResidualBlock};
 pub use conv::Conv2d;
 pub use drop_path::DropPath;

@@ -133,9 +133,14 @@ impl LayerNorm {
         Ok(twinsight_kernels::layer_norm(x, self.weight.get(mode), self.bias.get(mode), self.eps)?)
     }
 
-    /// Weight and bias, and what is added to the variance.
-    pub(super) fn affine(&self, mode: &Mode) -> (Affine<'_>, f64) {
-        (Affine { weight: self.weight.get(mode), bias: self.bias.get(mode) }, self.eps)
+    /// Weight and bias.
+    pub(super) fn affine(&self, mode: &Mode) -> Affine<'_> {
+        Affine { weight: self.weight.get(mode), bias: self.bias.get(mode) }
+    }
+
+    /// What is added to the variance.
+    pub(super) fn eps(&self) -> f64 {
+        self.eps
     }
 }
 

@@ -5,7 +5,7 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::forward::Layer;
-use super::rows::{add_rows, gelu_backward, norm, norm_backward};
+use super::rows::{NormBackward, add_rows, gelu_backward, norm};
 use super::sums::{Scratch, Sums};
 use super::{BLOCKS, Saved, Sizes};
 use crate::cpu::heads::HeadWork;
@@ -67,8 +67,8 @@ struct Work {
     scratch: Scratch,
 }
 
-/// The gradients to `x` and to the parameters, given that to the result.
-pub(super) fn backward(sizes: &Sizes, x: &[f32], parameters: &[f32], g: &[f32], saved: &Saved) -> (Vec<f32>, Vec<f32>) {
+/// The gradient to `x`, given that to the result; that to the parameters goes to `to`, which holds zeros.
+pub(super) fn backward(sizes: &Sizes, x: &[f32], parameters: &[f32], g: &[f32], saved: &Saved, to: &mut [f32]) -> Vec<f32> {
     let &Sizes { c, hidden, .. } = sizes;
     let places = sizes.places();
     let pass = Pass {
@@ -85,9 +85,9 @@ pub(super) fn backward(sizes: &Sizes, x: &[f32], parameters: &[f32], g: &[f32], 
     };
     let groups = sizes.groups();
     if groups == 0 {
-        return (Vec::new(), vec![0.0; places.len]);
+        return Vec::new();
     }
-    let blocks = (*BLOCKS).min(groups);
+    let blocks = BLOCKS.min(groups);
     let len = pass.layout.len();
     let mut dx = Uninit::new(x.len());
     let out = dx.shared();
@@ -109,7 +109,8 @@ pub(super) fn backward(sizes: &Sizes, x: &[f32], parameters: &[f32], g: &[f32], 
     let mut partial = unsafe { partial.finish() };
     // SAFETY: the groups make up the rows, and `Pass::group` writes all rows of its group.
     let dx = unsafe { dx.finish() };
-    (dx, pass.hand_out(&mut partial, blocks))
+    pass.hand_out(&mut partial, blocks, to);
+    dx
 }
 
 struct Pass<'a> {
@@ -171,13 +172,14 @@ impl Pass<'_> {
         // SAFETY: as the caller says.
         unsafe { layout.fc2.run(g, active, count, w_fc2, add, &mut work.scratch) };
         add_rows(g, b_fc2);
-        norm(middle, norm2[0], norm2[1], eps, normal);
+        norm(middle, norm2, eps, normal);
         // SAFETY: as the caller says.
         unsafe { layout.fc1.run(normal, d_hidden, count, w_fc1, add, &mut work.scratch) };
         add_rows(d_hidden, b_fc1);
         // SAFETY: as above.
         unsafe { self.fc1.run(d_hidden, SharedMut::new(gradient)) };
-        norm_backward(middle, norm2[0], eps, gradient, g, d_middle, n2w, n2b);
+        NormBackward { x: middle, weight: norm2[0], eps, g: gradient, skip: g, out: d_middle, to_weight: n2w, to_bias: n2b }
+            .run();
 
         // The attention.
         // SAFETY: as the caller says.
@@ -192,7 +194,7 @@ impl Pass<'_> {
             // SAFETY: the buffer holds all samples of this group, and this is where this one lies.
             unsafe { attention.backward(qkv, g, shared.from(3 * start), &mut work.heads) };
         }
-        norm(x, norm1[0], norm1[1], eps, normal);
+        norm(x, norm1, eps, normal);
         // SAFETY: as the caller says.
         unsafe { layout.qkv.run(normal, d_qkv, count, w_qkv, add, &mut work.scratch) };
         add_rows(d_qkv, b_qkv);
@@ -203,11 +205,11 @@ impl Pass<'_> {
             out.at(group.start * c).write_bytes(0, count * c);
             out.slice(rows(c))
         };
-        norm_backward(x, norm1[0], eps, gradient, d_middle, out, n1w, n1b);
+        NormBackward { x, weight: norm1[0], eps, g: gradient, skip: d_middle, out, to_weight: n1w, to_bias: n1b }.run();
     }
 
-    /// Adds the blocks in order, and gives the gradient to the packed parameters.
-    fn hand_out(&self, partial: &mut [f32], blocks: usize) -> Vec<f32> {
+    /// Adds the blocks in order, and writes the gradient to the packed parameters.
+    fn hand_out(&self, partial: &mut [f32], blocks: usize, to: &mut [f32]) {
         let (total, others) = partial.split_at_mut(self.layout.len());
         let others = &*others;
         let len = total.len();
@@ -217,7 +219,6 @@ impl Pass<'_> {
             }
         });
         let places = self.sizes.places();
-        let mut to = vec![0.0f32; places.len];
         let layout = &self.layout;
         let starts = layout.starts();
         for (i, (sums, transposed, range)) in [
@@ -244,6 +245,5 @@ impl Pass<'_> {
         ] {
             to[range.clone()].copy_from_slice(from);
         }
-        to
     }
 }

@@ -100,7 +100,7 @@ pub(super) fn forward(sizes: &Sizes, x: &[f32], parameters: &[f32], keep: bool) 
         // SAFETY: every place holds the rows of this group, which this task writes before it reads them; `out` likewise.
         unsafe {
             let out = out.from(group.start * c);
-            norm(x, norm1[0], norm1[1], eps, normal);
+            norm(x, norm1, eps, normal);
             qkv.run(normal, at[0]);
             let packed = &*at[0].slice(0..count * 3 * c);
             for sample in 0..count / sizes.t {
@@ -110,7 +110,7 @@ pub(super) fn forward(sizes: &Sizes, x: &[f32], parameters: &[f32], keep: bool) 
             proj.run(at[1].slice(0..count * c), at[2]);
             let middle = at[2].slice(0..count * c);
             add(x, middle);
-            norm(middle, norm2[0], norm2[1], eps, normal);
+            norm(middle, norm2, eps, normal);
             fc1.run(normal, at[3]);
             gelu(at[3].slice(0..count * hidden), active);
             fc2.run(active, out);
@@ -121,6 +121,6 @@ pub(super) fn forward(sizes: &Sizes, x: &[f32], parameters: &[f32], keep: bool) 
     unsafe {
         let y = y.finish();
         let [qkv, attention, middle, hidden] = kept.map(|buffer| buffer.finish());
-        (y, keep.then_some(Saved { qkv, attention, middle, hidden }))
+        (y, keep.then_some(Saved { input: None, qkv, attention, middle, hidden }))
     }
 }

@@ -1,15 +1,16 @@
-//! A transformer's block on the CPU as one operation: tasks are groups of samples whose rows stay in the second-level cache
+//! Blocks of a transformer on the CPU as one operation, block after block: tasks are groups of samples whose rows stay in the second-level cache
 //! while the whole block passes over them, so that no intermediate is read from main memory again within a pass.
 //!
 //! The forward pass keeps what costs more to compute again than to read (queries, keys and values, the attention's
-//! result, the middle sum, the MLP before its GELU); the backward pass takes these, so that memory is freed as it proceeds, and computes
-//! norms, GELU and probabilities again.
+//! result, the middle sum, the MLP before its GELU); the backward pass takes these, so that memory is freed as it proceeds,
+//! and computes norms, GELU and probabilities again.
 
 mod backward;
 mod forward;
 mod rows;
 mod sums;
 
+use std::borrow::Borrow;
 use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
@@ -22,10 +23,9 @@ use super::simd::TILE;
 use crate::trace::span;
 
 /// Rows of a group, roughly: the largest number whose intermediates stay in the second-level cache.
-static GROUP_ROWS: std::sync::LazyLock<usize> =
-    std::sync::LazyLock::new(|| std::env::var("GR").map_or(144, |v| v.parse().unwrap()));
+const GROUP_ROWS: usize = 144;
 /// Blocks of groups whose gradients to the parameters are summed apart.
-static BLOCKS: std::sync::LazyLock<usize> = std::sync::LazyLock::new(|| std::env::var("BL").map_or(8, |v| v.parse().unwrap()));
+const BLOCKS: usize = 8;
 
 /// Sizes of a block.
 #[derive(Debug, Clone, Copy)]
@@ -76,7 +76,7 @@ impl Sizes {
 
     /// Groups of samples; none where there is nothing to compute.
     fn groups(&self) -> usize {
-        if self.t == 0 { 0 } else { self.n.div_ceil((*GROUP_ROWS / self.t).max(1)) }
+        if self.t == 0 { 0 } else { self.n.div_ceil((GROUP_ROWS / self.t).max(1)) }
     }
 
     /// Rows of group `i`: whole samples.
@@ -105,53 +105,83 @@ impl Sizes {
     }
 }
 
-/// What the forward pass keeps, by rows.
+/// What the forward pass of one block keeps, by rows.
 struct Saved {
+    /// What went in, but for the first block, whose input is the operation's.
+    input: Option<Vec<f32>>,
     qkv: Vec<f32>,
     attention: Vec<f32>,
     middle: Vec<f32>,
     hidden: Vec<f32>,
 }
 
-/// The operation on x (N, T, C) and the parameters, flattened one after the other.
-pub(crate) struct TransformerBlock {
+/// Blocks one after the other on x (N, T, C) and their parameters, flattened one after the other.
+pub(crate) struct TransformerBlocks {
     sizes: Sizes,
+    /// Number of blocks.
+    depth: usize,
     /// Whether a gradient may be asked for.
     track: bool,
-    saved: Mutex<Option<Saved>>,
+    saved: Mutex<Option<Vec<Saved>>>,
 }
 
-impl TransformerBlock {
-    pub fn new(sizes: Sizes, track: bool) -> Self {
-        Self { sizes, track, saved: Mutex::new(None) }
+impl TransformerBlocks {
+    pub fn new(sizes: Sizes, depth: usize, track: bool) -> Self {
+        Self { sizes, depth, track, saved: Mutex::new(None) }
     }
 
     /// The gradients to x and the packed parameters, from what is still kept afterwards: for measuring.
     pub fn backward_again(&self, x: &Tensor, packed: &Tensor, grad: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
         match &*self.saved.lock().unwrap_or_else(PoisonError::into_inner) {
-            Some(saved) => self.gradients(x, packed, grad, saved),
+            Some(saved) => self.gradients(x, packed, grad, saved.iter()),
             None => bail!("internal: nothing was kept of the forward pass"),
         }
     }
 
-    fn gradients(&self, x: &Tensor, packed: &Tensor, grad: &Tensor, saved: &Saved) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        let _span = span("transformer block backward", 2 * self.sizes.multiply_adds());
+    /// The gradients, given what the blocks kept, the first one's first.
+    fn gradients(
+        &self,
+        x: &Tensor,
+        packed: &Tensor,
+        grad: &Tensor,
+        saved: impl DoubleEndedIterator<Item = impl Borrow<Saved>> + ExactSizeIterator,
+    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        let _span = span("transformer block backward", 2 * self.depth * self.sizes.multiply_adds());
         let grad = grad.contiguous()?;
         let ((xs, xl), (ps, pl), (gs, gl)) = (x.storage_and_layout(), packed.storage_and_layout(), grad.storage_and_layout());
-        let (dx, dp) = backward::backward(&self.sizes, host(&xs, xl)?, host(&ps, pl)?, host(&gs, gl)?, saved);
-        Ok((Some(tensor(dx, xl.shape().clone())?), Some(tensor(dp, pl.shape().clone())?)))
+        let (x, packed, grad) = (host(&xs, xl)?, host(&ps, pl)?, host(&gs, gl)?);
+        let mut to_packed = vec![0.0; packed.len()];
+        let mut gradient: Option<Vec<f32>> = None;
+        for (i, saved) in saved.enumerate().rev() {
+            let saved = saved.borrow();
+            let range = i * self.sizes.parameters()..(i + 1) * self.sizes.parameters();
+            let input = saved.input.as_deref().unwrap_or(x);
+            let g = gradient.as_deref().unwrap_or(grad);
+            let to = &mut to_packed[range.clone()];
+            gradient = Some(backward::backward(&self.sizes, input, &packed[range], g, saved, to));
+        }
+        let dx = gradient.map(|dx| tensor(dx, xl.shape().clone())).transpose()?;
+        Ok((dx, Some(tensor(to_packed, pl.shape().clone())?)))
     }
 }
 
-impl CustomOp2 for TransformerBlock {
+impl CustomOp2 for TransformerBlocks {
     fn name(&self) -> &'static str {
-        "twinsight-transformer-block"
+        "twinsight-transformer-blocks"
     }
 
     fn cpu_fwd(&self, s1: &CpuStorage, l1: &Layout, s2: &CpuStorage, l2: &Layout) -> Result<(CpuStorage, Shape)> {
-        let _span = span("transformer block forward", self.sizes.multiply_adds());
-        let (y, saved) = forward::forward(&self.sizes, values(s1, l1)?, values(s2, l2)?, self.track);
-        *self.saved.lock().unwrap_or_else(PoisonError::into_inner) = saved;
+        let _span = span("transformer block forward", self.depth * self.sizes.multiply_adds());
+        let (x, packed) = (values(s1, l1)?, values(s2, l2)?);
+        let mut kept = Vec::new();
+        let mut input: Option<Vec<f32>> = None;
+        for parameters in packed.chunks_exact(self.sizes.parameters()) {
+            let (y, saved) = forward::forward(&self.sizes, input.as_deref().unwrap_or(x), parameters, self.track);
+            kept.extend(saved.map(|saved| Saved { input: input.take(), ..saved }));
+            input = Some(y);
+        }
+        let Some(y) = input else { bail!("internal: there is no block") };
+        *self.saved.lock().unwrap_or_else(PoisonError::into_inner) = self.track.then_some(kept);
         Ok((CpuStorage::F32(y), l1.shape().clone()))
     }
 
@@ -159,7 +189,7 @@ impl CustomOp2 for TransformerBlock {
         let Some(saved) = self.saved.lock().unwrap_or_else(PoisonError::into_inner).take() else {
             bail!("transformer_block: backward ran before on this forward pass; run the forward pass again");
         };
-        self.gradients(x, packed, grad, &saved)
+        self.gradients(x, packed, grad, saved.into_iter())
     }
 }
 

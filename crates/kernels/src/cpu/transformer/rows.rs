@@ -1,132 +1,196 @@
 //! What the block does between its products, row by row, while the rows are in the cache.
 
-use crate::cpu::vector::{gauss, vectorized};
+use pulp::{Simd, WithSimd};
 
-/// Floats that loops over a row take at a time, in arrays of their own: slices that might overlap keep the compiler from
-/// using vectors.
-const LANES: usize = 16;
+use crate::cpu::simd::ARCH;
+use crate::cpu::smooth;
+use crate::cpu::vector::vectorized;
 
-type Lanes = [f32; LANES];
-
-/// `f` of every lane.
+/// A row in whole vectors, the last one filled up with zeros.
 #[inline(always)]
-fn map(f: impl Fn(usize) -> f32) -> Lanes {
-    let mut lanes = [0.0; LANES];
-    for (i, lane) in lanes.iter_mut().enumerate() {
-        *lane = f(i);
-    }
-    lanes
+fn vectors<S: Simd>(simd: S, x: &[f32]) -> impl Iterator<Item = S::f32s> {
+    let (whole, rest) = S::as_simd_f32s(x);
+    let rest = (!rest.is_empty()).then(|| simd.partial_load_f32s(rest));
+    whole.iter().copied().chain(rest)
 }
 
-/// Σ of the lanes, by halves.
+/// Calls `f` with every place where a vector of a row of `len` floats begins.
 #[inline(always)]
-fn total(mut lanes: Lanes) -> f32 {
-    let mut width = LANES / 2;
-    while width > 0 {
-        for j in 0..width {
-            lanes[j] += lanes[j + width];
-        }
-        width /= 2;
-    }
-    lanes[0]
+fn places<S: Simd>(len: usize, mut f: impl FnMut(usize)) {
+    (0..len).step_by(S::F32_LANES).for_each(&mut f);
 }
 
-/// Chunk `i` of `x`; zeros beyond its end.
+/// The vector at `i`; zeros beyond the end.
 #[inline(always)]
-fn chunk(x: &[f32], i: usize) -> Lanes {
-    match x.get(i * LANES..(i + 1) * LANES) {
-        Some(whole) => *whole.first_chunk().expect("a whole chunk"),
-        None => {
-            let mut lanes = [0.0; LANES];
-            lanes.iter_mut().zip(&x[(i * LANES).min(x.len())..]).for_each(|(lane, x)| *lane = *x);
-            lanes
-        }
+fn get<S: Simd>(simd: S, x: &[f32], i: usize) -> S::f32s {
+    match x.get(i..i + S::F32_LANES) {
+        Some(x) => S::as_simd_f32s(x).0[0],
+        None => simd.partial_load_f32s(&x[i..]),
     }
 }
 
-/// Writes chunk `i` of `out`, up to its end.
+/// Writes the vector at `i`, up to the end.
 #[inline(always)]
-fn put(out: &mut [f32], i: usize, lanes: Lanes) {
-    match out.get_mut(i * LANES..(i + 1) * LANES) {
-        Some(whole) => *whole.first_chunk_mut().expect("a whole chunk") = lanes,
-        None => {
-            let start = (i * LANES).min(out.len());
-            out[start..].iter_mut().zip(lanes).for_each(|(out, lane)| *out = lane);
-        }
+fn put<S: Simd>(simd: S, out: &mut [f32], i: usize, value: S::f32s) {
+    let end = out.len().min(i + S::F32_LANES);
+    let out = &mut out[i..end];
+    if out.len() == S::F32_LANES {
+        S::as_mut_simd_f32s(out).0[0] = value;
+    } else {
+        simd.partial_store_f32s(out, value);
     }
 }
 
 /// Mean of a row, and 1 / √(var + eps).
 #[inline(always)]
-fn moments(x: &[f32], eps: f32) -> (f32, f32) {
-    let (count, chunks) = (x.len() as f32, x.len().div_ceil(LANES));
-    let mut sum = [0.0; LANES];
-    for i in 0..chunks {
-        let x = chunk(x, i);
-        sum = map(|j| sum[j] + x[j]);
-    }
-    let mean = total(sum) / count;
-    let mut squares = [0.0; LANES];
-    let whole = x.len() / LANES;
-    for i in 0..whole {
-        let x = chunk(x, i);
-        squares = map(|j| squares[j] + (x[j] - mean) * (x[j] - mean));
-    }
-    for (square, x) in squares.iter_mut().zip(&x[whole * LANES..]) {
-        *square += (x - mean) * (x - mean);
-    }
-    (mean, 1.0 / (total(squares) / count + eps).sqrt())
+fn moments<S: Simd>(simd: S, x: &[f32], eps: f32) -> (f32, f32) {
+    let count = x.len() as f32;
+    let zero = simd.splat_f32s(0.0);
+    let sum = vectors(simd, x).fold(zero, |sum, x| simd.add_f32s(sum, x));
+    let mean = simd.reduce_sum_f32s(sum) / count;
+    let (whole, rest) = S::as_simd_f32s(x);
+    let squares = whole.iter().fold(zero, |sum, &x| {
+        let x = simd.sub_f32s(x, simd.splat_f32s(mean));
+        simd.mul_add_e_f32s(x, x, sum)
+    });
+    let squares = simd.reduce_sum_f32s(squares) + rest.iter().map(|x| (x - mean) * (x - mean)).sum::<f32>();
+    (mean, 1.0 / (squares / count + eps).sqrt())
 }
 
-vectorized! {
-    /// Layer norm of every row.
-    pub(super) fn norm<'a>(x: &'a [f32], w: &'a [f32], b: &'a [f32], eps: f32, out: &'a mut [f32]) {
+/// Layer norm of every row.
+pub(super) fn norm(x: &[f32], [w, b]: [&[f32]; 2], eps: f32, out: &mut [f32]) {
+    ARCH.dispatch(Norm { x, w, b, eps, out });
+}
+
+struct Norm<'a> {
+    x: &'a [f32],
+    w: &'a [f32],
+    b: &'a [f32],
+    eps: f32,
+    out: &'a mut [f32],
+}
+
+impl WithSimd for Norm<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let Self { x, w, b, eps, out } = self;
         let c = w.len();
         for (out, x) in out.chunks_exact_mut(c).zip(x.chunks_exact(c)) {
-            let (mean, scale) = moments(x, eps);
-            for i in 0..c.div_ceil(LANES) {
-                let (x, w, b) = (chunk(x, i), chunk(w, i), chunk(b, i));
-                put(out, i, map(|j| (x[j] - mean) * scale * w[j] + b[j]));
-            }
+            let (mean, scale) = moments(simd, x, eps);
+            let (mean, scale) = (simd.splat_f32s(mean), simd.splat_f32s(scale));
+            places::<S>(c, |i| {
+                let normal = simd.mul_f32s(simd.sub_f32s(get(simd, x, i), mean), scale);
+                put(simd, out, i, simd.mul_add_e_f32s(normal, get(simd, w, i), get(simd, b, i)));
+            });
         }
     }
 }
 
-vectorized! {
-    /// The gradient of a layer norm, given that to its result, `g`: to `x` added to `skip` in `out`, to the parameters added to
-    /// `dw` and `db`.
-    pub(super) fn norm_backward<'a>(
-        x: &'a [f32],
-        w: &'a [f32],
-        eps: f32,
-        g: &'a [f32],
-        skip: &'a [f32],
-        out: &'a mut [f32],
-        dw: &'a mut [f32],
-        db: &'a mut [f32],
-    ) {
-        let c = w.len();
-        let chunks = c.div_ceil(LANES);
+/// The gradient of a layer norm, given that to its result: to x added to `skip`, to the parameters added up.
+pub(super) struct NormBackward<'a> {
+    pub x: &'a [f32],
+    pub weight: &'a [f32],
+    pub eps: f32,
+    /// The gradient to the result.
+    pub g: &'a [f32],
+    pub skip: &'a [f32],
+    /// Where the gradient to x goes.
+    pub out: &'a mut [f32],
+    /// What the gradients to weight and bias are added to.
+    pub to_weight: &'a mut [f32],
+    pub to_bias: &'a mut [f32],
+}
+
+impl NormBackward<'_> {
+    pub fn run(self) {
+        ARCH.dispatch(self);
+    }
+}
+
+impl WithSimd for NormBackward<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let Self { x, weight, eps, g, skip, out, to_weight, to_bias } = self;
+        let c = weight.len();
         let rows = out.chunks_exact_mut(c).zip(x.chunks_exact(c)).zip(g.chunks_exact(c)).zip(skip.chunks_exact(c));
         for (((out, x), g), skip) in rows {
-            let (mean, scale) = moments(x, eps);
-            let (mut level, mut along) = ([0.0; LANES], [0.0; LANES]);
-            for i in 0..chunks {
-                let (x, w, g) = (chunk(x, i), chunk(w, i), chunk(g, i));
-                let (to_weight, to_bias) = (chunk(dw, i), chunk(db, i));
-                let normal = map(|j| (x[j] - mean) * scale);
-                let weighted = map(|j| g[j] * w[j]);
-                level = map(|j| level[j] + weighted[j]);
-                along = map(|j| along[j] + weighted[j] * normal[j]);
-                put(dw, i, map(|j| to_weight[j] + g[j] * normal[j]));
-                put(db, i, map(|j| to_bias[j] + g[j]));
-            }
-            let (level, along) = (total(level) / c as f32, total(along) / c as f32);
-            for i in 0..chunks {
-                let (x, w, g, skip) = (chunk(x, i), chunk(w, i), chunk(g, i), chunk(skip, i));
-                put(out, i, map(|j| skip[j] + scale * ((g[j] * w[j] - level) - (x[j] - mean) * scale * along)));
-            }
+            let (mean, scale) = moments(simd, x, eps);
+            let (mean, scale) = (simd.splat_f32s(mean), simd.splat_f32s(scale));
+            let (mut level, mut along) = (simd.splat_f32s(0.0), simd.splat_f32s(0.0));
+            // Beyond a row's end the gradient is zero, and so is what it adds.
+            places::<S>(c, |i| {
+                let g = get(simd, g, i);
+                let normal = simd.mul_f32s(simd.sub_f32s(get(simd, x, i), mean), scale);
+                let weighted = simd.mul_f32s(g, get(simd, weight, i));
+                level = simd.add_f32s(level, weighted);
+                along = simd.mul_add_e_f32s(weighted, normal, along);
+                put(simd, to_weight, i, simd.mul_add_e_f32s(g, normal, get(simd, to_weight, i)));
+                put(simd, to_bias, i, simd.add_f32s(g, get(simd, to_bias, i)));
+            });
+            let over = 1.0 / c as f32;
+            let level = simd.splat_f32s(simd.reduce_sum_f32s(level) * over);
+            let along = simd.splat_f32s(simd.reduce_sum_f32s(along) * over);
+            places::<S>(c, |i| {
+                let normal = simd.mul_f32s(simd.sub_f32s(get(simd, x, i), mean), scale);
+                let weighted = simd.mul_f32s(get(simd, g, i), get(simd, weight, i));
+                let inner = simd.sub_f32s(simd.sub_f32s(weighted, level), simd.mul_f32s(normal, along));
+                put(simd, out, i, simd.mul_add_e_f32s(scale, inner, get(simd, skip, i)));
+            });
         }
+    }
+}
+
+/// x · Φ(x).
+pub(super) fn gelu(x: &[f32], out: &mut [f32]) {
+    ARCH.dispatch(Gelu { x, out });
+}
+
+struct Gelu<'a> {
+    x: &'a [f32],
+    out: &'a mut [f32],
+}
+
+impl WithSimd for Gelu<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let Self { x, out } = self;
+        places::<S>(x.len(), |i| {
+            let x = get(simd, x, i);
+            put(simd, out, i, simd.mul_f32s(x, smooth::gauss(simd, x).0));
+        });
+    }
+}
+
+/// x · Φ(x) again, and the gradient to it, `g`, becomes that to x.
+pub(super) fn gelu_backward(x: &[f32], g: &mut [f32], out: &mut [f32]) {
+    ARCH.dispatch(GeluBackward { x, g, out });
+}
+
+struct GeluBackward<'a> {
+    x: &'a [f32],
+    g: &'a mut [f32],
+    out: &'a mut [f32],
+}
+
+impl WithSimd for GeluBackward<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let Self { x, g, out } = self;
+        places::<S>(x.len(), |i| {
+            let x = get(simd, x, i);
+            let (distribution, density) = smooth::gauss(simd, x);
+            put(simd, out, i, simd.mul_f32s(x, distribution));
+            let slope = simd.mul_add_e_f32s(x, density, distribution);
+            put(simd, g, i, simd.mul_f32s(get(simd, g, i), slope));
+        });
     }
 }
 
@@ -134,26 +198,6 @@ vectorized! {
     /// out += x.
     pub(super) fn add<'a>(x: &'a [f32], out: &'a mut [f32]) {
         out.iter_mut().zip(x).for_each(|(out, x)| *out += x);
-    }
-}
-
-vectorized! {
-    /// x · Φ(x).
-    pub(super) fn gelu<'a>(x: &'a [f32], out: &'a mut [f32]) {
-        for (out, &x) in out.iter_mut().zip(x) {
-            *out = x * gauss(x).0;
-        }
-    }
-}
-
-vectorized! {
-    /// x · Φ(x), and the gradient to its result, `g`, becomes that to x.
-    pub(super) fn gelu_backward<'a>(x: &'a [f32], g: &'a mut [f32], out: &'a mut [f32]) {
-        for ((out, &x), g) in out.iter_mut().zip(x).zip(g) {
-            let (distribution, density) = gauss(x);
-            *out = x * distribution;
-            *g *= distribution + x * density;
-        }
     }
 }
 
