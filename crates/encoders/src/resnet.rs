@@ -114,7 +114,10 @@ fn block(b: &Builder, [inputs, width, outputs]: [usize; 3], stride: usize, shape
         ]
     };
     let shortcut = match stride != 1 || inputs != outputs {
-        true => BlockShortcut::ConvNorm(ConvNorm::new(&b.under("downsample"), ["0", "1"], [inputs, outputs], 1, stride)?),
+        true => {
+            let layer = ConvNorm::new(&b.under("downsample"), ["0", "1"], [inputs, outputs], 1, stride)?;
+            BlockShortcut::ConvNorm(Box::new(layer))
+        }
         false => BlockShortcut::Identity,
     };
     Ok(ResidualBlock::new(path, shortcut))

@@ -91,6 +91,11 @@ fn basic() -> Shape {
 }
 
 #[test]
+fn every_instruction_set_holds() -> Result<()> {
+    common::rerun_on_other_instruction_sets()
+}
+
+#[test]
 fn it_is_the_chain_of_its_operations() -> Result<()> {
     for shape in [
         basic(),

@@ -140,6 +140,11 @@ fn eval(t: &[Tensor], f: Eval) -> candle_core::Result<Tensor> {
 }
 
 #[test]
+fn every_instruction_set_holds() -> Result<()> {
+    common::rerun_on_other_instruction_sets()
+}
+
+#[test]
 fn fast_and_composed_agree() -> Result<()> {
     for (name, inputs, fast, reference) in operations()? {
         agree(name, &inputs, 2e-6, fast, reference)?;

@@ -42,6 +42,11 @@ fn parts(t: &[Tensor], heads: usize) -> candle_core::Result<Tensor> {
 }
 
 #[test]
+fn every_instruction_set_holds() -> Result<()> {
+    common::rerun_on_other_instruction_sets()
+}
+
+#[test]
 fn the_block_is_the_chain_of_its_parts() -> Result<()> {
     for (n, t, c, heads, hidden) in [
         (3, 1, 48, 3, 192),

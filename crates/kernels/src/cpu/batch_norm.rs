@@ -294,18 +294,10 @@ fn mask_block(y: &[f32], g: &[f32]) -> Vec<f32> {
     unsafe { filled(y.len(), BLOCK, |start, out| mask(&y[start..], &g[start..], out)) }
 }
 
-/// Writes a + b, or a alone, to every float of `out`.
-pub(crate) fn sum_into(a: &[f32], b: Option<&[f32]>, out: &mut [MaybeUninit<f32>]) {
+/// sum += x
+pub(crate) fn add_into(sum: &mut [f32], x: &[f32]) {
     let _span = span("gradient sums", 0);
-    match b {
-        Some(b) => {
-            let blocks = out.par_chunks_mut(BLOCK).zip(a.par_chunks(BLOCK)).zip(b.par_chunks(BLOCK));
-            blocks.for_each(|((out, a), b)| add_two(a, b, out));
-        }
-        None => out.par_chunks_mut(BLOCK).zip(a.par_chunks(BLOCK)).for_each(|(out, a)| {
-            out.write_copy_of_slice(a);
-        }),
-    }
+    sum.par_chunks_mut(BLOCK).zip(x.par_chunks(BLOCK)).for_each(|(sum, x)| add(sum, x));
 }
 
 /// Floats of a block of whole rows.
@@ -377,10 +369,8 @@ vectorized! {
 }
 
 vectorized! {
-    fn add_two<'a>(a: &'a [f32], b: &'a [f32], out: &'a mut [MaybeUninit<f32>]) {
-        for ((out, a), b) in out.iter_mut().zip(a).zip(b) {
-            out.write(a + b);
-        }
+    fn add<'a>(sum: &'a mut [f32], x: &'a [f32]) {
+        sum.iter_mut().zip(x).for_each(|(s, x)| *s += x);
     }
 }
 

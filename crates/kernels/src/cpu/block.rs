@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor, bail};
 
-use super::batch_norm::{BatchNorm, Statistics, statistics, sum_into};
+use super::batch_norm::{BatchNorm, Statistics, add_into, statistics};
 use super::conv::{self, Pass};
 use super::half;
 use super::memory::{host, tensor, values};
@@ -116,17 +116,8 @@ impl CustomOp2 for ConvBlock {
         let ((ys, yl), (gs, gl)) = (y.storage_and_layout(), grad.storage_and_layout());
         let (x, packed, y, grad) = (host(&xs, xl)?, host(&ps, pl)?, host(&ys, yl)?, host(&gs, gl)?);
         let mut gradients = vec![0.0f32; packed.len()];
-        let mut dx = Vec::with_capacity(if to_x { x.len() } else { 0 });
-        let room = to_x.then(|| &mut dx.spare_capacity_mut()[..x.len()]);
-        self.backward([x, y, grad], packed, kept, norms, &mut gradients, room)?;
-        let dx = match to_x {
-            false => None,
-            true => {
-                // SAFETY: `backward` writes all of its room.
-                unsafe { dx.set_len(x.len()) };
-                Some(tensor(dx, shape)?)
-            }
-        };
+        let dx = self.backward([x, y, grad], packed, kept, norms, &mut gradients, to_x)?;
+        let dx = dx.map(|dx| tensor(dx, shape)).transpose()?;
         let len = gradients.len();
         Ok((dx, Some(tensor(gradients, len)?)))
     }
@@ -173,7 +164,7 @@ impl ConvBlock {
         }
     }
 
-    /// Writes the gradients of the parameters, and the one to x if it is asked for.
+    /// Writes the gradients of the parameters; the one to x if it is asked for.
     fn backward(
         &self,
         [x, y, grad]: [&[f32]; 3],
@@ -181,8 +172,8 @@ impl ConvBlock {
         mut kept: Vec<Kept>,
         norms: &[Statistics],
         gradients: &mut [f32],
-        dx: Option<&mut [MaybeUninit<f32>]>,
-    ) -> Result<()> {
+        to_x: bool,
+    ) -> Result<Option<Vec<f32>>> {
         let mut put = |layer: &Layer, weight: &[f32], affine: &[f32]| {
             let (start, middle) = (layer.offset, layer.offset + layer.weights());
             gradients[start..middle].copy_from_slice(weight);
@@ -216,7 +207,7 @@ impl ConvBlock {
                             let (dc, d_affine) = norm.gradients(&c, layer.affine(packed), None, &cut);
                             drop((c, cut));
                             put(layer, &convolve(layer, Pass::ToWeight, x, &dc), &d_affine);
-                            dx.is_some().then(|| convolve(layer, Pass::ToInput, &[], &dc))
+                            to_x.then(|| convolve(layer, Pass::ToInput, &[], &dc))
                         }
                     };
                     (dc, d_affine)
@@ -236,17 +227,17 @@ impl ConvBlock {
                 }
             };
             put(layer, &convolve(layer, Pass::ToWeight, &input, &dc), &d_affine);
-            if i > 0 || dx.is_some() {
+            if i > 0 || to_x {
                 inner = Some(convolve(layer, Pass::ToInput, &[], &dc));
             }
             if let Cow::Owned(a) = input {
                 gate = Some(a);
             }
         }
-        if let (Some(dx), Some(inner)) = (dx, inner) {
-            sum_into(&inner, other.as_deref(), dx);
+        if let (Some(sum), Some(other)) = (&mut inner, other) {
+            add_into(sum, &other);
         }
-        Ok(())
+        Ok(inner)
     }
 }
 

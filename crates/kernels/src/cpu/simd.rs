@@ -7,8 +7,13 @@ use std::sync::LazyLock;
 
 use pulp::{Arch, Simd, WithSimd};
 
-/// The instruction set, detected once.
-pub(crate) static ARCH: LazyLock<Arch> = LazyLock::new(Arch::new);
+/// The instruction set, detected once; the environment variable `TWINSIGHT_SIMD` asks for a narrower one: `scalar` or `avx2`.
+pub(crate) static ARCH: LazyLock<Arch> = LazyLock::new(|| match std::env::var("TWINSIGHT_SIMD").as_deref() {
+    #[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
+    Ok("avx2") => pulp::x86::V3::try_new().map_or_else(Arch::new, Arch::V3),
+    Ok("scalar") => Arch::Scalar,
+    _ => Arch::new(),
+});
 
 /// Number of vectors across a full tile: tiles are [`MAX_ROWS`] rows by `VECTORS` vectors.
 pub(crate) const VECTORS: usize = 2;

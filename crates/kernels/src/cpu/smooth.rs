@@ -46,7 +46,7 @@ pub(crate) fn gauss<S: Simd>(simd: S, x: S::f32s) -> (S::f32s, S::f32s) {
     let t = simd.div_f32s(one, simd.mul_add_e_f32s(z, simd.splat_f32s(0.327_591_1), one));
     // The formula's coefficients by half.
     let mut p = simd.splat_f32s(0.530_702_7);
-    for term in [-0.726_576, 0.710_706_87, -0.142_248_37, 0.127_414_8] {
+    for term in [-0.726_576, 0.710_706_9, -0.142_248_37, 0.127_414_8] {
         p = simd.mul_add_e_f32s(p, t, simd.splat_f32s(term));
     }
     let tail = simd.mul_f32s(simd.mul_f32s(p, t), e);

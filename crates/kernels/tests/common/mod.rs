@@ -117,3 +117,14 @@ pub fn same_bits_for_any_threads(what: &str, f: impl Fn() -> Result<Vec<f32>> + 
     }
     Ok(())
 }
+
+/// Runs the other tests of this program again on the scalar path and on AVX2, where they hold the same results against the same
+/// references.
+pub fn rerun_on_other_instruction_sets() -> Result<()> {
+    for set in ["scalar", "avx2"] {
+        let mut tests = std::process::Command::new(std::env::current_exe()?);
+        let output = tests.args(["--skip", "instruction_set"]).env("TWINSIGHT_SIMD", set).output()?;
+        ensure!(output.status.success(), "{set}: {}", String::from_utf8_lossy(&output.stdout));
+    }
+    Ok(())
+}

@@ -51,7 +51,7 @@ pub enum BlockShortcut {
     /// Its input.
     Identity,
     /// Its input through a convolution and a norm.
-    ConvNorm(ConvNorm),
+    ConvNorm(Box<ConvNorm>),
 }
 
 /// Layers of convolution, norm and ReLU, with a shortcut before the last ReLU (He et al. 2016).
@@ -78,7 +78,7 @@ impl ResidualBlock {
     /// Another number of channels, a batch that the mode's blocks do not divide, in training one value a channel.
     pub fn forward(&self, x: &Tensor, mode: &Mode) -> Result<Tensor> {
         let side = match &self.shortcut {
-            BlockShortcut::ConvNorm(layer) => Some(layer),
+            BlockShortcut::ConvNorm(layer) => Some(&**layer),
             _ => None,
         };
         let parts: Option<Vec<_>> = self.path.iter().chain(side).map(|layer| layer.parts(mode)).collect();

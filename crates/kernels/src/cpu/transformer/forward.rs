@@ -90,8 +90,8 @@ pub(super) fn forward(sizes: &Sizes, x: &[f32], parameters: &[f32], keep: bool) 
         let group = sizes.group(i);
         let count = group.len();
         let x = &x[group.start * c..group.end * c];
-        // SAFETY: a group's rows are its own, in the buffers that are kept as in the thread's.
         let at: [SharedMut; 4] = std::array::from_fn(|j| match keep {
+            // SAFETY: the rows of a group are inside of the buffers that are kept.
             true => unsafe { places[j].from(group.start * widths[j]) },
             false => SharedMut::new(&mut work.instead[j]),
         });

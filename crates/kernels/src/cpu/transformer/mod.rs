@@ -76,7 +76,7 @@ impl Sizes {
 
     /// Groups of samples; none where there is nothing to compute.
     fn groups(&self) -> usize {
-        if self.t == 0 { 0 } else { self.n.div_ceil((GROUP_ROWS / self.t).max(1)) }
+        GROUP_ROWS.checked_div(self.t).map_or(0, |samples| self.n.div_ceil(samples.max(1)))
     }
 
     /// Rows of group `i`: whole samples.
