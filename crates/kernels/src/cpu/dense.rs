@@ -6,9 +6,8 @@
 
 use pulp::{Simd, WithSimd};
 
-use super::memory::part;
 use super::panels::Panel;
-use super::simd::{ARCH, GatherTile, MAX_ROWS, TILE, load, store, store_part};
+use super::simd::{ARCH, TILE, load, store, store_part};
 
 /// Floats across the vectors of some panels: what a row of all of them takes when written whole.
 pub(crate) fn whole_width(panels: &[Panel]) -> usize {
@@ -43,43 +42,110 @@ impl Product<'_> {
     /// Every pointer must be valid for what the fields say, the result's rows for writes of all columns (of all vectors, if
     /// `whole`), disjoint from all else.
     pub unsafe fn run(self) {
-        let tiles = self.rows.div_ceil(TILE.rows);
-        let (mut right, mut first) = (self.right, 0);
+        ARCH.dispatch(self);
+    }
+}
+
+impl WithSimd for Product<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        // The first tiles have a row more than the others.
+        let tiles = self.rows.div_ceil(TILE.rows).max(1);
+        let (height, higher) = (self.rows / tiles, self.rows % tiles);
+        let mut panel_at = Tile { left: self.left, right: self.right, start: self.start, out: self.out, width: 0 };
         for panel in self.panels {
-            let width = panel.vectors * TILE.lanes;
+            let whole = panel.vectors * S::F32_LANES;
+            let mut tile = Tile { width: if self.whole { whole } else { panel.width }, ..panel_at };
             for i in 0..tiles {
-                let rows = part(self.rows, tiles, i);
-                let mut left = [std::ptr::null(); MAX_ROWS];
-                let mut out = [std::ptr::null_mut(); MAX_ROWS];
-                for (j, row) in rows.clone().enumerate() {
-                    // SAFETY: these are rows of the operand and of the result, and the panel's first column in the latter.
-                    unsafe {
-                        left[j] = self.left.add(row * self.left_stride);
-                        out[j] = self.out.add(row * self.out_stride + first);
-                    }
+                let rows = height + usize::from(i < higher);
+                macro_rules! pick {
+                    ($n:literal: $($m:literal)*) => {
+                        match rows {
+                            // SAFETY: the caller of `run` vouches for the pointers.
+                            $($m => unsafe { product_tile::<S, $m, $n>(simd, &self, tile) },)*
+                            _ => {}
+                        }
+                    };
                 }
-                let tile = GatherTile {
-                    rows: rows.len(),
-                    vectors: panel.vectors,
-                    width: if self.whole { width } else { panel.width },
-                    depth: self.depth,
-                    left: &left[..rows.len()],
-                    taps: &[0],
-                    right,
-                    start: if self.start.is_null() {
-                        self.start
-                    } else {
-                        // SAFETY: `start` is as wide as all panels.
-                        unsafe { self.start.add(first) }
-                    },
-                    out: &out[..rows.len()],
-                };
-                // SAFETY: as the caller says.
-                unsafe { tile.run() };
+                match panel.vectors {
+                    1 => pick!(1: 1 2 3 4 5 6 7 8 9 10 11 12),
+                    _ => pick!(2: 1 2 3 4 5 6 7 8 9 10 11 12),
+                }
+                tile.left = tile.left.wrapping_add(rows * self.left_stride);
+                tile.out = tile.out.wrapping_add(rows * self.out_stride);
             }
-            // SAFETY: the panels follow one another, in the operand as in a row of the result.
-            right = unsafe { right.add(self.depth * width) };
-            first += width;
+            // The panels follow one another, in the operand as in `start` and in a row of the result.
+            panel_at.right = panel_at.right.wrapping_add(self.depth * whole);
+            panel_at.out = panel_at.out.wrapping_add(whole);
+            if !panel_at.start.is_null() {
+                panel_at.start = panel_at.start.wrapping_add(whole);
+            }
+        }
+    }
+}
+
+/// Where a tile of a [`Product`] lies in its operands.
+#[derive(Clone, Copy)]
+struct Tile {
+    left: *const f32,
+    right: *const f32,
+    start: *const f32,
+    out: *mut f32,
+    width: usize,
+}
+
+/// # Safety
+/// As [`Product::run`], with `M` the tile's rows and `N` its vectors.
+#[inline(always)]
+unsafe fn product_tile<S: Simd, const M: usize, const N: usize>(simd: S, product: &Product<'_>, tile: Tile) {
+    // SAFETY: `run` asks for valid pointers of these extents; `N` vectors make the full width.
+    unsafe {
+        let lanes = S::F32_LANES;
+        let mut sum = [[simd.splat_f32s(0.0); N]; M];
+        if !tile.start.is_null() {
+            for j in 0..N {
+                let start = load::<S>(tile.start.add(j * lanes));
+                for row in &mut sum {
+                    row[j] = start;
+                }
+            }
+        }
+        let rows: [*const f32; M] = std::array::from_fn(|i| tile.left.add(i * product.left_stride));
+        let mut right = tile.right;
+        for k in 0..product.depth {
+            let columns: [S::f32s; N] = std::array::from_fn(|j| load::<S>(right.add(j * lanes)));
+            right = right.add(N * lanes);
+            for i in 0..M {
+                let value = simd.splat_f32s(*rows[i].add(k));
+                for j in 0..N {
+                    sum[i][j] = simd.mul_add_e_f32s(value, columns[j], sum[i][j]);
+                }
+            }
+        }
+        put_tile::<S, M, N>(&sum, tile.out, product.out_stride, tile.width);
+    }
+}
+
+/// Writes the first `width` floats of every row of a tile.
+///
+/// # Safety
+/// `out` must be valid for writes of these rows, `stride` floats apart.
+#[inline(always)]
+unsafe fn put_tile<S: Simd, const M: usize, const N: usize>(sum: &[[S::f32s; N]; M], out: *mut f32, stride: usize, width: usize) {
+    let lanes = S::F32_LANES;
+    for i in 0..M {
+        for j in 0..N {
+            let from = (j * lanes).min(width);
+            // SAFETY: as the caller says.
+            unsafe {
+                let out = out.add(i * stride + from);
+                match width == N * lanes {
+                    true => store::<S>(out, sum[i][j]),
+                    false => store_part::<S>(out, sum[i][j], (width - from).min(lanes)),
+                }
+            }
         }
     }
 }
@@ -87,7 +153,7 @@ impl Product<'_> {
 /// A sum of outer products: `out[i][..width] = Σₖ left[k][i] · right[k][..width]`, or that added to `out`.
 #[derive(Clone, Copy)]
 pub(crate) struct SumTile {
-    /// Rows of the tile, 1 to [`MAX_ROWS`].
+    /// Rows of the tile, 1 to 12.
     pub rows: usize,
     /// Vectors across the tile, 1 or 2.
     pub vectors: usize,
@@ -166,20 +232,7 @@ unsafe fn sum_tile<S: Simd, const M: usize, const N: usize>(simd: S, tile: SumTi
             left = left.wrapping_add(tile.left_stride);
             right = right.wrapping_add(tile.right_stride);
         }
-        if tile.width == N * lanes {
-            for i in 0..M {
-                for j in 0..N {
-                    store::<S>(tile.out.add(i * tile.out_stride + j * lanes), sum[i][j]);
-                }
-            }
-        } else {
-            for i in 0..M {
-                for j in 0..N {
-                    let from = (j * lanes).min(tile.width);
-                    store_part::<S>(tile.out.add(i * tile.out_stride + from), sum[i][j], (tile.width - from).min(lanes));
-                }
-            }
-        }
+        put_tile::<S, M, N>(&sum, tile.out, tile.out_stride, tile.width);
     }
 }
 
