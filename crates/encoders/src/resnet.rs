@@ -7,7 +7,7 @@
 
 use candle_core::Tensor;
 use twinsight_kernels::{global_avg_pool, max_pool2d};
-use twinsight_nn::{BlockShortcut, Builder, ConvNorm, Mode, ResidualBlock};
+use twinsight_nn::{BlockShortcut, Builder, ConvNorm, Mode, ResidualBlock, residual_blocks};
 
 use crate::{Encoder, EncoderConfig, Features, Result, Stem, check_input};
 
@@ -79,13 +79,11 @@ impl Encoder for ResNet {
     fn forward(&self, x: &Tensor, mode: &Mode) -> Result<Features> {
         check_input(x, self.config.channels)?;
         let x = x.permute((0, 2, 3, 1))?.contiguous()?;
-        let mut x = self.stem.forward(&x, mode)?;
-        if self.pool {
-            x = max_pool2d(&x, 3, 2, 1)?;
-        }
-        for block in &self.blocks {
-            x = block.forward(&x, mode)?;
-        }
+        // Blocks without anything between them are one operation.
+        let x = match self.pool {
+            true => residual_blocks(&self.blocks, &max_pool2d(&self.stem.forward(&x, mode)?, 3, 2, 1)?, mode)?,
+            false => residual_blocks([&self.stem].into_iter().chain(&self.blocks), &x, mode)?,
+        };
         Ok(Features { pooled: global_avg_pool(&x)?, tokens: None })
     }
 

@@ -3,7 +3,7 @@
 use candle_core::{Result, Tensor, bail};
 
 use crate::conv::Geometry;
-use crate::cpu::block::{ConvBlock, Layer};
+use crate::cpu::block::{ConvBlocks, Layer, Layers, Settings};
 use crate::cpu::memory::{on_cpu, tensor};
 use crate::{BatchNormConfig, Conv2dConfig, batch_norm_train, check, conv2d};
 
@@ -31,7 +31,16 @@ pub enum Shortcut<'a> {
     ConvNorm(ConvNorm<'a>),
 }
 
-/// What [`conv_block`] gives.
+/// One block of [`conv_blocks`].
+#[derive(Debug, Clone)]
+pub struct BlockParts<'a> {
+    /// Its layers; one at least.
+    pub path: Vec<ConvNorm<'a>>,
+    /// What is added before its last ReLU.
+    pub shortcut: Shortcut<'a>,
+}
+
+/// What [`conv_block`] and [`conv_blocks`] give.
 #[derive(Debug, Clone)]
 pub struct ConvBlockOutput {
     /// The result, (N, H', W', O).
@@ -84,63 +93,75 @@ pub fn conv_block(
     groups: usize,
     keep: Keep,
 ) -> Result<ConvBlockOutput> {
+    conv_blocks(x, &[BlockParts { path: path.to_vec(), shortcut }], eps, groups, keep)
+}
+
+/// Residual blocks one after the other, as [`conv_block`] each: between them, too, no gradient is added to zeros, and what a
+/// block gave the next one is freed as the backward pass goes by. The statistics are the blocks' in order.
+///
+/// # Shapes
+/// As [`conv_block`], each block's input being the result of the one before it. No blocks give `x` back.
+///
+/// # Errors
+/// As [`conv_block`].
+pub fn conv_blocks(x: &Tensor, blocks: &[BlockParts<'_>], eps: f64, groups: usize, keep: Keep) -> Result<ConvBlockOutput> {
     const OP: &str = "conv_block";
     let (n, ..) = check::nhwc(OP, x)?;
-    if path.is_empty() {
-        bail!("{OP}: path has no layers, expected one or more");
-    }
     if groups == 0 || n == 0 || n % groups != 0 {
         bail!("{OP}: groups is {groups}, which must divide the batch of {n}, which must not be empty");
     }
-    if !on_cpu(x) {
-        return composed(x, path, shortcut, eps, groups);
+    if blocks.is_empty() {
+        return Ok(ConvBlockOutput { y: x.clone(), statistics: Vec::new() });
     }
-    let mut layers = Vec::with_capacity(path.len() + 1);
-    let mut shape = x.dims().to_vec();
-    for layer in path {
-        let (geometry, next) = described(OP, &shape, layer, x)?;
-        layers.push(geometry);
-        shape = next;
-    }
-    let side = match shortcut {
-        Shortcut::None => None,
-        Shortcut::Identity => Some(x.dims().to_vec()),
-        Shortcut::ConvNorm(layer) => {
-            let (geometry, side) = described(OP, x.dims(), &layer, x)?;
-            layers.push(geometry);
-            Some(side)
+    let (mut all, mut parameters, mut sizes) = (Vec::with_capacity(blocks.len()), Vec::new(), Vec::new());
+    let (mut shape, mut offset) = (x.dims().to_vec(), 0);
+    for BlockParts { path, shortcut } in blocks {
+        let mut layers = Vec::with_capacity(path.len() + 1);
+        let input = shape.clone();
+        let mut add = |layer: &ConvNorm<'_>, from: &[usize]| -> Result<Vec<usize>> {
+            let (geometry, to) = described(OP, from, layer, x)?;
+            let described = Layer { geometry, offset };
+            offset += described.parameters();
+            layers.push(described);
+            parameters.extend([layer.weight.flatten_all()?, layer.scale.clone(), layer.shift.clone()]);
+            sizes.push((geometry.o, n / groups * geometry.oh * geometry.ow));
+            Ok(to)
+        };
+        if path.is_empty() {
+            bail!("{OP}: path has no layers, expected one or more");
         }
-    };
-    if let Some(side) = side.filter(|side| *side != shape) {
-        bail!("{OP}: the path ends in {shape:?} but the shortcut in {side:?}; they must be equal");
+        for layer in path {
+            shape = add(layer, &shape)?;
+        }
+        let side = match shortcut {
+            Shortcut::None => shape.clone(),
+            Shortcut::Identity => input,
+            Shortcut::ConvNorm(layer) => add(layer, &input)?,
+        };
+        if side != shape {
+            bail!("{OP}: the path ends in {shape:?} but the shortcut in {side:?}; they must be equal");
+        }
+        all.push(Layers { all: layers, path: path.len(), identity: matches!(shortcut, Shortcut::Identity) });
     }
-    let side = match &shortcut {
-        Shortcut::ConvNorm(layer) => Some(layer),
-        _ => None,
-    };
+    if !on_cpu(x) {
+        let (mut y, mut statistics) = (x.clone(), Vec::new());
+        for block in blocks {
+            let out = composed(&y, &block.path, block.shortcut, eps, groups)?;
+            statistics.extend(out.statistics);
+            y = out.y;
+        }
+        return Ok(ConvBlockOutput { y, statistics });
+    }
     // A custom operation has three inputs at most, so all parameters become one.
-    let mut parameters = Vec::with_capacity(3 * layers.len());
-    for layer in path.iter().chain(side) {
-        parameters.extend([layer.weight.flatten_all()?, layer.scale.clone(), layer.shift.clone()]);
-    }
     let packed = Tensor::cat(&parameters, 0)?;
-    let mut offset = 0;
-    let layers: Vec<Layer> = layers
-        .into_iter()
-        .map(|geometry| {
-            let layer = Layer { geometry, offset };
-            offset += layer.parameters();
-            layer
-        })
-        .collect();
-    let sizes: Vec<_> = layers.iter().map(|l| (l.geometry.o, n / groups * l.geometry.oh * l.geometry.ow)).collect();
     let track = x.track_op() || packed.track_op();
-    let op = ConvBlock::new(layers, path.len(), matches!(shortcut, Shortcut::Identity), eps, groups, keep, track);
+    let op = ConvBlocks::new(all, Settings { eps, groups, keep }, track);
     let norms = op.norms();
     let y = x.contiguous()?.apply_op2(&packed, op)?;
     let norms = norms.get().map(Vec::as_slice).unwrap_or_default();
     let statistics = norms
         .iter()
+        .flatten()
         .zip(sizes)
         .map(|(s, (channels, count))| {
             let shape = (groups, channels);

@@ -33,7 +33,7 @@ pub use activation::{gelu, relu};
 pub use allocator::CachingAllocator;
 pub use attention::attention;
 pub use batch_norm::{BatchNormConfig, BatchNormOutput, batch_norm_eval, batch_norm_train};
-pub use block::{ConvBlockOutput, ConvNorm, Keep, NormStatistics, Shortcut, conv_block};
+pub use block::{BlockParts, ConvBlockOutput, ConvNorm, Keep, NormStatistics, Shortcut, conv_block, conv_blocks};
 pub use conv::{Conv2dConfig, conv2d};
 pub use layer_norm::layer_norm;
 pub use linear::linear;

@@ -6,7 +6,9 @@ use anyhow::Result;
 use candle_core::{Tensor, Var};
 use common::{agree, differentiate, flat, near, same_bits_for_any_threads, tensor, var};
 use proptest::prelude::*;
-use twinsight_kernels::{BatchNormConfig, Conv2dConfig, ConvNorm, Keep, Shortcut, batch_norm_train, conv_block, conv2d};
+use twinsight_kernels::{
+    BatchNormConfig, BlockParts, Conv2dConfig, ConvNorm, Keep, Shortcut, batch_norm_train, conv_block, conv_blocks, conv2d,
+};
 
 /// Input, then weight, scale and shift of every layer.
 type Inputs = Vec<Var>;
@@ -105,6 +107,39 @@ fn it_is_the_chain_of_its_operations() -> Result<()> {
         Shape { input: [6, 4, 4, 12], path: vec![(12, 3, 1, 12), (20, 1, 1, 4)], shortcut: None, groups: 3 },
     ] {
         agree(&format!("{shape:?}"), &shape.inputs()?, 1e-4, |t| shape.fused(t, Keep::F32), |t| shape.chain(t))?;
+    }
+    Ok(())
+}
+
+#[test]
+fn blocks_in_a_row_are_one_after_the_other() -> Result<()> {
+    let first = Shape { path: vec![(24, 3, 2, 1), (24, 3, 1, 1)], shortcut: Some(Some((24, 1, 2, 1))), ..basic() };
+    let second = Shape { input: [4, 4, 3, 24], path: vec![(7, 1, 1, 1), (24, 3, 1, 1)], shortcut: Some(None), ..basic() };
+    let mut inputs = first.inputs()?;
+    let count = inputs.len();
+    inputs.extend(second.inputs()?.into_iter().skip(1));
+    let parts = |t: &[Tensor]| -> Vec<Tensor> { [&t[..1], &t[count..]].concat() };
+    let fused = |t: &[Tensor], keep: Keep| {
+        let mut one = first.parts(&t[..count]);
+        let shortcut = Shortcut::ConvNorm(one.pop().expect("a shortcut"));
+        let after = parts(t);
+        let blocks =
+            [BlockParts { path: one, shortcut }, BlockParts { path: second.parts(&after), shortcut: Shortcut::Identity }];
+        conv_blocks(&t[0], &blocks, 1e-5, 2, keep)
+    };
+    let chain = |t: &[Tensor]| {
+        let mut after = parts(t);
+        after[0] = first.chain(&t[..count])?;
+        second.chain(&after)
+    };
+    agree("two blocks", &inputs, 1e-4, |t| fused(t, Keep::F32).map(|o| o.y), chain)?;
+    let t: Vec<Tensor> = inputs.iter().map(|v| v.as_tensor().clone()).collect();
+    assert_eq!(fused(&t, Keep::F32)?.statistics.len(), 5);
+    let (y, exact) = differentiate(&inputs, |t| fused(t, Keep::F32).map(|o| o.y))?;
+    let (rounded_y, rounded) = differentiate(&inputs, |t| fused(t, Keep::Bf16).map(|o| o.y))?;
+    assert_eq!(y, rounded_y);
+    for (a, b) in exact.iter().zip(&rounded) {
+        near("a gradient", b, a, 0.05)?;
     }
     Ok(())
 }

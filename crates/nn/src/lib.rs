@@ -23,7 +23,7 @@ pub use gradients::Gradients;
 pub use init::Init;
 pub use layers::{
     Attention, BatchNorm, BlockShortcut, Conv2d, ConvNorm, DropPath, LayerNorm, LayerScale, Linear, Mlp, ResidualBlock,
-    TransformerLayers, WeightNormLinear, transformer_blocks,
+    TransformerLayers, WeightNormLinear, residual_blocks, transformer_blocks,
 };
 pub use mode::{DrawKey, Mode, Precision};
 pub use optim::{Optimizer, OptimizerConfig};

@@ -1,10 +1,9 @@
-//! Residual blocks on the CPU: one custom operation whose backward pass walks its layers itself.
+//! Residual blocks on the CPU: one custom operation for a chain of them, whose backward pass walks blocks and layers itself.
 //!
 //! Kept between the passes are the convolutions' results and the statistics, not the activations: these are one pass over
 //! memory away.
 
 use std::borrow::Cow;
-use std::mem::MaybeUninit;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor, bail};
@@ -46,20 +45,43 @@ impl Layer {
     }
 }
 
-/// The operation of (x, packed parameters) → y.
-pub(crate) struct ConvBlock {
+/// The layers of one block.
+#[derive(Debug, Clone)]
+pub(crate) struct Layers {
     /// The path's layers, then the shortcut's if it has one.
-    layers: Vec<Layer>,
+    pub all: Vec<Layer>,
     /// Layers of the path.
-    path: usize,
-    identity: bool,
-    eps: f64,
-    groups: usize,
-    keep: Keep,
+    pub path: usize,
+    /// Whether the shortcut is the input itself.
+    pub identity: bool,
+}
+
+/// The operation of (x, packed parameters) → y: block after block.
+pub(crate) struct ConvBlocks {
+    blocks: Vec<Layers>,
+    settings: Settings,
     track: bool,
-    /// The convolutions' results.
-    kept: Mutex<Option<Vec<Kept>>>,
-    norms: Arc<OnceLock<Vec<Statistics>>>,
+    kept: Mutex<Option<Between>>,
+    norms: Arc<OnceLock<Vec<Vec<Statistics>>>>,
+}
+
+/// What all blocks have in common.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Settings {
+    /// Added to variances.
+    pub eps: f64,
+    /// Equal blocks of the batch axis with statistics of their own.
+    pub groups: usize,
+    /// How values are kept between the passes.
+    pub keep: Keep,
+}
+
+/// What lies between the passes.
+struct Between {
+    /// The convolutions' results of every block.
+    results: Vec<Vec<Kept>>,
+    /// The results of every block but the last.
+    between: Vec<Kept>,
 }
 
 /// A convolution's result between the passes.
@@ -84,29 +106,37 @@ impl Kept {
     }
 }
 
-impl CustomOp2 for ConvBlock {
+impl CustomOp2 for ConvBlocks {
     fn name(&self) -> &'static str {
-        "twinsight-conv-block"
+        "twinsight-conv-blocks"
     }
 
     fn cpu_fwd(&self, s1: &CpuStorage, l1: &Layout, s2: &CpuStorage, l2: &Layout) -> Result<(CpuStorage, Shape)> {
         let (x, packed) = (values(s1, l1)?, values(s2, l2)?);
-        let g = &self.layers[self.path - 1].geometry;
-        let shape = Shape::from((g.n, g.oh, g.ow, g.o));
-        let mut y = Vec::with_capacity(shape.elem_count());
-        let room = &mut y.spare_capacity_mut()[..shape.elem_count()];
-        let (kept, norms) = self.forward(x, packed, room);
-        // SAFETY: `forward` writes all of its room.
-        unsafe { y.set_len(shape.elem_count()) };
-        *self.kept.lock().unwrap_or_else(PoisonError::into_inner) = self.track.then_some(kept);
+        let (mut results, mut between, mut norms) = (Vec::new(), Vec::new(), Vec::new());
+        let mut last: Option<Vec<f32>> = None;
+        let mut shape = l1.shape().clone();
+        for layers in &self.blocks {
+            let block = Block { layers, settings: self.settings };
+            let (y, kept, seen) = block.forward(last.as_deref().unwrap_or(x), packed);
+            if self.track {
+                between.extend(last.take().map(|input| Kept::new(input, self.settings.keep)));
+                results.push(kept.into_iter().map(|c| Kept::new(c, self.settings.keep)).collect());
+            }
+            norms.push(seen);
+            last = Some(y);
+            let g = &layers.all[layers.path - 1].geometry;
+            shape = Shape::from((g.n, g.oh, g.ow, g.o));
+        }
+        *self.kept.lock().unwrap_or_else(PoisonError::into_inner) = self.track.then_some(Between { results, between });
         // A second forward pass of the same operation computes the same statistics.
         let _ = self.norms.set(norms);
-        Ok((CpuStorage::F32(y), shape))
+        Ok((CpuStorage::F32(last.unwrap_or_else(|| x.to_vec())), shape))
     }
 
     fn bwd(&self, x: &Tensor, packed: &Tensor, y: &Tensor, grad: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
         let kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let (Some(kept), Some(norms)) = (kept, self.norms.get()) else {
+        let (Some(Between { mut results, mut between }), Some(norms)) = (kept, self.norms.get()) else {
             bail!("conv_block: backward ran before on this result and used up what was kept; run the forward pass again");
         };
         let grad = grad.contiguous()?;
@@ -114,21 +144,38 @@ impl CustomOp2 for ConvBlock {
         let shape = x.shape().clone();
         let ((xs, xl), (ps, pl)) = (x.storage_and_layout(), packed.storage_and_layout());
         let ((ys, yl), (gs, gl)) = (y.storage_and_layout(), grad.storage_and_layout());
-        let (x, packed, y, grad) = (host(&xs, xl)?, host(&ps, pl)?, host(&ys, yl)?, host(&gs, gl)?);
+        let (x, packed) = (host(&xs, xl)?, host(&ps, pl)?);
+        let (mut y, mut g) = (Cow::Borrowed(host(&ys, yl)?), Some(Cow::Borrowed(host(&gs, gl)?)));
         let mut gradients = vec![0.0f32; packed.len()];
-        let dx = self.backward([x, y, grad], packed, kept, norms, &mut gradients, to_x)?;
-        let dx = dx.map(|dx| tensor(dx, shape)).transpose()?;
+        for (i, layers) in self.blocks.iter().enumerate().rev() {
+            let block = Block { layers, settings: self.settings };
+            let input = match i {
+                0 => Cow::Borrowed(x),
+                _ => Cow::Owned(pop(&mut between)?),
+            };
+            let (Some(kept), Some(from)) = (results.pop(), g.take()) else { bail!("internal: conv_block kept too little") };
+            let dx = block.backward([&input, &y, &from], packed, kept, &norms[i], &mut gradients, i > 0 || to_x)?;
+            g = dx.map(Cow::Owned);
+            y = input;
+        }
+        let dx = g.filter(|_| to_x).map(|g| tensor(g.into_owned(), shape)).transpose()?;
         let len = gradients.len();
         Ok((dx, Some(tensor(gradients, len)?)))
     }
 }
 
-impl ConvBlock {
-    /// Writes the result to `y`; what is kept, and the statistics of every norm.
-    fn forward(&self, x: &[f32], packed: &[f32], y: &mut [MaybeUninit<f32>]) -> (Vec<Kept>, Vec<Statistics>) {
+/// One block at work.
+struct Block<'a> {
+    layers: &'a Layers,
+    settings: Settings,
+}
+
+impl Block<'_> {
+    /// The result, the convolutions' results, and the statistics of every norm.
+    fn forward(&self, x: &[f32], packed: &[f32]) -> (Vec<f32>, Vec<Vec<f32>>, Vec<Statistics>) {
         let convolve = |layer: &Layer, x: &[f32]| {
             let c = conv::traced(&layer.geometry, Pass::Forward, x, layer.weight(packed), &[]);
-            let s = statistics(&c, layer.geometry.o, self.groups);
+            let s = statistics(&c, layer.geometry.o, self.settings.groups);
             (c, s)
         };
         let side = self.side().map(|layer| {
@@ -138,30 +185,27 @@ impl ConvBlock {
         });
         let (mut kept, mut norms) = (Vec::new(), Vec::new());
         let mut a = Cow::Borrowed(x);
-        for layer in &self.layers[..self.path - 1] {
+        for layer in &self.layers.all[..self.layers.path - 1] {
             let (c, s) = convolve(layer, &a);
             a = Cow::Owned(self.norm(layer, &s, true).forward(&c, layer.affine(packed), None));
             norms.push(s);
             kept.push(c);
         }
-        let layer = &self.layers[self.path - 1];
+        let layer = &self.layers.all[self.layers.path - 1];
         let (c, s) = convolve(layer, &a);
         drop(a);
         let residual = match &side {
             Some((.., r)) => Some(r.as_slice()),
-            None => self.identity.then_some(x),
+            None => self.layers.identity.then_some(x),
         };
-        self.norm(layer, &s, true).forward_into(&c, layer.affine(packed), residual, y);
+        let y = self.norm(layer, &s, true).forward(&c, layer.affine(packed), residual);
         norms.push(s);
         kept.push(c);
         if let Some((c, s, _)) = side {
             norms.push(s);
             kept.push(c);
         }
-        match self.track {
-            true => (kept.into_iter().map(|c| Kept::new(c, self.keep)).collect(), norms),
-            false => (Vec::new(), norms),
-        }
+        (y, kept, norms)
     }
 
     /// Writes the gradients of the parameters; the one to x if it is asked for.
@@ -187,13 +231,13 @@ impl ConvBlock {
             Some(layer) => Some((layer, pop(&mut kept)?)),
             None => None,
         };
-        let shortcut = side.is_some() || self.identity;
+        let shortcut = side.is_some() || self.layers.identity;
         // The gradient to x through the shortcut.
         let mut other = None;
         let mut inner: Option<Vec<f32>> = None;
         // The activations of the layer above, computed for its weights' gradient: they gate this layer's norm.
         let mut gate: Option<Vec<f32>> = None;
-        for (i, layer) in self.layers[..self.path].iter().enumerate().rev() {
+        for (i, layer) in self.layers.all[..self.layers.path].iter().enumerate().rev() {
             let c = pop(&mut kept)?;
             let (norm, affine) = (self.norm(layer, &norms[i], true), layer.affine(packed));
             let (dc, d_affine) = match inner.take() {
@@ -203,7 +247,7 @@ impl ConvBlock {
                     other = match side.take() {
                         None => Some(cut),
                         Some((layer, c)) => {
-                            let norm = self.norm(layer, &norms[self.path], false);
+                            let norm = self.norm(layer, &norms[self.layers.path], false);
                             let (dc, d_affine) = norm.gradients(&c, layer.affine(packed), None, &cut);
                             drop((c, cut));
                             put(layer, &convolve(layer, Pass::ToWeight, x, &dc), &d_affine);
@@ -220,7 +264,7 @@ impl ConvBlock {
                 0 => Cow::Borrowed(x),
                 _ => {
                     // The layer below is needed again in the next turn.
-                    let (below, lower) = (pop(&mut kept)?, &self.layers[i - 1]);
+                    let (below, lower) = (pop(&mut kept)?, &self.layers.all[i - 1]);
                     let a = self.norm(lower, &norms[i - 1], true).forward(&below, lower.affine(packed), None);
                     kept.push(Kept::F32(below));
                     Cow::Owned(a)
@@ -249,22 +293,24 @@ fn pop(kept: &mut Vec<Kept>) -> Result<Vec<f32>> {
     }
 }
 
-impl ConvBlock {
-    /// `layers`: those of the path, then the shortcut's if it has one; `track`: whether a gradient will be asked for.
-    pub fn new(layers: Vec<Layer>, path: usize, identity: bool, eps: f64, groups: usize, keep: Keep, track: bool) -> Self {
-        Self { layers, path, identity, eps, groups, keep, track, kept: Mutex::new(None), norms: Arc::default() }
-    }
-
-    /// Where the statistics of the norms will be once the forward pass has run.
-    pub fn norms(&self) -> Arc<OnceLock<Vec<Statistics>>> {
-        self.norms.clone()
-    }
-
+impl Block<'_> {
     fn side(&self) -> Option<&Layer> {
-        self.layers.get(self.path)
+        self.layers.all.get(self.layers.path)
     }
 
     fn norm(&self, layer: &Layer, s: &Statistics, relu: bool) -> BatchNorm {
-        BatchNorm::from_statistics(layer.geometry.o, self.groups, relu, s.clone(), self.eps)
+        BatchNorm::from_statistics(layer.geometry.o, self.settings.groups, relu, s.clone(), self.settings.eps)
+    }
+}
+
+impl ConvBlocks {
+    /// `track`: whether a gradient will be asked for.
+    pub fn new(blocks: Vec<Layers>, settings: Settings, track: bool) -> Self {
+        Self { blocks, settings, track, kept: Mutex::new(None), norms: Arc::default() }
+    }
+
+    /// Where the statistics of every block's norms will be once the forward pass has run.
+    pub fn norms(&self) -> Arc<OnceLock<Vec<Vec<Statistics>>>> {
+        self.norms.clone()
     }
 }

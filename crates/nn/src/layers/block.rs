@@ -1,7 +1,7 @@
 //! Convolutions with their norms, alone or as a residual block: one fused operation in training.
 
 use candle_core::Tensor;
-use twinsight_kernels::{ConvNorm as FusedConvNorm, Shortcut, conv_block};
+use twinsight_kernels::{BlockParts, ConvNorm as FusedConvNorm, Shortcut, conv_blocks};
 
 use crate::layers::norm::EPS;
 use crate::{BatchNorm, Builder, Conv2d, Conv2dConfig, Init, Mode, Result};
@@ -77,27 +77,31 @@ impl ResidualBlock {
     /// # Errors
     /// Another number of channels, a batch that the mode's blocks do not divide, in training one value a channel.
     pub fn forward(&self, x: &Tensor, mode: &Mode) -> Result<Tensor> {
-        let side = match &self.shortcut {
+        residual_blocks([self], x, mode)
+    }
+
+    /// The shortcut's layer, if it has one.
+    fn side(&self) -> Option<&ConvNorm> {
+        match &self.shortcut {
             BlockShortcut::ConvNorm(layer) => Some(&**layer),
             _ => None,
-        };
-        let parts: Option<Vec<_>> = self.path.iter().chain(side).map(|layer| layer.parts(mode)).collect();
-        let Some(mut parts) = parts.filter(|_| mode.train) else { return self.one_by_one(x, side, mode) };
+        }
+    }
+
+    /// What the fused operation takes; none if a part of it is missing.
+    fn parts(&self, mode: &Mode) -> Option<BlockParts<'_>> {
+        let path = self.path.iter().map(|layer| layer.parts(mode)).collect::<Option<Vec<_>>>()?;
         let shortcut = match &self.shortcut {
             BlockShortcut::None => Shortcut::None,
             BlockShortcut::Identity => Shortcut::Identity,
-            BlockShortcut::ConvNorm(_) => parts.pop().map_or(Shortcut::None, Shortcut::ConvNorm),
+            BlockShortcut::ConvNorm(layer) => Shortcut::ConvNorm(layer.parts(mode)?),
         };
-        let out = conv_block(x, &parts, shortcut, EPS, mode.stat_groups, mode.precision.keep())?;
-        for (layer, seen) in self.path.iter().chain(side).zip(&out.statistics) {
-            layer.norm.take_up(seen)?;
-        }
-        Ok(out.y)
+        Some(BlockParts { path, shortcut })
     }
 
     /// Layer by layer: by running statistics, or where a layer has no part that the fused operation needs.
-    fn one_by_one(&self, x: &Tensor, side: Option<&ConvNorm>, mode: &Mode) -> Result<Tensor> {
-        let residual = match (&self.shortcut, side) {
+    fn one_by_one(&self, x: &Tensor, mode: &Mode) -> Result<Tensor> {
+        let residual = match (&self.shortcut, self.side()) {
             (_, Some(layer)) => Some(layer.forward(x, None, false, mode)?),
             (BlockShortcut::Identity, _) => Some(x.clone()),
             _ => None,
@@ -108,4 +112,23 @@ impl ResidualBlock {
         }
         Ok(y)
     }
+}
+
+/// Blocks one after the other, (N, H, W, inputs of the first) → (N, H', W', outputs of the last); in training one operation,
+/// on whose result the backward pass can run once only.
+///
+/// # Errors
+/// As [`ResidualBlock::forward`].
+pub fn residual_blocks<'a>(blocks: impl IntoIterator<Item = &'a ResidualBlock>, x: &Tensor, mode: &Mode) -> Result<Tensor> {
+    let blocks: Vec<&ResidualBlock> = blocks.into_iter().collect();
+    let parts: Option<Vec<_>> = blocks.iter().map(|block| block.parts(mode)).collect();
+    let Some(parts) = parts.filter(|_| mode.train) else {
+        return blocks.iter().try_fold(x.clone(), |x, block| block.one_by_one(&x, mode));
+    };
+    let out = conv_blocks(x, &parts, EPS, mode.stat_groups, mode.precision.keep())?;
+    let layers = blocks.iter().flat_map(|block| block.path.iter().chain(block.side()));
+    for (layer, seen) in layers.zip(&out.statistics) {
+        layer.norm.take_up(seen)?;
+    }
+    Ok(out.y)
 }

@@ -8,7 +8,7 @@ mod linear;
 mod norm;
 
 pub use attention::{Attention, Mlp, TransformerLayers, transformer_blocks};
-pub use block::{BlockShortcut, ConvNorm, ResidualBlock};
+pub use block::{BlockShortcut, ConvNorm, ResidualBlock, residual_blocks};
 pub use conv::Conv2d;
 pub use drop_path::DropPath;
 pub use linear::{Linear, WeightNormLinear};
