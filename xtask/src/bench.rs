@@ -56,6 +56,9 @@ pub struct PeersArgs {
     /// Rounds of runs, ours and the peer's variants (eager, channels last, compiled) in turn, after one that warms up.
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(3..))]
     pairs: u32,
+    /// Threads of either side.
+    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..))]
+    threads: u32,
     /// The file whose section is rewritten.
     #[arg(long, default_value = "docs/benchmarks.md")]
     out: PathBuf,
@@ -72,8 +75,12 @@ struct Case {
 }
 
 /// The peer's ways to run a step: names, and arguments beyond the step's. bf16 is compared with channels-last alone.
-const VARIANTS: [(&str, &[&str]); 3] =
-    [("eager", &[]), ("channels-last", &["--channels-last"]), ("compiled", &["--channels-last", "--compile"])];
+const VARIANTS: [(&str, &[&str]); 4] = [
+    ("eager", &[]),
+    ("channels-last", &["--channels-last"]),
+    ("compiled", &["--compile"]),
+    ("compiled channels-last", &["--channels-last", "--compile"]),
+];
 
 impl std::str::FromStr for Case {
     type Err = String;
@@ -133,7 +140,7 @@ fn peers(args: &PeersArgs) -> Result<()> {
             if case.bf16 {
                 command.args(["--precision", "bf16"]);
             }
-            let own = measure(&mut command, case, args.steps)?;
+            let own = measure(&mut command, case, args)?;
             print!("{case}: {} {:.2} images/s", label(round), own.images_per_s);
             for ((name_of, arguments), (_, runs)) in variants.iter().zip(&mut theirs) {
                 let mut command = Command::new(&args.python);
@@ -141,7 +148,7 @@ fn peers(args: &PeersArgs) -> Result<()> {
                 if case.bf16 {
                     command.args(["--dtype", "bf16"]);
                 }
-                let run = measure(&mut command, case, args.steps)?;
+                let run = measure(&mut command, case, args)?;
                 print!(", {name_of} {:.2}", run.images_per_s);
                 if round > 0 {
                     runs.push(run);
@@ -159,7 +166,8 @@ fn peers(args: &PeersArgs) -> Result<()> {
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => String::new(),
             Err(e) => return Err(e).with_context(|| path.display().to_string()),
         };
-        let new = report::replace(&old, &machine, &row, args.pairs, args.steps).with_context(|| path.display().to_string())?;
+        let new = report::replace(&old, &row, &report::head(&machine, args.pairs, args.steps, args.threads))
+            .with_context(|| path.display().to_string())?;
         std::fs::write(&path, new).with_context(|| path.display().to_string())?;
         println!("{row}written to {}", path.display());
     }
@@ -187,7 +195,8 @@ fn build() -> Result<PathBuf> {
 fn own_version() -> Result<String> {
     let metadata = metadata()?;
     let package = metadata.packages.iter().find(|p| p.name == "twinsight").context("no package twinsight")?;
-    let commit = Command::new("git").args(["rev-parse", "--short", "HEAD"]).current_dir(shell::root()).output();
+    let commit =
+        Command::new("git").args(["describe", "--always", "--dirty", "--exclude", "*"]).current_dir(shell::root()).output();
     let commit = commit.ok().filter(|o| o.status.success()).map(|o| String::from_utf8_lossy(&o.stdout).trim().to_string());
     Ok(match commit {
         Some(commit) => format!("{} ({commit})", package.version),
@@ -199,9 +208,9 @@ fn metadata() -> Result<cargo_metadata::Metadata> {
     Ok(cargo_metadata::MetadataCommand::new().manifest_path(shell::root().join("Cargo.toml")).no_deps().exec()?)
 }
 
-fn measure(command: &mut Command, case: &Case, steps: u32) -> Result<Measurement> {
-    let [batch, size, steps] = [case.batch, case.size, steps].map(|n| n.to_string());
-    command.args(["--encoder", &case.encoder, "--batch", &batch, "--size", &size, "--steps", &steps]);
+fn measure(command: &mut Command, case: &Case, args: &PeersArgs) -> Result<Measurement> {
+    let [batch, size, steps, threads] = [case.batch, case.size, args.steps, args.threads].map(|n| n.to_string());
+    command.args(["--encoder", &case.encoder, "--batch", &batch, "--size", &size, "--steps", &steps, "--threads", &threads]);
     Measurement::parse(&shell::output(command)?).with_context(|| format!("{case}"))
 }
 

@@ -7,8 +7,8 @@
 //! error that names the tensor, what was found and what was expected.
 //!
 //! On the CPU the operations are hand-written with hand-written backward passes, run on rayon's current pool, and give
-//! the same bits whatever its number of threads: work is cut into blocks by size alone, and partial sums are added in a
-//! fixed order. On any other device they fall back to [`composed`], the same mathematics as a chain of candle operations.
+//! the same bits whatever its number of threads: sums are cut into blocks by size alone, and these are added in a fixed
+//! order. On any other device they fall back to [`composed`], the same mathematics as a chain of candle operations.
 
 mod activation;
 mod allocator;
@@ -35,6 +35,7 @@ pub use attention::attention;
 pub use batch_norm::{BatchNormConfig, BatchNormOutput, batch_norm_eval, batch_norm_train};
 pub use block::{BlockParts, ConvBlockOutput, ConvNorm, Keep, NormStatistics, Shortcut, conv_block, conv_blocks};
 pub use conv::{Conv2dConfig, conv2d};
+pub use cpu::simd::instruction_set;
 pub use layer_norm::layer_norm;
 pub use linear::linear;
 pub use loss::cross_entropy_soft;

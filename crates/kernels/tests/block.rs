@@ -156,6 +156,33 @@ fn statistics_are_those_of_the_norms() -> Result<()> {
     assert_eq!(flat(&out.statistics[0].mean)?, flat(&want.mean)?);
     assert_eq!(flat(&out.statistics[0].var)?, flat(&want.var)?);
     assert_eq!(out.statistics[0].count, 2 * 7 * 5);
+
+    // The path's norms in order, then the shortcut's.
+    let shape = Shape { path: vec![(24, 3, 2, 1), (24, 3, 1, 1)], shortcut: Some(Some((24, 1, 2, 1))), ..basic() };
+    let t: Vec<Tensor> = shape.inputs()?.iter().map(|v| v.as_tensor().clone()).collect();
+    let parts = shape.parts(&t);
+    let out = conv_block(&t[0], &parts[..2], Shortcut::ConvNorm(parts[2]), 1e-5, 2, Keep::F32)?;
+    let norm = |x: &Tensor, part: &ConvNorm<'_>| {
+        let config = BatchNormConfig { groups: 2, relu: true, ..BatchNormConfig::default() };
+        batch_norm_train(&conv2d(x, part.weight, part.config)?, Some(part.scale), Some(part.shift), None, config)
+    };
+    let first = norm(&t[0], &parts[0])?;
+    for (seen, want) in out.statistics.iter().zip([&first, &norm(&first.y, &parts[1])?, &norm(&t[0], &parts[2])?]) {
+        assert_eq!(flat(&seen.mean)?, flat(&want.mean)?);
+        assert_eq!(flat(&seen.var)?, flat(&want.var)?);
+    }
+    Ok(())
+}
+
+#[test]
+fn frozen_layers_pass_gradients_on_and_get_none() -> Result<()> {
+    let shape = Shape { path: vec![(24, 3, 2, 1), (24, 3, 1, 1)], shortcut: Some(Some((24, 1, 2, 1))), ..basic() };
+    let inputs = shape.inputs()?;
+    let (_, gradients) = differentiate(&inputs, |t| shape.fused(t, Keep::F32))?;
+    let frozen: Vec<Tensor> = inputs[1..].iter().map(|v| v.as_detached_tensor()).collect();
+    let with = |x: &Tensor| [&[x.clone()][..], &frozen].concat();
+    let (_, alone) = differentiate(&inputs[..1], |t| shape.fused(&with(&t[0]), Keep::F32))?;
+    assert_eq!(alone[0], gradients[0]);
     Ok(())
 }
 

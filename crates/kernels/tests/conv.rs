@@ -111,6 +111,13 @@ fn an_empty_batch_gives_an_empty_result() -> Result<()> {
     let inputs = [var(&[0, 5, 5, 3], 1)?, var(&[4, 3, 3, 3], 2)?];
     let y = conv2d(&inputs[0], &inputs[1], Conv2dConfig::default())?;
     assert_eq!(y.dims(), [0, 3, 3, 4]);
+    // More rows and columns than one tile has.
+    for groups in [1, 2] {
+        let config = Conv2dConfig { groups, ..Default::default() };
+        let inputs = [var(&[0, 5, 5, 34], 1)?, var(&[140, 34 / groups, 3, 3], 2)?];
+        let (_, grads) = differentiate(&inputs, |t| conv2d(&t[0], &t[1], config))?;
+        assert!(grads[0].is_empty() && grads[1].iter().all(|&g| g == 0.0));
+    }
     Ok(())
 }
 
@@ -177,5 +184,17 @@ proptest! {
         prop_assume!(fits(h, kh) && fits(w, kw));
         let config = Conv2dConfig { stride, padding, dilation, groups };
         compare(n, (h, w), (cg * groups, og * groups), (kh, kw), config).map_err(|e| TestCaseError::fail(e.to_string()))?;
+    }
+
+    /// Channels for the fast algorithm, for several panels and groups of packed operands, and for whole rows of a kernel.
+    #[test]
+    fn any_shape_of_many_channels(
+        n in 1usize..4, h in 1usize..14, w in 1usize..14, c in prop::sample::select(vec![1usize, 3, 7, 16, 17, 32, 48, 80]),
+        o in prop::sample::select(vec![5usize, 16, 33, 48, 70, 80]), k in prop::sample::select(vec![1usize, 3, 5]),
+        stride in 1usize..3, padding in 0usize..3,
+    ) {
+        prop_assume!(h + 2 * padding >= k && w + 2 * padding >= k);
+        let config = Conv2dConfig { stride, padding, ..Default::default() };
+        compare(n, (h, w), (c, o), (k, k), config).map_err(|e| TestCaseError::fail(e.to_string()))?;
     }
 }

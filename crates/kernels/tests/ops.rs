@@ -265,6 +265,9 @@ fn empty_batches_give_empty_results_or_say_what_is_missing() -> Result<()> {
     assert_eq!(relu(&empty(&[0, 8])?)?.dims(), [0, 8]);
     assert_eq!(softmax(&empty(&[0, 8])?)?.dims(), [0, 8]);
     assert_eq!(linear(&empty(&[0, 8])?, &weight, None)?.dims(), [0, 4]);
+    let inputs = [var(&[0, 70], 1)?, var(&[70, 70], 2)?, var(&[70], 3)?];
+    let (_, grads) = differentiate(&inputs, |t| linear(&t[0], &t[1], Some(&t[2])))?;
+    assert!(grads.concat().iter().all(|&g| g == 0.0));
     assert_eq!(layer_norm(&empty(&[0, 8])?, &row, &row, 1e-5)?.dims(), [0, 8]);
     assert_eq!(attention(&empty(&[0, 5, 24])?, 2)?.dims(), [0, 5, 8]);
     assert_eq!(max_pool2d(&empty(&[0, 4, 4, 8])?, 2, 2, 0)?.dims(), [0, 2, 2, 8]);
@@ -291,6 +294,16 @@ fn wrong_inputs_are_named() -> Result<()> {
         refused(batch_norm_train(&x, None, None, None, BatchNormConfig { groups: 3, ..BN }).map(|o| o.y)).contains("groups is 3")
     );
     Ok(())
+}
+
+#[test]
+fn the_set_that_is_asked_for_is_in_use() {
+    let used = twinsight_kernels::instruction_set();
+    assert_ne!(used, "unknown");
+    if let Ok(asked) = std::env::var("TWINSIGHT_SIMD") {
+        // A machine without AVX2 has nothing to narrow to.
+        assert!(used == asked || (asked == "avx2" && used == "scalar"), "{used} instead of {asked}");
+    }
 }
 
 proptest! {

@@ -3,8 +3,8 @@
 use anyhow::{Context, Result, ensure};
 use candle_core::{DType, Device, Tensor};
 use twinsight_nn::{
-    Attention, BatchNorm, Builder, Conv2d, Conv2dConfig, DrawKey, DropPath, Gradients, Init, LayerNorm, LayerScale, Linear, Mlp,
-    Mode, ParamStore, WeightNormLinear,
+    Attention, BatchNorm, BlockShortcut, Builder, Conv2d, Conv2dConfig, ConvNorm, DrawKey, DropPath, Gradients, Init, LayerNorm,
+    LayerScale, Linear, Mlp, Mode, ParamStore, ResidualBlock, WeightNormLinear, residual_blocks,
 };
 use twinsight_test_support::{Golden, GoldenTensor, assert_close, procedural};
 
@@ -26,6 +26,43 @@ fn first(t: &Tensor) -> Result<Vec<f32>> {
 
 fn values(t: &Tensor) -> Result<Vec<f32>> {
     Ok(t.flatten_all()?.to_vec1()?)
+}
+
+#[test]
+fn running_statistics_of_blocks_are_those_of_their_layers() -> Result<()> {
+    let x = last(&Tensor::from_vec(procedural("conv", &[4 * 6 * 8 * 8], 3), (4, 6, 8, 8), &Device::Cpu)?)?;
+    let mode = TRAIN.with_stat_groups(2);
+    let b = Builder::new(7, &Device::Cpu);
+    let layer = |names, channels, kernel, stride| ConvNorm::new(&b, names, channels, kernel, stride);
+    let first = ResidualBlock::new(
+        vec![layer(["conv1", "bn1"], [6, 10], 3, 2)?, layer(["conv2", "bn2"], [10, 10], 3, 1)?],
+        BlockShortcut::ConvNorm(Box::new(layer(["conv3", "bn3"], [6, 10], 1, 2)?)),
+    );
+    let second = ResidualBlock::new(vec![layer(["conv4", "bn4"], [10, 10], 3, 1)?], BlockShortcut::Identity);
+    let fused = b.finish();
+    let b = Builder::new(7, &Device::Cpu);
+    let mut layers = Vec::new();
+    for (i, inputs, kernel, stride) in [(1, 6, 3, 2), (2, 10, 3, 1), (3, 6, 1, 2), (4, 10, 3, 1)] {
+        let config = Conv2dConfig { stride, padding: kernel / 2, ..Conv2dConfig::default() };
+        let conv = Conv2d::new(&b.under(format!("conv{i}")), inputs, 10, kernel, config, false, Init::KaimingNormalFanOut)?;
+        layers.push((conv, BatchNorm::new(&b.under(format!("bn{i}")), 10, true)?));
+    }
+    let run = |i: usize, x: &Tensor, residual: Option<&Tensor>, relu: bool| -> Result<Tensor> {
+        Ok(layers[i].1.forward_fused(&layers[i].0.forward(x, &mode)?, residual, relu, &mode)?)
+    };
+    for _ in 0..2 {
+        let y = residual_blocks([&first, &second], &x, &mode)?;
+        let side = run(2, &x, None, false)?;
+        let middle = run(1, &run(0, &x, None, true)?, Some(&side), true)?;
+        let want = run(3, &middle, Some(&middle), true)?;
+        assert_close("the result", &values(&y)?, &values(&want)?, 1e-5)?;
+    }
+    let alone = b.finish();
+    for p in fused.iter() {
+        let other = alone.get(p.name()).with_context(|| format!("{} is missing", p.name()))?;
+        assert_close(p.name(), &values(p.value())?, &values(other.value())?, 1e-5)?;
+    }
+    Ok(())
 }
 
 #[test]

@@ -198,6 +198,28 @@ fn a_few_steps_lower_the_loss_of_a_fixed_batch() -> Result<()> {
 }
 
 #[test]
+fn bfloat16_between_the_passes_changes_gradients_and_not_the_loss() -> Result<()> {
+    for_every_case(|case| {
+        let run = |precision| -> Result<(u32, Vec<f32>)> {
+            let mut method = case.build(0)?;
+            let views = batches(&*method, 1)?;
+            let out = method.loss(&views, &At { precision, ..at(0) })?;
+            let gradients = Gradients::collect(&out.loss.backward()?, method.student())?;
+            Ok((bits(&out)?, gradients.iter().map(|(_, g)| flat(g)).collect::<Result<Vec<_>>>()?.concat()))
+        };
+        let ((exact, gradients), (rounded, others)) = (run(Precision::F32)?, run(Precision::Bf16)?);
+        ensure!(exact == rounded, "the loss changed");
+        if case.encoder.starts_with("resnet") {
+            ensure!(gradients != others, "nothing was rounded");
+        }
+        let square = |v: &[f32]| v.iter().map(|&g| f64::from(g) * f64::from(g)).sum::<f64>();
+        let off: Vec<f32> = gradients.iter().zip(&others).map(|(a, b)| a - b).collect();
+        ensure!(square(&off) < 0.01 * square(&gradients), "gradients are off by {}", (square(&off) / square(&gradients)).sqrt());
+        Ok(())
+    })
+}
+
+#[test]
 fn the_evaluated_encoder_has_the_encoders_own_names() -> Result<()> {
     for_every_case(|case| {
         let method = case.build(0)?;

@@ -115,9 +115,9 @@ impl Machine {
 }
 
 /// The section without its rows, up to the table's head.
-fn head(machine: &Machine, rounds: u32, steps: u32) -> String {
+pub fn head(machine: &Machine, rounds: u32, steps: u32, threads: u32) -> String {
     format!(
-        "{BEGIN}\n{}, {} cores ({}, {}); {}. Ours and the peer's variants in turn, {rounds} rounds after one that warms up, \
+        "{BEGIN}\n{}, {} cores ({}, {}), {threads} threads; {}. Ours and the peer's variants in turn, {rounds} rounds after one that warms up, \
          {steps} timed steps a run; medians. The ratio is to the best variant of the same round: median (lowest to highest). \
          Memory is ours and the lowest of the variants'.\n\n\
          | training step | twinsight, images/s | peer, images/s | ratio | peak memory, MB | versions |\n\
@@ -131,27 +131,28 @@ fn head(machine: &Machine, rounds: u32, steps: u32) -> String {
 }
 
 /// `old` with `row` in its section, in the place of the row of the same step if there is one; a section is added at the end
-/// where there is none.
+/// where there is none. Rows under another head (machine, threads, rounds) are dropped: they would be read as this one's.
 ///
 /// # Errors
 /// When only one of the markers is there, or they are in the wrong order.
-pub fn replace(old: &str, machine: &Machine, row: &str, rounds: u32, steps: u32) -> Result<String> {
+pub fn replace(old: &str, row: &str, head: &str) -> Result<String> {
     let (before, rows, after) = match (old.find(BEGIN), old.find(END)) {
         (Some(begin), Some(end)) if begin < end => {
             let rest = old[end + END.len()..].strip_prefix('\n').unwrap_or(&old[end + END.len()..]);
-            (old[..begin].to_string(), &old[begin + BEGIN.len()..end], rest)
+            (old[..begin].to_string(), &old[begin..end], rest)
         }
         (None, None) if old.trim().is_empty() => ("# Benchmarks\n\n## One training step\n\n".to_string(), "", ""),
         (None, None) => (format!("{}\n\n## One training step\n\n", old.trim_end()), "", ""),
         _ => bail!("the lines `{BEGIN}` and `{END}` must both be there, in this order, or neither"),
     };
     let step = |row: &str| row.split('|').nth(1).map(|cell| cell.trim().to_string());
-    let mut rows: Vec<String> = rows.lines().filter(|l| l.starts_with("| ")).skip(2).map(|l| format!("{l}\n")).collect();
+    let rows = rows.strip_prefix(head).unwrap_or_default();
+    let mut rows: Vec<String> = rows.lines().map(|l| format!("{l}\n")).collect();
     match rows.iter_mut().find(|old| step(old) == step(row)) {
         Some(old) => *old = row.to_string(),
         None => rows.push(row.to_string()),
     }
-    Ok(format!("{before}{}{}{END}\n{after}", head(machine, rounds, steps), rows.concat()))
+    Ok(format!("{before}{head}{}{END}\n{after}", rows.concat()))
 }
 
 fn medians(runs: &[Measurement]) -> Medians {
@@ -215,7 +216,7 @@ mod tests {
 
     #[test]
     fn rows_replace_their_own_kind_and_leave_the_rest() -> Result<()> {
-        let put = |old: &str, row: &str| replace(old, &machine(), row, 3, 5);
+        let put = |old: &str, row: &str| replace(old, row, &head(&machine(), 3, 5, 2));
         let fresh = put("", "| a | 1 |\n")?;
         assert!(fresh.starts_with("# Benchmarks") && fresh.contains("Some CPU, 2 cores") && fresh.contains("rustc 1"));
         let two = put(&fresh, "| b | 2 |\n")?;
@@ -224,6 +225,9 @@ mod tests {
         assert!(again.contains("| a | 3 |\n| b | 2 |\n") && !again.contains("| a | 1 |"), "{again}");
         let around = put(&format!("before\n{BEGIN}\nold\n{END}\nafter\n"), "| a | 1 |\n")?;
         assert!(around.starts_with("before\n<!--") && around.ends_with("-->\nafter\n") && !around.contains("old"));
+        let other = Machine { processor: "Another CPU".into(), ..machine() };
+        let elsewhere = replace(&again, "| b | 9 |\n", &head(&other, 3, 5, 2))?;
+        assert!(elsewhere.contains("Another CPU") && elsewhere.contains("| b | 9 |") && !elsewhere.contains("| a | 3 |"));
         assert!(put("text", "| a | 1 |\n")?.starts_with("text\n\n## One training step"));
         assert!(put(BEGIN, "| a | 1 |\n").is_err());
         Ok(())

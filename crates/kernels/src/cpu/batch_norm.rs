@@ -172,6 +172,7 @@ impl BatchNorm {
         let (x, p, y, g) = (host(&xs, xl)?, host(&ps, pl)?, host(&ys, yl)?, host(&gs, gl)?);
         // The gradient before the ReLU is also the residual's.
         let masked = (need.2 && self.relu).then(|| mask_block(y, g));
+        let _span = span("batch norm backward", 0);
         let (g, gate) = match &masked {
             Some(masked) => (masked.as_slice(), None),
             None => (g, self.relu.then_some(y)),

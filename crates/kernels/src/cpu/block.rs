@@ -140,7 +140,7 @@ impl CustomOp2 for ConvBlocks {
             bail!("conv_block: backward ran before on this result and used up what was kept; run the forward pass again");
         };
         let grad = grad.contiguous()?;
-        let to_x = x.track_op();
+        let (to_x, to_parameters) = (x.track_op(), packed.track_op());
         let shape = x.shape().clone();
         let ((xs, xl), (ps, pl)) = (x.storage_and_layout(), packed.storage_and_layout());
         let ((ys, yl), (gs, gl)) = (y.storage_and_layout(), grad.storage_and_layout());
@@ -154,13 +154,15 @@ impl CustomOp2 for ConvBlocks {
                 _ => Cow::Owned(pop(&mut between)?),
             };
             let (Some(kept), Some(from)) = (results.pop(), g.take()) else { bail!("internal: conv_block kept too little") };
-            let dx = block.backward([&input, &y, &from], packed, kept, &norms[i], &mut gradients, i > 0 || to_x)?;
+            // Nothing upstream of frozen blocks needs their gradients.
+            let asked = to_parameters.then_some(&mut gradients[..]);
+            let dx = block.backward([&input, &y, &from], packed, kept, &norms[i], asked, to_x || (i > 0 && to_parameters))?;
             g = dx.map(Cow::Owned);
             y = input;
         }
         let dx = g.filter(|_| to_x).map(|g| tensor(g.into_owned(), shape)).transpose()?;
         let len = gradients.len();
-        Ok((dx, Some(tensor(gradients, len)?)))
+        Ok((dx, to_parameters.then(|| tensor(gradients, len)).transpose()?))
     }
 }
 
@@ -208,25 +210,24 @@ impl Block<'_> {
         (y, kept, norms)
     }
 
-    /// Writes the gradients of the parameters; the one to x if it is asked for.
+    /// Writes the gradients of the parameters, and gives the one to x, where they are asked for.
     fn backward(
         &self,
         [x, y, grad]: [&[f32]; 3],
         packed: &[f32],
         mut kept: Vec<Kept>,
         norms: &[Statistics],
-        gradients: &mut [f32],
+        mut gradients: Option<&mut [f32]>,
         to_x: bool,
     ) -> Result<Option<Vec<f32>>> {
-        let mut put = |layer: &Layer, weight: &[f32], affine: &[f32]| {
-            let (start, middle) = (layer.offset, layer.offset + layer.weights());
-            gradients[start..middle].copy_from_slice(weight);
-            gradients[middle..middle + affine.len()].copy_from_slice(affine);
+        let mut put = |layer: &Layer, x: &[f32], dc: &[f32], affine: &[f32]| {
+            if let Some(gradients) = gradients.as_deref_mut() {
+                let (start, middle) = (layer.offset, layer.offset + layer.weights());
+                gradients[start..middle].copy_from_slice(&conv::traced(&layer.geometry, Pass::ToWeight, x, &[], dc));
+                gradients[middle..middle + affine.len()].copy_from_slice(affine);
+            }
         };
-        let convolve = |layer: &Layer, pass: Pass, x: &[f32], dc: &[f32]| {
-            let weight = if pass == Pass::ToInput { layer.weight(packed) } else { &[] };
-            conv::traced(&layer.geometry, pass, x, weight, dc)
-        };
+        let to_input = |layer: &Layer, dc: &[f32]| conv::traced(&layer.geometry, Pass::ToInput, &[], layer.weight(packed), dc);
         let mut side = match self.side() {
             Some(layer) => Some((layer, pop(&mut kept)?)),
             None => None,
@@ -250,8 +251,8 @@ impl Block<'_> {
                             let norm = self.norm(layer, &norms[self.layers.path], false);
                             let (dc, d_affine) = norm.gradients(&c, layer.affine(packed), None, &cut);
                             drop((c, cut));
-                            put(layer, &convolve(layer, Pass::ToWeight, x, &dc), &d_affine);
-                            to_x.then(|| convolve(layer, Pass::ToInput, &[], &dc))
+                            put(layer, x, &dc, &d_affine);
+                            to_x.then(|| to_input(layer, &dc))
                         }
                     };
                     (dc, d_affine)
@@ -270,9 +271,9 @@ impl Block<'_> {
                     Cow::Owned(a)
                 }
             };
-            put(layer, &convolve(layer, Pass::ToWeight, &input, &dc), &d_affine);
+            put(layer, &input, &dc, &d_affine);
             if i > 0 || to_x {
-                inner = Some(convolve(layer, Pass::ToInput, &[], &dc));
+                inner = Some(to_input(layer, &dc));
             }
             if let Cow::Owned(a) = input {
                 gate = Some(a);

@@ -140,7 +140,7 @@ struct Rows {
 impl Rows {
     /// Whether it gains.
     fn suits(g: &Geometry) -> bool {
-        g.c < 8 && g.kw > 1 && g.config.groups == 1 && g.config.dilation == 1
+        (1..8).contains(&g.c) && g.kw > 1 && g.config.groups == 1 && g.config.dilation == 1
     }
 
     fn new(g: &Geometry, x: &[f32]) -> Self {

@@ -30,7 +30,7 @@ vectorized! {
     fn narrow<'a>(x: &'a [f32], out: &'a mut [u16]) {
         for (out, x) in out.iter_mut().zip(x) {
             let bits = x.to_bits();
-            let rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+            let rounded = bits.wrapping_add(0x7fff + ((bits >> 16) & 1)) >> 16;
             *out = if x.is_nan() { (bits >> 16) as u16 | 0x40 } else { rounded as u16 };
         }
     }
@@ -49,7 +49,9 @@ mod tests {
         assert!((back[5] / x[5] - 1.0).abs() < 1.0 / 256.0);
         assert_eq!(&back[6..8], &[f32::INFINITY, f32::NEG_INFINITY]);
         assert_eq!(back[9], f32::INFINITY, "beyond the largest bfloat16");
-        assert!(widened(&narrowed(&[f32::NAN]))[0].is_nan());
+        for nan in [f32::NAN, f32::from_bits(0xffff_ffff), f32::from_bits(0x7f80_0001)] {
+            assert!(widened(&narrowed(&[nan]))[0].is_nan(), "{:x}", nan.to_bits());
+        }
         let many: Vec<f32> = (0..100_003).map(|i| (i as f32 * 0.37).sin()).collect();
         assert!(widened(&narrowed(&many)).iter().zip(&many).all(|(a, b)| (a - b).abs() <= b.abs() / 256.0));
     }

@@ -234,10 +234,10 @@ impl WithSimd for SoftmaxRows<'_> {
             for x in &*row {
                 top = simd.max_f32s(top, *x);
             }
-            let shift = simd.splat_f32s(-simd.reduce_max_f32s(top) * self.scale);
+            let top = simd.splat_f32s(simd.reduce_max_f32s(top));
             let mut sum = simd.splat_f32s(0.0);
             for x in &mut *row {
-                *x = exp(simd, simd.mul_add_e_f32s(*x, scale, shift));
+                *x = exp(simd, simd.mul_f32s(simd.sub_f32s(*x, top), scale));
                 sum = simd.add_f32s(sum, *x);
             }
             let over = simd.splat_f32s(1.0 / simd.reduce_sum_f32s(sum));

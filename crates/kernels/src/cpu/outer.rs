@@ -99,6 +99,9 @@ impl Outer {
         sums: &mut [f32],
         scratch: &mut Scratch<'a>,
     ) {
+        if places.is_empty() {
+            return;
+        }
         let (count, lanes) = (places.len(), TILE.lanes);
         let Scratch { right: packed, left: strips, from } = scratch;
         let columns: usize = panels.iter().map(|p| p.vectors * lanes).sum();

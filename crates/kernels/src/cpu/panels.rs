@@ -72,6 +72,11 @@ impl Packed {
         Self { data: unsafe { data.finish() }, panels, offsets }
     }
 
+    /// The first panel's first float; the other panels follow.
+    pub fn as_ptr(&self) -> *const f32 {
+        self.data.as_ptr()
+    }
+
     /// Panel `i`.
     pub fn panel(&self, i: usize) -> &[f32] {
         let end = self.offsets.get(i + 1).copied().unwrap_or(self.data.len());

@@ -12,8 +12,23 @@ pub(crate) static ARCH: LazyLock<Arch> = LazyLock::new(|| match std::env::var("T
     #[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
     Ok("avx2") => pulp::x86::V3::try_new().map_or_else(Arch::new, Arch::V3),
     Ok("scalar") => Arch::Scalar,
+    Ok(other) if !other.is_empty() => {
+        eprintln!("TWINSIGHT_SIMD is `{other}`, expected `scalar` or `avx2` (on x86): the widest instruction set is used");
+        Arch::new()
+    }
     _ => Arch::new(),
 });
+
+/// The instruction set that the kernels use on this machine: `avx512`, `avx2`, `neon` or `scalar`.
+pub fn instruction_set() -> &'static str {
+    match (TILE.lanes, cfg!(target_arch = "aarch64")) {
+        (1, _) => "scalar",
+        (4, true) => "neon",
+        (16, _) => "avx512",
+        (8, _) => "avx2",
+        _ => "unknown",
+    }
+}
 
 /// Number of vectors across a full tile: tiles are [`MAX_ROWS`] rows by `VECTORS` vectors.
 pub(crate) const VECTORS: usize = 2;

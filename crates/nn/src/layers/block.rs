@@ -126,9 +126,9 @@ pub fn residual_blocks<'a>(blocks: impl IntoIterator<Item = &'a ResidualBlock>, 
         return blocks.iter().try_fold(x.clone(), |x, block| block.one_by_one(&x, mode));
     };
     let out = conv_blocks(x, &parts, EPS, mode.stat_groups, mode.precision.keep())?;
-    let layers = blocks.iter().flat_map(|block| block.path.iter().chain(block.side()));
-    for (layer, seen) in layers.zip(&out.statistics) {
-        layer.norm.take_up(seen)?;
-    }
+    let layers: Vec<_> = blocks.iter().flat_map(|block| block.path.iter().chain(block.side())).collect();
+    // Every norm's batch is looked at before the first running statistic moves.
+    layers.iter().zip(&out.statistics).try_for_each(|(layer, seen)| layer.norm.check(seen))?;
+    layers.iter().zip(&out.statistics).try_for_each(|(layer, seen)| layer.norm.take_up(seen))?;
     Ok(out.y)
 }

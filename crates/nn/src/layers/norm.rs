@@ -80,8 +80,8 @@ impl BatchNorm {
         self.affine.as_ref().map(|(scale, _)| scale)
     }
 
-    /// Moves the running statistics by what a pass saw, block after block.
-    pub(super) fn take_up(&self, seen: &NormStatistics) -> Result<()> {
+    /// Refuses a batch that leaves one value a channel.
+    pub(super) fn check(&self, seen: &NormStatistics) -> Result<()> {
         let groups = seen.mean.dims()[0];
         if seen.count < 2 {
             return Err(Error::BadSetting(format!(
@@ -90,6 +90,13 @@ impl BatchNorm {
                 self.mean.name().trim_end_matches("running_mean").trim_end_matches('.'),
             )));
         }
+        Ok(())
+    }
+
+    /// Moves the running statistics by what a pass saw, block after block.
+    pub(super) fn take_up(&self, seen: &NormStatistics) -> Result<()> {
+        self.check(seen)?;
+        let groups = seen.mean.dims()[0];
         let unbiased = seen.count as f64 / (seen.count as f64 - 1.0);
         let (mut mean, mut var) = (self.mean.value().copy()?, self.var.value().copy()?);
         for group in 0..groups {

@@ -42,7 +42,7 @@ impl Layer {
                 depth: self.depth,
                 left: x.as_ptr(),
                 left_stride: self.depth,
-                right: self.right.panel(0).as_ptr(),
+                right: self.right.as_ptr(),
                 panels: &self.right.panels,
                 start: self.start.as_ref().map_or(std::ptr::null(), |s| s.as_ptr()),
                 out: out.at(0),
