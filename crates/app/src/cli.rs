@@ -141,6 +141,15 @@ impl PrecisionArg {
     }
 }
 
+/// What a collapse means for a run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum OnCollapse {
+    /// The run ends with a diagnosis.
+    Stop,
+    /// The diagnosis is printed, and training goes on.
+    Warn,
+}
+
 /// `train`.
 #[derive(Debug, Args)]
 pub struct TrainArgs {
@@ -159,6 +168,12 @@ pub struct TrainArgs {
     /// Images a step.
     #[arg(long)]
     pub batch: Option<usize>,
+    /// Images in the encoder at a time, where a batch does not fit into memory; the gradients stay the batch's [default: the batch].
+    #[arg(long)]
+    pub micro_batch: Option<usize>,
+    /// Whether a collapse or a growing loss ends the run [default: stop].
+    #[arg(long, value_enum)]
+    pub on_collapse: Option<OnCollapse>,
     /// The run folder [default: runs/DATA-METHOD, or the next free number after it].
     #[arg(long)]
     pub out: Option<PathBuf>,
@@ -356,6 +371,9 @@ pub struct BenchStepArgs {
     /// Side of DINO's local views in pixels.
     #[arg(long, default_value_t = 16)]
     pub local_size: usize,
+    /// Images in the encoder at a time; 0: the whole batch.
+    #[arg(long, default_value_t = 0)]
+    pub micro_batch: usize,
     /// The precision of the step.
     #[arg(long, value_enum, default_value_t = PrecisionArg::F32)]
     pub precision: PrecisionArg,

@@ -1,6 +1,7 @@
 //! The settings that all encoders share.
 
 use serde::{Deserialize, Serialize};
+use twinsight_nn::NormKind;
 
 use crate::{Error, Result};
 
@@ -26,6 +27,8 @@ pub struct EncoderConfig {
     /// Residual networks: the last batch norm of each block starts at 0, so that every block starts as the identity
     /// (Goyal et al. 2017).
     pub zero_init_residual: bool,
+    /// Residual networks: `batch` norm, or `group` norm, whose statistics are each image's own.
+    pub norm: NormKind,
 }
 
 /// How a residual network begins.
@@ -42,7 +45,15 @@ pub enum Stem {
 
 impl Default for EncoderConfig {
     fn default() -> Self {
-        Self { channels: 3, image_size: 224, stem: Stem::Auto, patch: None, drop_path: 0.0, zero_init_residual: false }
+        Self {
+            channels: 3,
+            image_size: 224,
+            stem: Stem::Auto,
+            patch: None,
+            drop_path: 0.0,
+            zero_init_residual: false,
+            norm: NormKind::Batch,
+        }
     }
 }
 

@@ -46,6 +46,20 @@ pub struct Features {
     pub tokens: Option<Tensor>,
 }
 
+/// What a transformer sees of a batch's patches.
+#[derive(Debug, Clone)]
+pub enum Masking {
+    /// Patches with a 1 in `mask` (N, P), f32, are replaced by `token` (1, 1, D) before positions are added (Zhou et al. 2022, iBOT).
+    Replace {
+        /// 1 for each patch to replace, 0 for the others.
+        mask: Tensor,
+        /// What takes their place.
+        token: Tensor,
+    },
+    /// Only the patches with these numbers (N, K), u32, go in at all, behind the class token (He et al. 2022, MAE).
+    Keep(Tensor),
+}
+
 /// A network that turns images into vectors.
 pub trait Encoder: Send + Sync {
     /// Encodes `x`, an f32 batch (N, C, H, W) in PyTorch's layout, normalised as in training. H and W may differ from the
@@ -54,6 +68,19 @@ pub trait Encoder: Send + Sync {
     /// # Errors
     /// Another number of axes or channels than the encoder was built for, or a size that it cannot take.
     fn forward(&self, x: &Tensor, mode: &Mode) -> Result<Features>;
+
+    /// As [`Encoder::forward`], with patches hidden. Patches are counted row by row from 0.
+    ///
+    /// # Errors
+    /// An encoder without patches, or a mask that does not fit them.
+    fn forward_masked(&self, _x: &Tensor, _masking: &Masking, _mode: &Mode) -> Result<Features> {
+        Err(Error::BadInput("the encoder has no patches that could be hidden; a vision transformer has".into()))
+    }
+
+    /// Patches that an image of `side` pixels is cut into; `None` for encoders without patches.
+    fn patches(&self, _side: usize) -> Option<usize> {
+        None
+    }
 
     /// The number of elements D of a vector.
     fn dim(&self) -> usize;

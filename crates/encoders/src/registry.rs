@@ -62,6 +62,13 @@ pub static ENCODERS: &[EncoderSpec] = &[
         build: |config, b| Ok(Box::new(ResNet::new(&ResNetShape::RESNET50, config, b)?)),
     },
     EncoderSpec {
+        name: "vit_mini",
+        summary: "small vision transformer of 4 blocks and 3 heads (192 features, 1.8 M parameters) for CPUs",
+        paper: VIT_PAPER,
+        kind: Kind::Vit,
+        build: |config, b| Ok(Box::new(ViT::new(&ViTShape::MINI, config, b)?)),
+    },
+    EncoderSpec {
         name: "vit_tiny",
         summary: "vision transformer of 12 blocks and 3 heads (192 features, 5 M parameters)",
         paper: VIT_PAPER,
@@ -99,7 +106,7 @@ mod tests {
         let text = |name| encoder(name).expect_err("unknown").to_string();
         assert!(text("resnet81").contains("did you mean `resnet18`"), "{}", text("resnet81"));
         assert!(text("vit-tiny").contains("did you mean `vit_tiny`"));
-        assert!(text("x").contains("resnet_mini, resnet18, resnet50, vit_tiny, vit_small"));
+        assert!(text("x").contains("resnet_mini, resnet18, resnet50, vit_mini, vit_tiny, vit_small"));
     }
 
     #[test]

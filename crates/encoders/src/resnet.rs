@@ -7,7 +7,7 @@
 
 use candle_core::Tensor;
 use twinsight_kernels::{global_avg_pool, max_pool2d};
-use twinsight_nn::{BlockShortcut, Builder, ConvNorm, Mode, ResidualBlock, residual_blocks};
+use twinsight_nn::{BlockShortcut, Builder, ConvNorm, Mode, NormKind, ResidualBlock, residual_blocks};
 
 use crate::{Encoder, EncoderConfig, Features, Result, Stem, check_input};
 
@@ -53,7 +53,7 @@ impl ResNet {
         config.check()?;
         let imagenet = config.resolved_stem() == Stem::Imagenet;
         let (kernel, stride) = if imagenet { (7, 2) } else { (3, shape.stem_stride) };
-        let stem = ConvNorm::new(b, ["conv1", "bn1"], [config.channels, shape.width], kernel, stride)?;
+        let stem = ConvNorm::new(b, ["conv1", "bn1"], [config.channels, shape.width], kernel, stride, config.norm)?;
         let stem = ResidualBlock::new(vec![stem], BlockShortcut::None);
         let mut blocks = Vec::new();
         let mut channels = shape.width;
@@ -63,7 +63,7 @@ impl ResNet {
             for index in 0..count {
                 let stride = if stage > 0 && index == 0 { 2 } else { 1 };
                 let b = b.under(format!("layer{}", stage + 1)).under(index);
-                let block = block(&b, [channels, width, outputs], stride, shape)?;
+                let block = block(&b, [channels, width, outputs], stride, shape.bottleneck, config.norm)?;
                 if config.zero_init_residual {
                     start_as_identity(&block)?;
                 }
@@ -98,22 +98,28 @@ impl Encoder for ResNet {
 
 /// A block with two or three convolutions. `[inputs, width, outputs]`: channels coming in, inside, and going out; where shape
 /// changes, the shortcut is a 1×1 convolution, otherwise the input itself.
-fn block(b: &Builder, [inputs, width, outputs]: [usize; 3], stride: usize, shape: &ResNetShape) -> Result<ResidualBlock> {
-    let path = if shape.bottleneck {
+fn block(
+    b: &Builder,
+    [inputs, width, outputs]: [usize; 3],
+    stride: usize,
+    bottleneck: bool,
+    norm: NormKind,
+) -> Result<ResidualBlock> {
+    let path = if bottleneck {
         vec![
-            ConvNorm::new(b, ["conv1", "bn1"], [inputs, width], 1, 1)?,
-            ConvNorm::new(b, ["conv2", "bn2"], [width, width], 3, stride)?,
-            ConvNorm::new(b, ["conv3", "bn3"], [width, outputs], 1, 1)?,
+            ConvNorm::new(b, ["conv1", "bn1"], [inputs, width], 1, 1, norm)?,
+            ConvNorm::new(b, ["conv2", "bn2"], [width, width], 3, stride, norm)?,
+            ConvNorm::new(b, ["conv3", "bn3"], [width, outputs], 1, 1, norm)?,
         ]
     } else {
         vec![
-            ConvNorm::new(b, ["conv1", "bn1"], [inputs, width], 3, stride)?,
-            ConvNorm::new(b, ["conv2", "bn2"], [width, outputs], 3, 1)?,
+            ConvNorm::new(b, ["conv1", "bn1"], [inputs, width], 3, stride, norm)?,
+            ConvNorm::new(b, ["conv2", "bn2"], [width, outputs], 3, 1, norm)?,
         ]
     };
     let shortcut = match stride != 1 || inputs != outputs {
         true => {
-            let layer = ConvNorm::new(&b.under("downsample"), ["0", "1"], [inputs, outputs], 1, stride)?;
+            let layer = ConvNorm::new(&b.under("downsample"), ["0", "1"], [inputs, outputs], 1, stride, norm)?;
             BlockShortcut::ConvNorm(Box::new(layer))
         }
         false => BlockShortcut::Identity,

@@ -15,7 +15,7 @@ use twinsight_nn::{
     Attention, Builder, DropPath, Init, LayerNorm, Mlp, Mode, Parameter, Role, TransformerLayers, transformer_blocks,
 };
 
-use crate::{Encoder, EncoderConfig, Error, Features, Result, bicubic_matrix, check_input};
+use crate::{Encoder, EncoderConfig, Error, Features, Masking, Result, bicubic_matrix, check_input};
 
 /// A vision transformer with a class token (Dosovitskiy et al. 2021).
 pub struct ViT {
@@ -46,6 +46,8 @@ pub struct ViTShape {
 }
 
 impl ViTShape {
+    /// Four blocks as wide as the tiny's, for CPUs.
+    pub const MINI: Self = Self { dim: 192, depth: 4, heads: 3 };
     /// DeiT's tiny.
     pub const TINY: Self = Self { dim: 192, depth: 12, heads: 3 };
     /// DeiT's small.
@@ -136,8 +138,8 @@ impl ViT {
     }
 }
 
-impl Encoder for ViT {
-    fn forward(&self, x: &Tensor, mode: &Mode) -> Result<Features> {
+impl ViT {
+    fn encode(&self, x: &Tensor, masking: Option<&Masking>, mode: &Mode) -> Result<Features> {
         let (n, h, w) = check_input(x, self.config.channels)?;
         let p = self.patch;
         if h % p != 0 || w % p != 0 {
@@ -146,9 +148,21 @@ impl Encoder for ViT {
             )));
         }
         let (rows, columns) = (h / p, w / p);
-        let patches = self.embed_patches(x, n, rows, columns, mode)?;
+        let mut patches = self.embed_patches(x, n, rows, columns, mode)?;
+        if let Some(Masking::Replace { mask, token }) = masking {
+            check_mask("mask", mask, [n, rows * columns], rows * columns)?;
+            let mask = mask.unsqueeze(2)?;
+            patches = (patches.broadcast_mul(&mask.affine(-1.0, 1.0)?)? + mask.broadcast_mul(token)?)?;
+        }
         let cls = self.cls_token.get(mode).broadcast_as((n, 1, self.dim))?;
         let mut x = Tensor::cat(&[&cls, &patches], 1)?.broadcast_add(&self.positions(rows, columns, mode)?)?;
+        if let Some(Masking::Keep(kept)) = masking {
+            check_mask("kept patches", kept, [n, kept.dims().last().copied().unwrap_or(0)], rows * columns)?;
+            // The class token is number 0 of the tokens.
+            let tokens = Tensor::cat(&[&kept.narrow(1, 0, 1)?.zeros_like()?, &(kept + 1.0)?], 1)?;
+            let count = tokens.dim(1)?;
+            x = x.contiguous()?.gather(&tokens.unsqueeze(2)?.expand((n, count, self.dim))?.contiguous()?, 1)?;
+        }
         // Blocks that drop no path, neighbours together, are one operation.
         for run in self.blocks.chunk_by(|a, b| !a.drops(mode) && !b.drops(mode)) {
             x = match run {
@@ -159,6 +173,20 @@ impl Encoder for ViT {
         let tokens = self.norm.forward(&x, mode)?;
         Ok(Features { pooled: tokens.narrow(1, 0, 1)?.squeeze(1)?, tokens: Some(tokens) })
     }
+}
+
+impl Encoder for ViT {
+    fn forward(&self, x: &Tensor, mode: &Mode) -> Result<Features> {
+        self.encode(x, None, mode)
+    }
+
+    fn forward_masked(&self, x: &Tensor, masking: &Masking, mode: &Mode) -> Result<Features> {
+        self.encode(x, Some(masking), mode)
+    }
+
+    fn patches(&self, side: usize) -> Option<usize> {
+        Some((side / self.patch) * (side / self.patch))
+    }
 
     fn dim(&self) -> usize {
         self.dim
@@ -167,6 +195,17 @@ impl Encoder for ViT {
     fn config(&self) -> &EncoderConfig {
         &self.config
     }
+}
+
+/// Refuses a mask or list of patches of another shape than (N, `count` of at most `patches`).
+fn check_mask(what: &str, mask: &Tensor, [n, count]: [usize; 2], patches: usize) -> Result<()> {
+    if mask.dims() != [n, count] || count == 0 || count > patches {
+        return Err(Error::BadInput(format!(
+            "{what}: shape {:?} for {n} images of {patches} patches each; expected one row an image",
+            mask.dims()
+        )));
+    }
+    Ok(())
 }
 
 /// Attention and MLP, each behind a norm and beside a shortcut.

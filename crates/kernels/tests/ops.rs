@@ -8,11 +8,14 @@ use common::{agree, differentiate, finite_differences, flat, near, same_bits_for
 use proptest::prelude::*;
 use twinsight_kernels::{
     BatchNormConfig, attention, batch_norm_eval, batch_norm_train, composed, cross_entropy_soft, gelu, global_avg_pool,
-    l2_normalize, layer_norm, linear, log_softmax, max_pool2d, relu, softmax,
+    l2_normalize, layer_norm, linear, log_softmax, log_sum_exp, max_pool2d, relu, row_max, softmax,
 };
 use twinsight_test_support::assert_close;
 
 type Op = (&'static str, Vec<Var>, fn(&[Tensor]) -> candle_core::Result<Tensor>, fn(&[Tensor]) -> candle_core::Result<Tensor>);
+
+/// Columns that rows leave out: one, or two.
+const EXCEPT: [[u32; 2]; 9] = [[0, 0], [1, 34], [2, 2], [34, 3], [4, 5], [5, 5], [16, 17], [31, 32], [34, 34]];
 
 const BN: BatchNormConfig = BatchNormConfig { eps: 1e-5, relu: false, groups: 1 };
 
@@ -50,6 +53,18 @@ fn operations() -> Result<Vec<Op>> {
             vec![var(&[9, 35], 1)?],
             |t| cross_entropy_soft(&t[0], &tensor(&[9, 35], 3).expect("targets").abs()?),
             |t| composed::softmax::cross_entropy_soft(&t[0], &tensor(&[9, 35], 3).expect("targets").abs()?),
+        ),
+        (
+            "log_sum_exp",
+            vec![var(&[9, 35], 1)?],
+            |t| log_sum_exp(&(&t[0] * 5.0)?, &EXCEPT),
+            |t| composed::softmax::log_sum_exp(&(&t[0] * 5.0)?, &EXCEPT),
+        ),
+        (
+            "log_sum_exp of whole rows",
+            vec![var(&[300, 67], 1)?],
+            |t| log_sum_exp(&(&t[0] * 5.0)?, &[]),
+            |t| composed::softmax::log_sum_exp(&(&t[0] * 5.0)?, &[]),
         ),
         (
             "layer_norm",
@@ -352,4 +367,23 @@ proptest! {
         };
         run().map_err(|e| TestCaseError::fail(e.to_string()))?;
     }
+}
+
+#[test]
+fn columns_left_out_count_for_nothing() -> Result<()> {
+    let x = Tensor::new(&[[1e4f32, 0.0, 1.0, 2.0], [-3.0, -1e4, f32::MAX, -4.0]], &Device::Cpu)?;
+    let except = [[0, 0], [2, 1]];
+    assert_eq!(row_max(&x, &except)?.to_vec1::<f32>()?, [2.0, -3.0]);
+    let want = [(0f64.exp() + 1f64.exp() + 2f64.exp()).ln() as f32, ((-3f64).exp() + (-4f64).exp()).ln() as f32];
+    assert_close("log_sum_exp", &log_sum_exp(&x, &except)?.to_vec1::<f32>()?, &want, 1e-6)?;
+    let x = Var::from_tensor(&x)?;
+    let gradient = log_sum_exp(&x, &except)?.sum_all()?.backward()?.get(&x).expect("a gradient").to_vec2::<f32>()?;
+    assert_eq!((gradient[0][0], gradient[1][1], gradient[1][2]), (0.0, 0.0, 0.0));
+    assert!((gradient[0].iter().sum::<f32>() - 1.0).abs() < 1e-6);
+    for (bad, word) in [(vec![[0, 0]], "1 entries"), (vec![[0, 4], [0, 0]], "of 4")] {
+        let text = log_sum_exp(&x, &bad).expect_err("refused").to_string();
+        assert!(text.contains(word), "{text}");
+    }
+    assert!(log_sum_exp(&Tensor::zeros((2, 2), DType::F32, &Device::Cpu)?, &[[0, 1], [0, 1]]).is_err());
+    Ok(())
 }

@@ -19,14 +19,29 @@ impl Gradients {
     /// # Errors
     /// A trainable parameter without one ([`Error::MissingGradient`]); candle itself would pass over it in silence.
     pub fn collect(store: &GradStore, params: &ParamStore) -> Result<Self> {
-        let map = params
-            .trainable()
-            .map(|p| {
-                let g = store.get(p.var()).ok_or_else(|| Error::MissingGradient(p.name().to_string()))?;
-                Ok((p.name().to_string(), g.detach().contiguous()?))
-            })
-            .collect::<Result<_>>()?;
-        Ok(Self { map })
+        let found = Self::collect_present(store, params)?;
+        found.check_complete(params)?;
+        Ok(found)
+    }
+
+    /// Takes what gradients there are of the trainable parameters: a part of a network's, to which others are added.
+    ///
+    /// # Errors
+    /// When candle fails.
+    pub fn collect_present(store: &GradStore, params: &ParamStore) -> Result<Self> {
+        let present = params.trainable().filter_map(|p| Some((p.name().to_string(), store.get(p.var())?)));
+        Ok(Self { map: present.map(|(name, g)| Ok((name, g.detach().contiguous()?))).collect::<Result<_>>()? })
+    }
+
+    /// Refuses a set that lacks a trainable parameter's gradient.
+    ///
+    /// # Errors
+    /// [`Error::MissingGradient`], by name.
+    pub fn check_complete(&self, params: &ParamStore) -> Result<()> {
+        match params.trainable().find(|p| !self.map.contains_key(p.name())) {
+            None => Ok(()),
+            Some(p) => Err(Error::MissingGradient(p.name().to_string())),
+        }
     }
 
     /// The gradient of the parameter `name`.

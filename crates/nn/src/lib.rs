@@ -22,10 +22,10 @@ pub use error::{Error, Result};
 pub use gradients::Gradients;
 pub use init::Init;
 pub use layers::{
-    Attention, BatchNorm, BlockShortcut, Conv2d, ConvNorm, DropPath, LayerNorm, LayerScale, Linear, Mlp, ResidualBlock,
-    TransformerLayers, WeightNormLinear, residual_blocks, transformer_blocks,
+    Attention, BatchNorm, BlockShortcut, Conv2d, ConvNorm, DropPath, GroupNorm, LayerNorm, LayerScale, Linear, Mlp, Norm,
+    NormKind, ResidualBlock, TransformerLayers, WeightNormLinear, residual_blocks, transformer_blocks,
 };
-pub use mode::{DrawKey, Mode, Precision};
+pub use mode::{BatchSlice, DrawKey, Mode, Precision};
 pub use optim::{Optimizer, OptimizerConfig};
 pub use params::{Builder, ParamStore, Parameter, Role};
 pub use schedule::{Schedule, Shape};

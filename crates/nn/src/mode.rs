@@ -39,25 +39,57 @@ pub struct Mode {
     /// How many equal blocks of the batch axis get batch-norm statistics of their own: the number of views that were
     /// concatenated along the batch axis, 1 otherwise.
     pub stat_groups: usize,
+    /// Whether batch norm's running statistics take up what this pass sees. They should not where a batch goes through the network a
+    /// second time, for its gradients.
+    pub observe: bool,
     /// The precision of what is kept between the passes.
     pub precision: Precision,
     /// Where random draws come from.
     pub key: DrawKey,
+    /// Which rows of the step's batch this pass holds; all of them where there is none.
+    pub slice: Option<BatchSlice>,
+}
+
+/// A part of a batch: draws that belong to samples follow their places in the whole batch, so that cutting it changes none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BatchSlice {
+    /// The place of the part's first sample in the whole batch.
+    pub first: usize,
+    /// Samples of the whole batch.
+    pub of: usize,
 }
 
 impl Mode {
     /// Evaluation: running statistics, nothing dropped, no graph.
     pub const EVAL: Self =
-        Self { train: false, grad: false, stat_groups: 1, precision: Precision::F32, key: DrawKey { seed: 0, step: 0, pass: 0 } };
+        Self { train: false, grad: false, observe: false, ..Self::train(DrawKey { seed: 0, step: 0, pass: 0 }) };
 
     /// Training with a graph, with draws from `key`.
     pub const fn train(key: DrawKey) -> Self {
-        Self { train: true, grad: true, stat_groups: 1, precision: Precision::F32, key }
+        Self { train: true, grad: true, stat_groups: 1, observe: true, precision: Precision::F32, key, slice: None }
     }
 
     /// The same without a graph.
     pub const fn without_grad(self) -> Self {
         Self { grad: false, ..self }
+    }
+
+    /// The same without a change of running statistics.
+    pub const fn without_observing(self) -> Self {
+        Self { observe: false, ..self }
+    }
+
+    /// The same for a part of the step's batch.
+    pub const fn with_slice(self, slice: BatchSlice) -> Self {
+        Self { slice: Some(slice), ..self }
+    }
+
+    /// For each of `rows` rows of the batch axis, which hold the mode's blocks one after the other, its place among all rows of the whole
+    /// batch.
+    pub fn places(&self, rows: usize) -> impl Iterator<Item = usize> + use<> {
+        let each = rows / self.stat_groups.max(1);
+        let slice = self.slice.unwrap_or(BatchSlice { first: 0, of: each });
+        (0..rows).map(move |row| row / each.max(1) * slice.of + slice.first + row % each.max(1))
     }
 
     /// The same with batch-norm statistics for each of `groups` equal blocks of the batch.
@@ -119,5 +151,13 @@ mod tests {
         {
             assert_ne!(first(key, "a"), first(other, name));
         }
+    }
+
+    #[test]
+    fn rows_of_a_part_know_their_places_in_the_whole() {
+        let mode = Mode::train(DrawKey { seed: 0, step: 0, pass: 0 }).with_stat_groups(2);
+        assert_eq!(mode.places(6).collect::<Vec<_>>(), [0, 1, 2, 3, 4, 5]);
+        let part = mode.with_slice(BatchSlice { first: 2, of: 10 });
+        assert_eq!(part.places(6).collect::<Vec<_>>(), [2, 3, 4, 12, 13, 14]);
     }
 }

@@ -4,7 +4,7 @@ use anyhow::{Context, Result, ensure};
 use candle_core::{DType, Device, Tensor};
 use twinsight_nn::{
     Attention, BatchNorm, BlockShortcut, Builder, Conv2d, Conv2dConfig, ConvNorm, DrawKey, DropPath, Gradients, Init, LayerNorm,
-    LayerScale, Linear, Mlp, Mode, ParamStore, ResidualBlock, WeightNormLinear, residual_blocks,
+    LayerScale, Linear, Mlp, Mode, NormKind, ParamStore, ResidualBlock, WeightNormLinear, residual_blocks,
 };
 use twinsight_test_support::{Golden, GoldenTensor, assert_close, procedural};
 
@@ -33,7 +33,7 @@ fn running_statistics_of_blocks_are_those_of_their_layers() -> Result<()> {
     let x = last(&Tensor::from_vec(procedural("conv", &[4 * 6 * 8 * 8], 3), (4, 6, 8, 8), &Device::Cpu)?)?;
     let mode = TRAIN.with_stat_groups(2);
     let b = Builder::new(7, &Device::Cpu);
-    let layer = |names, channels, kernel, stride| ConvNorm::new(&b, names, channels, kernel, stride);
+    let layer = |names, channels, kernel, stride| ConvNorm::new(&b, names, channels, kernel, stride, NormKind::Batch);
     let first = ResidualBlock::new(
         vec![layer(["conv1", "bn1"], [6, 10], 3, 2)?, layer(["conv2", "bn2"], [10, 10], 3, 1)?],
         BlockShortcut::ConvNorm(Box::new(layer(["conv3", "bn3"], [6, 10], 1, 2)?)),

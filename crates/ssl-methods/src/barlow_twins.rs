@@ -4,13 +4,16 @@
 use candle_core::{DType, Device, Tensor};
 use serde::{Deserialize, Serialize};
 use twinsight_augment::{ByolViews, ViewPlan};
-use twinsight_encoders::Encoder;
 use twinsight_kernels::{BatchNormConfig, batch_norm_train, linear};
-use twinsight_nn::{Builder, ParamStore, StateVisitor};
+use twinsight_nn::Mode;
 
 use crate::config::{defaults, ensure, read};
-use crate::networks::{check_views, encode_views};
-use crate::{At, Keys, LossOutput, Method, MethodContext, MethodSpec, ProjectionHead, Result, ViewContext, views};
+use crate::heads::{HeadNorm, ProjectionHead};
+use crate::networks::{Single, rows};
+use crate::simclr::halves;
+use crate::{
+    At, EncoderNeed, Keys, LossOutput, Method, MethodContext, MethodSpec, Networks, Outputs, Result, ViewContext, views,
+};
 
 /// The registry's entry.
 pub(crate) const SPEC: MethodSpec = MethodSpec {
@@ -18,6 +21,9 @@ pub(crate) const SPEC: MethodSpec = MethodSpec {
     title: "Barlow Twins",
     paper: "Zbontar et al. 2021, Barlow Twins: Self-Supervised Learning via Redundancy Reduction",
     summary: "no negatives: elements of two views' projections correlate with themselves alone; likes wide projectors",
+    encoder: EncoderNeed::Any,
+    needs: "128 images a batch or more; a wide projector, whose last layers take more memory than a small backbone",
+    choose: "without negatives and without a second network; robust where SimCLR's batch would have to be large",
     defaults: defaults::<BarlowTwinsConfig>,
     views: |table, context| read::<BarlowTwinsConfig>(NAME, table)?.plan(context),
     build: |table, context| Ok(Box::new(BarlowTwins::new(&read(NAME, table)?, context)?)),
@@ -53,23 +59,13 @@ pub struct BarlowTwinsConfig {
 
 impl Default for BarlowTwinsConfig {
     fn default() -> Self {
-        Self {
-            lambda: 0.0051,
-            scale: 1.0,
-            hidden_dim: 8192,
-            projection_dim: 8192,
-            views: views::by_size(&ByolViews::small(), &ByolViews::default()),
-        }
+        Self { lambda: 0.0051, scale: 1.0, hidden_dim: 8192, projection_dim: 8192, views: views::by_size(ByolViews::for_size) }
     }
 }
 
 impl BarlowTwinsConfig {
-    /// Two views of full size, made differently.
     fn plan(&self, context: &ViewContext) -> Result<ViewPlan> {
-        let views = views::resolve(&self.views, &ByolViews::for_size(context.image_size));
-        let plan = ViewPlan::byol(context.image_size, context.channels, &views).with_normalize(context.normalize.clone());
-        plan.check()?;
-        Ok(plan)
+        views::different(&self.views, ByolViews::for_size, context)
     }
 
     fn check(&self) -> Result<()> {
@@ -84,9 +80,7 @@ impl BarlowTwinsConfig {
 pub struct BarlowTwins {
     config: BarlowTwinsConfig,
     plan: ViewPlan,
-    backbone: Box<dyn Encoder>,
-    projector: ProjectionHead,
-    student: ParamStore,
+    net: Single<ProjectionHead>,
     target: Target,
 }
 
@@ -98,12 +92,12 @@ impl BarlowTwins {
     pub fn new(config: &BarlowTwinsConfig, context: &MethodContext) -> Result<Self> {
         config.check()?;
         let plan = config.plan(&context.view_context())?;
-        let b = Builder::new(context.seed, &context.device);
-        let backbone = (context.encoder.build)(&context.encoder_config, &b.under("backbone"))?;
         let (hidden, outputs) = (config.hidden_dim, config.projection_dim);
-        let projector = ProjectionHead::three_layers(&b.under("projector"), backbone.dim(), hidden, outputs)?;
+        let net = Single::new(context, |b, dim| {
+            ProjectionHead::normed(&b.under("projector"), &[dim, hidden, hidden, outputs], HeadNorm::None)
+        })?;
         let target = Target::new(outputs, config.lambda, &context.device)?;
-        Ok(Self { config: config.clone(), plan, backbone, projector, student: b.finish(), target })
+        Ok(Self { config: config.clone(), plan, net, target })
     }
 }
 
@@ -112,39 +106,27 @@ impl Method for BarlowTwins {
         &self.plan
     }
 
-    fn loss(&mut self, views: &[Tensor], at: &At) -> Result<LossOutput> {
-        let n = check_views(&self.plan, views)?;
-        let mode = at.mode();
-        let vectors = encode_views(&*self.backbone, views, &mode)?;
-        let z = self.projector.forward(&vectors, &mode.with_stat_groups(views.len()))?;
+    fn networks(&self) -> Networks<'_> {
+        self.net.networks()
+    }
+
+    fn student_outputs(&self, views: &[Tensor], _first: usize, mode: &Mode) -> Result<Vec<Tensor>> {
+        self.net.branch.vectors(views, mode)
+    }
+
+    fn objective(&mut self, outputs: &Outputs, at: &At) -> Result<LossOutput> {
+        let z = self.net.branch.head.forward(&rows(&outputs.student[0])?, &at.mode().with_stat_groups(2))?;
         let correlation = correlation(&z)?;
         let loss = (self.target.loss(&correlation)? * self.config.scale)?;
         let own = (correlation.detach() * &self.target.identity)?.sum_all()?;
+        let [embedding, partner] = halves(&z.detach())?;
         Ok(LossOutput {
             loss,
-            embedding: z.detach().narrow(0, 0, n)?,
+            embedding,
+            partner: Some(partner),
+            assignments: None,
             metrics: vec![("correlation", (own / self.config.projection_dim as f64)?)],
         })
-    }
-
-    fn student(&self) -> &ParamStore {
-        &self.student
-    }
-
-    fn teacher(&self) -> Option<&ParamStore> {
-        None
-    }
-
-    fn encoder(&self) -> &dyn Encoder {
-        &*self.backbone
-    }
-
-    fn encoder_params(&self) -> ParamStore {
-        self.student.sub_store("backbone")
-    }
-
-    fn visit_state(&mut self, visitor: &mut dyn StateVisitor) -> Result<()> {
-        Ok(visitor.params("student", &self.student)?)
     }
 }
 

@@ -7,13 +7,16 @@
 use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
 use twinsight_augment::{ByolViews, ViewPlan};
-use twinsight_encoders::Encoder;
 use twinsight_kernels::l2_normalize;
-use twinsight_nn::{Builder, ParamStore, StateVisitor};
+use twinsight_nn::Mode;
 
 use crate::config::{defaults, ensure, read};
-use crate::networks::{check_views, encode_views, follow, momentum_at, start_teacher};
-use crate::{At, Keys, LossOutput, Method, MethodContext, MethodSpec, ProjectionHead, Result, ViewContext, views};
+use crate::heads::{HeadNorm, ProjectionHead};
+use crate::networks::{Pair, momentum_at, rows};
+use crate::simclr::halves;
+use crate::{
+    At, EncoderNeed, Keys, LossOutput, Method, MethodContext, MethodSpec, Networks, Outputs, Result, ViewContext, views,
+};
 
 /// The registry's entry.
 pub(crate) const SPEC: MethodSpec = MethodSpec {
@@ -21,6 +24,9 @@ pub(crate) const SPEC: MethodSpec = MethodSpec {
     title: "BYOL",
     paper: "Grill et al. 2020, Bootstrap Your Own Latent",
     summary: "no negatives: a student predicts what its own moving average sees in another view; small batches do",
+    encoder: EncoderNeed::Any,
+    needs: "64 images a batch will do; a second network as large as the first",
+    choose: "for small batches and images that are much alike; slow to start, strong in long runs",
     defaults: defaults::<ByolConfig>,
     views: |table, context| read::<ByolConfig>(NAME, table)?.plan(context),
     build: |table, context| Ok(Box::new(Byol::new(&read(NAME, table)?, context)?)),
@@ -30,7 +36,10 @@ pub(crate) const SPEC: MethodSpec = MethodSpec {
 const NAME: &str = "byol";
 
 const KEYS: &[(&str, &str)] = &[
-    ("momentum", "of the teacher at the start, growing to 1 by a cosine; 0 to 1 (0.996 in the paper)"),
+    (
+        "momentum",
+        "of the teacher at the start, growing to 1 by a cosine; 0 to 1 (0.996 in the paper); lower for runs of few steps",
+    ),
     ("hidden_dim", "hidden width of projector and predictor (4096 in the paper)"),
     ("projection_dim", "elements of a projection"),
 ];
@@ -52,22 +61,13 @@ pub struct ByolConfig {
 
 impl Default for ByolConfig {
     fn default() -> Self {
-        Self {
-            momentum: 0.99,
-            hidden_dim: 1024,
-            projection_dim: 256,
-            views: views::by_size(&ByolViews::small(), &ByolViews::default()),
-        }
+        Self { momentum: 0.99, hidden_dim: 1024, projection_dim: 256, views: views::by_size(ByolViews::for_size) }
     }
 }
 
 impl ByolConfig {
-    /// Two views of full size, made differently.
     fn plan(&self, context: &ViewContext) -> Result<ViewPlan> {
-        let views = views::resolve(&self.views, &ByolViews::for_size(context.image_size));
-        let plan = ViewPlan::byol(context.image_size, context.channels, &views).with_normalize(context.normalize.clone());
-        plan.check()?;
-        Ok(plan)
+        views::different(&self.views, ByolViews::for_size, context)
     }
 
     fn check(&self) -> Result<()> {
@@ -81,11 +81,7 @@ impl ByolConfig {
 pub struct Byol {
     config: ByolConfig,
     plan: ViewPlan,
-    online: Branch,
-    predictor: ProjectionHead,
-    student: ParamStore,
-    target: Branch,
-    teacher: ParamStore,
+    net: Pair<ProjectionHead, ProjectionHead>,
 }
 
 impl Byol {
@@ -96,16 +92,13 @@ impl Byol {
     pub fn new(config: &ByolConfig, context: &MethodContext) -> Result<Self> {
         config.check()?;
         let plan = config.plan(&context.view_context())?;
-        let b = Builder::new(context.seed, &context.device);
-        let online = Branch::new(&b, config, context)?;
-        let dim = config.projection_dim;
-        let predictor = ProjectionHead::two_layers(&b.under("predictor"), dim, config.hidden_dim, dim, false)?;
-        let student = b.finish();
-        let b = Builder::new(context.seed, &context.device);
-        let target = Branch::new(&b, config, context)?;
-        let teacher = b.finish();
-        start_teacher(&teacher, &student)?;
-        Ok(Self { config: config.clone(), plan, online, predictor, student, target, teacher })
+        let (hidden, dim) = (config.hidden_dim, config.projection_dim);
+        let net = Pair::new(
+            context,
+            |b, inputs| ProjectionHead::normed(&b.under("projector"), &[inputs, hidden, dim], HeadNorm::None),
+            |b| ProjectionHead::normed(&b.under("predictor"), &[dim, hidden, dim], HeadNorm::None),
+        )?;
+        Ok(Self { config: config.clone(), plan, net })
     }
 }
 
@@ -114,65 +107,38 @@ impl Method for Byol {
         &self.plan
     }
 
-    fn loss(&mut self, views: &[Tensor], at: &At) -> Result<LossOutput> {
-        let n = check_views(&self.plan, views)?;
-        let mode = at.mode();
-        let projection = self.online.forward(views, &mode)?;
-        let prediction = self.predictor.forward(&projection, &mode.with_stat_groups(views.len()))?;
+    fn networks(&self) -> Networks<'_> {
+        self.net.networks(false)
+    }
+
+    fn student_outputs(&self, views: &[Tensor], _first: usize, mode: &Mode) -> Result<Vec<Tensor>> {
+        self.net.student.vectors(views, mode)
+    }
+
+    fn teacher_outputs(&self, views: &[Tensor], mode: &Mode) -> Result<Vec<Tensor>> {
+        self.net.teacher.vectors(views, mode)
+    }
+
+    fn objective(&mut self, outputs: &Outputs, at: &At) -> Result<LossOutput> {
+        let mode = at.mode().with_stat_groups(2);
+        let projection = self.net.student.head.forward(&rows(&outputs.student[0])?, &mode)?;
+        let prediction = self.net.predictor.forward(&projection, &mode)?;
         // Row i of the swapped targets is the other view's projection of the image in row i of the predictions.
-        let target = self.target.forward(views, &mode.without_grad())?;
-        let swapped = Tensor::cat(&[target.narrow(0, n, n)?, target.narrow(0, 0, n)?], 0)?;
+        let target = self.net.teacher.head.forward(&rows(&outputs.teacher[0])?, &mode.without_grad())?;
+        let [first, second] = halves(&target)?;
         let momentum = momentum_at(self.config.momentum, at.progress());
+        let [embedding, partner] = halves(&projection.detach())?;
         Ok(LossOutput {
-            loss: (negative_cosine(&prediction, &swapped)? + 1.0)?,
-            embedding: projection.detach().narrow(0, 0, n)?,
+            loss: (negative_cosine(&prediction, &Tensor::cat(&[second, first], 0)?)? + 1.0)?,
             metrics: vec![("momentum", Tensor::new(momentum as f32, projection.device())?)],
+            embedding,
+            partner: Some(partner),
+            assignments: None,
         })
     }
 
     fn after_step(&mut self, at: &At) -> Result<()> {
-        follow(&self.teacher, &self.student, momentum_at(self.config.momentum, at.progress()))
-    }
-
-    fn student(&self) -> &ParamStore {
-        &self.student
-    }
-
-    fn teacher(&self) -> Option<&ParamStore> {
-        Some(&self.teacher)
-    }
-
-    fn encoder(&self) -> &dyn Encoder {
-        &*self.online.backbone
-    }
-
-    fn encoder_params(&self) -> ParamStore {
-        self.student.sub_store("backbone")
-    }
-
-    fn visit_state(&mut self, visitor: &mut dyn StateVisitor) -> Result<()> {
-        visitor.params("student", &self.student)?;
-        Ok(visitor.params("teacher", &self.teacher)?)
-    }
-}
-
-/// What student and teacher both have.
-struct Branch {
-    backbone: Box<dyn Encoder>,
-    projector: ProjectionHead,
-}
-
-impl Branch {
-    fn new(b: &Builder, config: &ByolConfig, context: &MethodContext) -> Result<Self> {
-        let backbone = (context.encoder.build)(&context.encoder_config, &b.under("backbone"))?;
-        let (inputs, hidden) = (backbone.dim(), config.hidden_dim);
-        let projector = ProjectionHead::two_layers(&b.under("projector"), inputs, hidden, config.projection_dim, false)?;
-        Ok(Self { backbone, projector })
-    }
-
-    fn forward(&self, views: &[Tensor], mode: &twinsight_nn::Mode) -> Result<Tensor> {
-        let vectors = encode_views(&*self.backbone, views, mode)?;
-        self.projector.forward(&vectors, &mode.with_stat_groups(views.len()))
+        self.net.follow(momentum_at(self.config.momentum, at.progress()))
     }
 }
 

@@ -48,6 +48,14 @@ pub enum Error {
         /// What is wrong.
         reason: String,
     },
+    /// An encoder that the method cannot train.
+    #[error("{method} hides patches and needs a vision transformer, such as vit_mini or vit_tiny; {encoder} has none")]
+    EncoderKind {
+        /// The method.
+        method: &'static str,
+        /// The encoder.
+        encoder: &'static str,
+    },
     /// Batches that are not those of the view plan.
     #[error("view batches do not fit the plan: {0}")]
     BadViews(String),

@@ -20,10 +20,21 @@ pub struct HeadLayer {
     pub outputs: usize,
     /// Whether something is added to the product.
     pub bias: bool,
-    /// Batch norm after it.
-    pub norm: bool,
+    /// What normalises the product.
+    pub norm: HeadNorm,
     /// What comes last.
     pub activation: Activation,
+}
+
+/// The norm behind a linear layer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum HeadNorm {
+    /// None.
+    None,
+    /// Batch norm.
+    Batch,
+    /// Batch norm without scale and shift.
+    Plain,
 }
 
 /// A nonlinearity.
@@ -55,8 +66,8 @@ impl ProjectionHead {
             };
             index += 1;
             let mut norm = None;
-            if layer.norm {
-                norm = Some(BatchNorm::new(&b.under(index), layer.outputs, true)?);
+            if layer.norm != HeadNorm::None {
+                norm = Some(BatchNorm::new(&b.under(index), layer.outputs, layer.norm == HeadNorm::Batch)?);
                 index += 1;
             }
             index += usize::from(layer.activation != Activation::None);
@@ -65,27 +76,49 @@ impl ProjectionHead {
         Ok(Self { layers: built })
     }
 
-    /// Linear, batch norm, ReLU, linear, and batch norm again where `last_norm`: the head of SimCLR (with) and the heads of
-    /// BYOL (without). No layer has a bias: batch norm would undo the first's, and BYOL's own implementation has none in
-    /// the last, where the predictor's batch norm would undo it as well.
+    /// The heads of most methods: `widths` from input to output; linear layers without bias, each but the last with batch norm and ReLU
+    /// behind it, and behind the last one `last`. Batch norm would undo the bias of what it follows.
     ///
     /// # Errors
     /// A name that is taken.
-    pub fn two_layers(b: &Builder, inputs: usize, hidden: usize, outputs: usize, last_norm: bool) -> Result<Self> {
-        let first = HeadLayer { inputs, outputs: hidden, bias: false, norm: true, activation: Activation::Relu };
-        let second = HeadLayer { inputs: hidden, outputs, bias: false, norm: last_norm, activation: Activation::None };
-        Self::new(b, &[first, second], None)
+    pub fn normed(b: &Builder, widths: &[usize], last: HeadNorm) -> Result<Self> {
+        Self::layered(b, widths, HeadNorm::Batch, last, false)
     }
 
-    /// Two layers of linear, batch norm and ReLU, and a linear layer: the projector of Barlow Twins and VICReg. No layer has a
-    /// bias, as in their own programs (lightly's last one has).
+    /// Linear layers with biases and ReLU between them, without norms: the projector of MoCo v2.
     ///
     /// # Errors
     /// A name that is taken.
-    pub fn three_layers(b: &Builder, inputs: usize, hidden: usize, outputs: usize) -> Result<Self> {
-        let inner = |inputs| HeadLayer { inputs, outputs: hidden, bias: false, norm: true, activation: Activation::Relu };
-        let last = HeadLayer { inputs: hidden, outputs, bias: false, norm: false, activation: Activation::None };
-        Self::new(b, &[inner(inputs), inner(hidden), last], None)
+    pub fn plain(b: &Builder, widths: &[usize]) -> Result<Self> {
+        Self::layered(b, widths, HeadNorm::None, HeadNorm::None, true)
+    }
+
+    /// As [`ProjectionHead::normed`], with a bias in the last layer, which no norm follows: the predictor of SimSiam.
+    ///
+    /// # Errors
+    /// A name that is taken.
+    pub fn normed_with_bias(b: &Builder, widths: &[usize]) -> Result<Self> {
+        Self::layered(b, widths, HeadNorm::Batch, HeadNorm::None, true)
+    }
+
+    fn layered(b: &Builder, widths: &[usize], inner: HeadNorm, last: HeadNorm, bias: bool) -> Result<Self> {
+        let count = widths.len().saturating_sub(1);
+        let layers: Vec<HeadLayer> = widths
+            .windows(2)
+            .enumerate()
+            .map(|(i, pair)| {
+                let is_last = i + 1 == count;
+                let norm = if is_last { last } else { inner };
+                HeadLayer {
+                    inputs: pair[0],
+                    outputs: pair[1],
+                    bias: bias && norm == HeadNorm::None,
+                    norm,
+                    activation: if is_last { Activation::None } else { Activation::Relu },
+                }
+            })
+            .collect();
+        Self::new(b, &layers, None)
     }
 
     /// (N, inputs) to (N, outputs).
@@ -139,8 +172,8 @@ impl DinoHead {
     pub fn new(b: &Builder, inputs: usize, shape: &DinoHeadShape) -> Result<Self> {
         let DinoHeadShape { hidden, bottleneck, outputs, norm_last_layer, batch_norm } = *shape;
         let layer = |inputs, outputs, activation| {
-            let norm = batch_norm && activation == Activation::Gelu;
-            HeadLayer { inputs, outputs, bias: !norm, norm, activation }
+            let norm = if batch_norm && activation == Activation::Gelu { HeadNorm::Batch } else { HeadNorm::None };
+            HeadLayer { inputs, outputs, bias: norm == HeadNorm::None, norm, activation }
         };
         let layers = [
             layer(inputs, hidden, Activation::Gelu),
@@ -179,7 +212,7 @@ mod tests {
     #[test]
     fn names_are_those_of_lightly() -> Result<()> {
         let b = Builder::new(0, &Device::Cpu);
-        ProjectionHead::two_layers(&b, 8, 16, 4, true)?;
+        ProjectionHead::normed(&b, &[8, 16, 4], HeadNorm::Batch)?;
         let norm = |i: usize| ["weight", "bias", "running_mean", "running_var"].map(|n| format!("layers.{i}.{n}")).to_vec();
         let mut want = vec!["layers.0.weight".to_string()];
         want.extend(norm(1));

@@ -2,9 +2,13 @@
 
 use toml::{Table, Value};
 use twinsight_augment::ViewPlan;
+use twinsight_encoders::Kind;
 
 use crate::views::BY_SIZE;
-use crate::{Error, Method, MethodContext, Result, ViewContext, barlow_twins, byol, dino, simclr};
+use crate::{
+    Error, Method, MethodContext, Result, ViewContext, barlow_twins, byol, dcl, dino, moco_v2, moco_v3, nnclr, simclr, simsiam,
+    swav, vicreg,
+};
 
 /// A method that can be built by name.
 pub struct MethodSpec {
@@ -16,6 +20,12 @@ pub struct MethodSpec {
     pub paper: &'static str,
     /// One line about it.
     pub summary: &'static str,
+    /// Which encoders it can train.
+    pub encoder: EncoderNeed,
+    /// What it needs of batch size and memory.
+    pub needs: &'static str,
+    /// When to choose it.
+    pub choose: &'static str,
     /// Every setting with its default.
     pub defaults: fn() -> Table,
     /// The views that it needs, from settings (missing ones are defaults) and what the views are made for.
@@ -24,6 +34,28 @@ pub struct MethodSpec {
     pub build: fn(&Table, &MethodContext) -> Result<Box<dyn Method>>,
     /// What every setting means.
     pub keys: Keys,
+}
+
+/// Which encoders a method can train.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum EncoderNeed {
+    /// Any.
+    Any,
+    /// Vision transformers, whose patches it hides.
+    Vit,
+}
+
+impl EncoderNeed {
+    /// Refuses an encoder of `context` that `method` cannot train.
+    ///
+    /// # Errors
+    /// The encoder's name, and which would do.
+    pub(crate) fn check(self, method: &'static str, context: &MethodContext) -> Result<()> {
+        match (self, context.encoder.kind) {
+            (Self::Vit, Kind::Cnn) => Err(Error::EncoderKind { method, encoder: context.encoder.name }),
+            _ => Ok(()),
+        }
+    }
 }
 
 /// A setting and what it means.
@@ -67,7 +99,20 @@ impl std::fmt::Debug for MethodSpec {
 }
 
 /// Every method there is.
-pub static METHODS: &[MethodSpec] = &[simclr::SPEC, barlow_twins::SPEC, byol::SPEC, dino::SPEC];
+pub static METHODS: &[MethodSpec] = &[
+    simclr::SPEC,
+    dcl::SPEC,
+    dcl::WEIGHTED_SPEC,
+    nnclr::SPEC,
+    moco_v2::SPEC,
+    moco_v3::SPEC,
+    byol::SPEC,
+    simsiam::SPEC,
+    barlow_twins::SPEC,
+    vicreg::SPEC,
+    swav::SPEC,
+    dino::SPEC,
+];
 
 /// The method called `name`.
 ///
@@ -91,8 +136,8 @@ mod tests {
     fn an_unknown_name_offers_the_nearest() {
         let text = |name| method(name).expect_err("unknown").to_string();
         assert!(text("SimCLR").contains("did you mean `simclr`"));
-        assert!(text("dinov2").contains("did you mean `dino`"));
-        assert!(text("x").contains("simclr, barlow_twins, byol, dino"));
+        assert!(text("dinov3").contains("did you mean `dino`"));
+        assert!(text("x").contains("simclr, dcl, dclw, nnclr, moco_v2, moco_v3, byol"));
     }
 
     #[test]
@@ -103,7 +148,11 @@ mod tests {
             documented.sort();
             known.sort();
             assert_eq!(documented, known, "{}", spec.name);
-            assert!(spec.keys.iter().any(|k| k.key.starts_with("views.") && k.meaning.contains("image size decides")));
+            let by_size =
+                (spec.defaults)()["views"].as_table().is_some_and(|v| v.values().any(|v| v.as_float() == Some(BY_SIZE)));
+            let said = spec.keys.iter().any(|k| k.key.starts_with("views.") && k.meaning.contains("image size decides"));
+            assert_eq!(by_size, said, "{}", spec.name);
+            assert!(!spec.needs.is_empty() && !spec.choose.is_empty());
         }
     }
 }

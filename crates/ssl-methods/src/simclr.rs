@@ -1,15 +1,17 @@
 //! SimCLR (Chen et al. 2020): two views of an image attract each other, all other views of the batch repel.
 
-use candle_core::{D, DType, Tensor};
+use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
 use twinsight_augment::{SimclrViews, ViewPlan};
-use twinsight_encoders::Encoder;
-use twinsight_kernels::{cross_entropy_soft, l2_normalize, linear};
-use twinsight_nn::{Builder, ParamStore, StateVisitor};
+use twinsight_nn::Mode;
 
 use crate::config::{defaults, ensure, read};
-use crate::networks::{check_views, encode_views};
-use crate::{At, Keys, LossOutput, Method, MethodContext, MethodSpec, ProjectionHead, Result, ViewContext, views};
+use crate::contrast::PairTable;
+use crate::heads::{HeadNorm, ProjectionHead};
+use crate::networks::{Single, rows};
+use crate::{
+    At, EncoderNeed, Keys, LossOutput, Method, MethodContext, MethodSpec, Networks, Outputs, Result, ViewContext, views,
+};
 
 /// The registry's entry.
 pub(crate) const SPEC: MethodSpec = MethodSpec {
@@ -17,6 +19,9 @@ pub(crate) const SPEC: MethodSpec = MethodSpec {
     title: "SimCLR",
     paper: "Chen et al. 2020, A Simple Framework for Contrastive Learning of Visual Representations",
     summary: "contrastive: two views of an image attract, all other views of the batch repel; likes large batches",
+    encoder: EncoderNeed::Any,
+    needs: "hundreds of images a batch, better thousands (`--micro-batch` makes any batch fit); no second network",
+    choose: "the baseline to begin with: simple, steady, and its loss tells how far it is",
     defaults: defaults::<SimClrConfig>,
     views: |table, context| read::<SimClrConfig>(NAME, table)?.plan(context),
     build: |table, context| Ok(Box::new(SimClr::new(&read(NAME, table)?, context)?)),
@@ -26,7 +31,11 @@ pub(crate) const SPEC: MethodSpec = MethodSpec {
 const NAME: &str = "simclr";
 
 const KEYS: &[(&str, &str)] = &[
-    ("temperature", "divides similarities; over 0 (0.5 for small images, 0.1 for ImageNet)"),
+    (
+        "temperature",
+        "divides similarities; over 0 (0.5 for small images, 0.1 for ImageNet); lower tells near images apart, higher forgives \
+         batches that hold many images of one kind",
+    ),
     ("hidden_dim", "hidden width of the projector; 0: as wide as the encoder's vectors"),
     ("projection_dim", "elements of a projection"),
 ];
@@ -47,22 +56,13 @@ pub struct SimClrConfig {
 
 impl Default for SimClrConfig {
     fn default() -> Self {
-        Self {
-            temperature: 0.5,
-            hidden_dim: 0,
-            projection_dim: 128,
-            views: views::by_size(&SimclrViews::small(), &SimclrViews::default()),
-        }
+        Self { temperature: 0.5, hidden_dim: 0, projection_dim: 128, views: views::by_size(SimclrViews::for_size) }
     }
 }
 
 impl SimClrConfig {
-    /// Two views of full size.
     fn plan(&self, context: &ViewContext) -> Result<ViewPlan> {
-        let views = views::resolve(&self.views, &SimclrViews::for_size(context.image_size));
-        let plan = ViewPlan::simclr(context.image_size, context.channels, &views).with_normalize(context.normalize.clone());
-        plan.check()?;
-        Ok(plan)
+        views::alike(&self.views, SimclrViews::for_size, context)
     }
 
     fn check(&self) -> Result<()> {
@@ -75,9 +75,7 @@ impl SimClrConfig {
 pub struct SimClr {
     config: SimClrConfig,
     plan: ViewPlan,
-    backbone: Box<dyn Encoder>,
-    projector: ProjectionHead,
-    student: ParamStore,
+    net: Single<ProjectionHead>,
 }
 
 impl SimClr {
@@ -88,12 +86,11 @@ impl SimClr {
     pub fn new(config: &SimClrConfig, context: &MethodContext) -> Result<Self> {
         config.check()?;
         let plan = config.plan(&context.view_context())?;
-        let b = Builder::new(context.seed, &context.device);
-        let backbone = (context.encoder.build)(&context.encoder_config, &b.under("backbone"))?;
-        let dim = backbone.dim();
-        let hidden = if config.hidden_dim == 0 { dim } else { config.hidden_dim };
-        let projector = ProjectionHead::two_layers(&b.under("projector"), dim, hidden, config.projection_dim, true)?;
-        Ok(Self { config: config.clone(), plan, backbone, projector, student: b.finish() })
+        let net = Single::new(context, |b, dim| {
+            let hidden = if config.hidden_dim == 0 { dim } else { config.hidden_dim };
+            ProjectionHead::normed(&b.under("projector"), &[dim, hidden, config.projection_dim], HeadNorm::Batch)
+        })?;
+        Ok(Self { config: config.clone(), plan, net })
     }
 }
 
@@ -102,40 +99,36 @@ impl Method for SimClr {
         &self.plan
     }
 
-    fn loss(&mut self, views: &[Tensor], at: &At) -> Result<LossOutput> {
-        let n = check_views(&self.plan, views)?;
-        let mode = at.mode();
-        let vectors = encode_views(&*self.backbone, views, &mode)?;
-        let z = self.projector.forward(&vectors, &mode.with_stat_groups(views.len()))?;
-        let logits = similarities(&z, self.config.temperature)?;
-        let targets = partners(n, &z)?;
-        let found = logits.detach().argmax(D::Minus1)?.eq(&targets.argmax(D::Minus1)?)?;
+    fn networks(&self) -> Networks<'_> {
+        self.net.networks()
+    }
+
+    fn student_outputs(&self, views: &[Tensor], _first: usize, mode: &Mode) -> Result<Vec<Tensor>> {
+        self.net.branch.vectors(views, mode)
+    }
+
+    fn objective(&mut self, outputs: &Outputs, at: &At) -> Result<LossOutput> {
+        let z = self.net.branch.head.forward(&rows(&outputs.student[0])?, &at.mode().with_stat_groups(2))?;
+        let [a, b] = halves(&z)?;
+        let table = PairTable::new(&a, &b, self.config.temperature)?;
         Ok(LossOutput {
-            loss: cross_entropy_soft(&logits, &targets)?,
-            embedding: z.detach().narrow(0, 0, n)?,
-            metrics: vec![("contrastive_accuracy", found.to_dtype(DType::F32)?.mean_all()?)],
+            loss: pair_loss(&table)?,
+            embedding: a.detach(),
+            partner: Some(b.detach()),
+            assignments: None,
+            metrics: vec![("contrastive_accuracy", table.accuracy()?)],
         })
     }
+}
 
-    fn student(&self) -> &ParamStore {
-        &self.student
-    }
+/// The first and the second view's rows of (2 N, D).
+pub(crate) fn halves(z: &Tensor) -> Result<[Tensor; 2]> {
+    let n = z.dim(0)? / 2;
+    Ok([z.narrow(0, 0, n)?, z.narrow(0, n, n)?])
+}
 
-    fn teacher(&self) -> Option<&ParamStore> {
-        None
-    }
-
-    fn encoder(&self) -> &dyn Encoder {
-        &*self.backbone
-    }
-
-    fn encoder_params(&self) -> ParamStore {
-        self.student.sub_store("backbone")
-    }
-
-    fn visit_state(&mut self, visitor: &mut dyn StateVisitor) -> Result<()> {
-        Ok(visitor.params("student", &self.student)?)
-    }
+fn pair_loss(table: &PairTable) -> Result<Tensor> {
+    Ok((table.log_sum_all()? - table.positives())?.mean_all()?)
 }
 
 /// The normalised temperature-scaled cross-entropy of Chen et al. 2020: for each of the 2 N projections, the cross-entropy of
@@ -149,33 +142,13 @@ impl Method for SimClr {
 /// # Errors
 /// When shapes differ.
 pub fn nt_xent(a: &Tensor, b: &Tensor, temperature: f64) -> Result<Tensor> {
-    let z = Tensor::cat(&[a, b], 0)?;
-    Ok(cross_entropy_soft(&similarities(&z, temperature)?, &partners(a.dim(0)?, &z)?)?)
-}
-
-/// (2 N, 2 N) cosine similarities over `temperature`, those of a row with itself so low that it is never chosen.
-fn similarities(z: &Tensor, temperature: f64) -> Result<Tensor> {
-    let rows = z.dim(0)?;
-    let z = l2_normalize(z, 1e-12)?;
-    let logits = (linear(&z, &z, None)? * (1.0 / temperature))?;
-    let itself = (Tensor::eye(rows, DType::F32, z.device())? * -1e9)?;
-    Ok((logits + itself)?)
-}
-
-/// (2 N, 2 N), 1 where row i and column i ± N are views of one image.
-fn partners(n: usize, like: &Tensor) -> Result<Tensor> {
-    let mut targets = vec![0f32; 4 * n * n];
-    for i in 0..n {
-        targets[i * 2 * n + i + n] = 1.0;
-        targets[(i + n) * 2 * n + i] = 1.0;
-    }
-    Ok(Tensor::from_vec(targets, (2 * n, 2 * n), like.device())?)
+    pair_loss(&PairTable::new(a, b, temperature)?)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use candle_core::{Device, Var};
+    use candle_core::{DType, Device, Var};
     use twinsight_test_support::{Golden, assert_close};
 
     #[test]

@@ -7,7 +7,7 @@
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 use twinsight_encoders::{EncoderConfig, Stem};
-use twinsight_nn::{OptimizerConfig, Precision};
+use twinsight_nn::{NormKind, OptimizerConfig, Precision};
 use twinsight_ssl_methods::{METHODS, method};
 
 use crate::layers::{Layer, dotted_keys, merge, nearest, value_at};
@@ -25,6 +25,10 @@ pub struct RunConfig {
     pub epochs: u64,
     /// Images a step.
     pub batch: usize,
+    /// Images that go through the encoder at a time; 0: the whole batch. Gradients stay those of the batch, at the cost of a second pass
+    /// forward; batch norm's statistics are those of the part.
+    #[serde(default)]
+    pub micro_batch: usize,
     /// Decides weights, order of images and views.
     pub seed: u64,
     /// Where images come from and how they are prepared.
@@ -79,6 +83,9 @@ pub struct NetworkConfig {
     pub drop_path: f64,
     /// Of ResNets: every block starts as the identity (its last batch norm at 0).
     pub zero_init_residual: bool,
+    /// Of ResNets: `batch` norm, or `group` norm, whose statistics are each image's own.
+    #[serde(default)]
+    pub norm: NormKind,
     /// `f32`, or `bf16` to keep what ResNets' blocks need for the backward pass in half the memory.
     #[serde(default)]
     pub precision: Precision,
@@ -257,6 +264,7 @@ impl RunConfig {
             patch: (self.network.patch > 0).then_some(self.network.patch),
             drop_path: self.network.drop_path,
             zero_init_residual: self.network.zero_init_residual,
+            norm: self.network.norm,
         }
     }
 
@@ -281,6 +289,7 @@ impl RunConfig {
         one_of("log.on_collapse", &self.log.on_collapse, &["stop", "warn"])?;
         within("epochs", self.epochs as f64, 1.0, 1e6)?;
         within("batch", self.batch as f64, 2.0, 1e6)?;
+        within("micro_batch", self.micro_batch as f64, 0.0, 1e6)?;
         within("data.image_size", self.data.image_size as f64, 0.0, 4096.0)?;
         within("data.held_out", self.data.held_out, 0.0, 0.5)?;
         within("data.workers", self.data.workers as f64, 0.0, 1024.0)?;
@@ -323,6 +332,7 @@ fn defaults() -> Table {
         encoder: "resnet_mini".into(),
         epochs: 20,
         batch: 256,
+        micro_batch: 0,
         seed: 0,
         data: DataConfig {
             path: String::new(),
@@ -340,6 +350,7 @@ fn defaults() -> Table {
             patch: 0,
             drop_path: 0.0,
             zero_init_residual: false,
+            norm: NormKind::Batch,
             precision: Precision::F32,
         },
         optimizer: OptimizerSettings {

@@ -44,6 +44,46 @@ pub static RECIPES: &[RecipeSpec] = &[
         toml: include_str!("../recipes/dino-small.toml"),
     },
     RecipeSpec {
+        name: "dcl-small",
+        summary: "DCL for a few thousand small images on a CPU; the default of `--method dcl`",
+        toml: include_str!("../recipes/dcl-small.toml"),
+    },
+    RecipeSpec {
+        name: "dclw-small",
+        summary: "DCLW for a few thousand small images on a CPU; the default of `--method dclw`",
+        toml: include_str!("../recipes/dclw-small.toml"),
+    },
+    RecipeSpec {
+        name: "nnclr-small",
+        summary: "NNCLR for a few thousand small images on a CPU; the default of `--method nnclr`",
+        toml: include_str!("../recipes/nnclr-small.toml"),
+    },
+    RecipeSpec {
+        name: "moco_v2-small",
+        summary: "MoCo v2 for a few thousand small images on a CPU; the default of `--method moco_v2`",
+        toml: include_str!("../recipes/moco_v2-small.toml"),
+    },
+    RecipeSpec {
+        name: "moco_v3-small",
+        summary: "MoCo v3 for a few thousand small images on a CPU; the default of `--method moco_v3`",
+        toml: include_str!("../recipes/moco_v3-small.toml"),
+    },
+    RecipeSpec {
+        name: "simsiam-small",
+        summary: "SimSiam for a few thousand small images on a CPU; the default of `--method simsiam`",
+        toml: include_str!("../recipes/simsiam-small.toml"),
+    },
+    RecipeSpec {
+        name: "vicreg-small",
+        summary: "VICReg for a few thousand small images on a CPU; the default of `--method vicreg`",
+        toml: include_str!("../recipes/vicreg-small.toml"),
+    },
+    RecipeSpec {
+        name: "swav-small",
+        summary: "SwAV for a few thousand small images on a CPU; the default of `--method swav`",
+        toml: include_str!("../recipes/swav-small.toml"),
+    },
+    RecipeSpec {
         name: "simclr-lightly-cifar10",
         summary: "lightly's published CIFAR-10 settings: ResNet-18, 200 epochs, batch 512 (a GPU's work)",
         toml: include_str!("../recipes/simclr-lightly-cifar10.toml"),

@@ -13,8 +13,8 @@ use candle_core::{DType, Device, Tensor};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use twinsight_datasets::Dataset;
-use twinsight_nn::{Gradients, Mode, Optimizer, Schedule, Shape as ScheduleShape, StateLoader, StateSaver, StateVisitor};
-use twinsight_ssl_methods::{At, Method, MethodContext, method};
+use twinsight_nn::{Mode, Optimizer, Schedule, Shape as ScheduleShape, StateLoader, StateSaver, StateVisitor};
+use twinsight_ssl_methods::{At, Backward, Method, MethodContext, backward, method};
 
 use crate::config::RunConfig;
 use crate::data::{RunData, normalize};
@@ -305,17 +305,17 @@ impl Trainer {
             };
             let rate = lr.at(step);
             let batch = loader.next_batch()?;
-            let out = self.method.loss(&batch.views, &at)?;
+            let Backward { output: out, gradients } = backward(&mut *self.method, &batch.views, &at, self.config.micro_batch)?;
+            drop(batch);
             let loss = f64::from(out.loss.to_dtype(DType::F32)?.to_scalar::<f32>()?);
-            if let Some(found) = self.state.watch.loss(step, loss, rate, &self.config.method) {
+            let bad = self.state.watch.loss(step, loss, rate, &self.config.method);
+            let (Some(mut gradients), None) = (gradients, &bad) else {
                 // The update is not made: weights and checkpoints stay as good as they were.
+                let found = bad.unwrap_or_else(|| self.state.watch.gradient(step, "the step has no gradients", rate));
                 metrics.append(&json!({"event": "diverged", "step": step, "finding": found.finding}))?;
                 metrics.sync()?;
                 return Err(Error::Diverged(found));
-            }
-            let store = out.loss.backward()?;
-            let mut gradients = Gradients::collect(&store, self.method.student())?;
-            drop(store);
+            };
             if let Err(e) = gradients.check_finite() {
                 let found = self.state.watch.gradient(step, &e.to_string(), rate);
                 metrics.append(&json!({"event": "diverged", "step": step, "finding": found.finding}))?;
@@ -336,7 +336,7 @@ impl Trainer {
             images += self.config.batch as u64;
             let epoch_done = self.state.step.is_multiple_of(self.per_epoch);
             let logged = self.state.step.is_multiple_of(self.config.log.every) || epoch_done || self.state.step == total;
-            let health = if logged { Some(Health::of(&out.embedding)?) } else { None };
+            let health = if logged { Some(Health::of(&out)?) } else { None };
             let report = StepReport {
                 step: self.state.step,
                 epoch: at.epoch,
@@ -348,16 +348,18 @@ impl Trainer {
             };
             if let Some(health) = health {
                 self.log(&report, health, &out.metrics, decay.at(step), metrics, events)?;
-                if let Some(found) = self.state.watch.health(step, health, &self.config.method) {
-                    if self.config.log.on_collapse == "stop" {
-                        metrics.append(&json!({"event": "collapsed", "step": step, "finding": found.finding}))?;
-                        events.flush()?;
-                        self.save(metrics)?;
-                        return Err(Error::Diverged(found));
-                    }
-                    observer.event(&Event::Note(format!("warning: {}", found.finding)));
-                    self.state.watch = Watch::default();
+            }
+            let grown = self.state.watch.trend(step, loss, rate, &self.config.method);
+            let found = health.and_then(|h| self.state.watch.health(step, &h, &self.config.method));
+            if let Some(found) = found.or(grown) {
+                if self.config.log.on_collapse == "stop" {
+                    metrics.append(&json!({"event": "collapsed", "step": step, "finding": found.finding}))?;
+                    events.flush()?;
+                    self.save(metrics)?;
+                    return Err(Error::Diverged(found));
                 }
+                observer.event(&Event::Note(format!("warning: {}. {}", found.finding, found.advice)));
+                self.state.watch = Watch::default();
             }
             observer.event(&Event::Step(report));
             drop(out);
@@ -394,9 +396,16 @@ impl Trainer {
             ("train/weight_decay", weight_decay),
             ("health/feature_std", health.feature_std),
             ("health/effective_rank", health.effective_rank),
+            ("health/uniformity", health.uniformity),
             ("speed/images_per_s", report.images_per_s),
             ("speed/wait_share", report.wait_share),
         ];
+        let more = [
+            ("health/alignment", health.alignment),
+            ("health/teacher_entropy", health.assignment_entropy),
+            ("health/prototype_usage", health.prototype_usage),
+        ];
+        values.extend(more.iter().filter_map(|&(name, value)| Some((name, value?))));
         let mut named: Vec<(String, f64)> = Vec::new();
         for (name, value) in extra {
             named.push((format!("method/{name}"), f64::from(value.to_dtype(DType::F32)?.to_scalar::<f32>()?)));
@@ -504,7 +513,7 @@ impl Trainer {
         let s = &mut self.state;
         visitor.counter("loop.step", &mut s.step)?;
         visitor.counter("loop.metrics_bytes", &mut s.metrics_bytes)?;
-        visitor.counter("loop.collapsed", &mut s.watch.collapsed)?;
+        s.watch.visit_state(visitor)?;
         visitor.scalar("loop.seconds", &mut s.seconds)?;
         visitor.scalar("loop.knn_pixels", &mut s.pixels)?;
         visitor.scalar("loop.knn_random", &mut s.random)?;

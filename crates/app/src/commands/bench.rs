@@ -20,6 +20,7 @@ pub fn step(args: &BenchStepArgs, output: &Output) -> Result<ExitCode> {
         batch: args.batch,
         size: args.size,
         local_size: args.local_size,
+        micro_batch: args.micro_batch,
         precision: match args.precision {
             PrecisionArg::F32 => Precision::F32,
             PrecisionArg::Bf16 => Precision::Bf16,

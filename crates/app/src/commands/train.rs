@@ -12,7 +12,7 @@ use twinsight_train::observe::Progress;
 use twinsight_train::{Outcome, RunConfig, Trainer};
 
 use super::{free_folder, layers, set_in};
-use crate::cli::{Labels, ResumeArgs, TrainArgs};
+use crate::cli::{Labels, OnCollapse, ResumeArgs, TrainArgs};
 use crate::output::Output;
 
 /// `train`.
@@ -34,6 +34,16 @@ pub fn run(args: &TrainArgs, output: &Output) -> Result<ExitCode> {
     }
     if let Some(batch) = args.batch {
         options.insert("batch".into(), Value::Integer(batch as i64));
+    }
+    if let Some(part) = args.micro_batch {
+        options.insert("micro_batch".into(), Value::Integer(part as i64));
+    }
+    if let Some(what) = args.on_collapse {
+        let word = match what {
+            OnCollapse::Stop => "stop",
+            OnCollapse::Warn => "warn",
+        };
+        set_in(&mut options, "log", "on_collapse", word.into());
     }
     if let Some(precision) = args.precision {
         set_in(&mut options, "network", "precision", precision.name().into());

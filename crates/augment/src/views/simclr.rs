@@ -29,4 +29,10 @@ impl ViewPlan {
         let scale = (views.crop_scale_min, views.crop_scale_max);
         Self::new(vec![("view", 2, views.spec(size, scale, views.blur_p, views.solarize_p))], channels)
     }
+
+    /// One view of `size` pixels (group `view`), for methods that compare an image with itself.
+    pub fn single(size: usize, channels: usize, views: &SimclrViews) -> Self {
+        let scale = (views.crop_scale_min, views.crop_scale_max);
+        Self::new(vec![("view", 1, views.spec(size, scale, views.blur_p, views.solarize_p))], channels)
+    }
 }

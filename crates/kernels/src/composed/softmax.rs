@@ -41,3 +41,24 @@ pub fn cross_entropy_soft(logits: &Tensor, targets: &Tensor) -> Result<Tensor> {
     let rows = logits.dim(0)? as f64;
     (log_softmax(logits)? * targets)?.sum_all()?.affine(-1.0 / rows, 0.0)
 }
+
+/// See [`crate::log_sum_exp`].
+///
+/// # Errors
+/// When a candle operation fails.
+pub fn log_sum_exp(x: &Tensor, except: &[[u32; 2]]) -> Result<Tensor> {
+    without(x, except)?.log_sum_exp(D::Minus1)
+}
+
+/// `x` with −1e30 added in the columns to leave out.
+pub(crate) fn without(x: &Tensor, except: &[[u32; 2]]) -> Result<Tensor> {
+    if except.is_empty() {
+        return Ok(x.clone());
+    }
+    let (rows, columns) = x.dims2()?;
+    let mut mask = vec![0f32; rows * columns];
+    for (row, entry) in mask.chunks_exact_mut(columns).zip(except) {
+        entry.iter().for_each(|&c| row[c as usize] = -1e30);
+    }
+    x + Tensor::from_vec(mask, (rows, columns), x.device())?
+}

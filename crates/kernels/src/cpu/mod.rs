@@ -6,6 +6,7 @@
 pub(crate) mod attention;
 pub(crate) mod batch_norm;
 pub(crate) mod block;
+pub(crate) mod contrast;
 pub(crate) mod conv;
 mod dense;
 pub(crate) mod elementwise;

@@ -4,13 +4,13 @@ use candle_core::Tensor;
 use twinsight_kernels::{BlockParts, ConvNorm as FusedConvNorm, Shortcut, conv_blocks};
 
 use crate::layers::norm::EPS;
-use crate::{BatchNorm, Builder, Conv2d, Conv2dConfig, Init, Mode, Result};
+use crate::{BatchNorm, Builder, Conv2d, Conv2dConfig, Init, Mode, Norm, NormKind, Result};
 
-/// A convolution without bias and the batch norm after it.
+/// A convolution without bias and the norm after it.
 #[derive(Debug, Clone)]
 pub struct ConvNorm {
     conv: Conv2d,
-    norm: BatchNorm,
+    norm: Norm,
 }
 
 impl ConvNorm {
@@ -19,14 +19,21 @@ impl ConvNorm {
     ///
     /// # Errors
     /// A name that is taken.
-    pub fn new(b: &Builder, names: [&str; 2], [inputs, outputs]: [usize; 2], kernel: usize, stride: usize) -> Result<Self> {
+    pub fn new(
+        b: &Builder,
+        names: [&str; 2],
+        [inputs, outputs]: [usize; 2],
+        kernel: usize,
+        stride: usize,
+        norm: NormKind,
+    ) -> Result<Self> {
         let config = Conv2dConfig { stride, padding: kernel / 2, ..Conv2dConfig::default() };
         let conv = Conv2d::new(&b.under(names[0]), inputs, outputs, kernel, config, false, Init::KaimingNormalFanOut)?;
-        Ok(Self { conv, norm: BatchNorm::new(&b.under(names[1]), outputs, true)? })
+        Ok(Self { conv, norm: Norm::new(&b.under(names[1]), outputs, norm)? })
     }
 
     /// The norm.
-    pub fn norm(&self) -> &BatchNorm {
+    pub fn norm(&self) -> &Norm {
         &self.norm
     }
 
@@ -37,7 +44,7 @@ impl ConvNorm {
 
     /// What the fused operation takes; none if a part of it is missing.
     fn parts(&self, mode: &Mode) -> Option<FusedConvNorm<'_>> {
-        let (scale, shift) = self.norm.affine(mode)?;
+        let (scale, shift) = self.norm.batch()?.affine(mode)?;
         let (weight, config) = self.conv.without_bias(mode)?;
         Some(FusedConvNorm { weight, scale, shift, config })
     }
@@ -126,9 +133,10 @@ pub fn residual_blocks<'a>(blocks: impl IntoIterator<Item = &'a ResidualBlock>, 
         return blocks.iter().try_fold(x.clone(), |x, block| block.one_by_one(&x, mode));
     };
     let out = conv_blocks(x, &parts, EPS, mode.stat_groups, mode.precision.keep())?;
-    let layers: Vec<_> = blocks.iter().flat_map(|block| block.path.iter().chain(block.side())).collect();
+    let layers = blocks.iter().flat_map(|block| block.path.iter().chain(block.side()));
+    let norms: Vec<&BatchNorm> = layers.filter_map(|layer| layer.norm.batch()).collect();
     // Every norm's batch is looked at before the first running statistic moves.
-    layers.iter().zip(&out.statistics).try_for_each(|(layer, seen)| layer.norm.check(seen))?;
-    layers.iter().zip(&out.statistics).try_for_each(|(layer, seen)| layer.norm.take_up(seen))?;
+    norms.iter().zip(&out.statistics).try_for_each(|(norm, seen)| norm.check(seen))?;
+    norms.iter().zip(&out.statistics).try_for_each(|(norm, seen)| norm.take_up(seen, mode))?;
     Ok(out.y)
 }

@@ -41,7 +41,9 @@ impl DropPath {
         let n = x.dim(0)?;
         let mut rng = mode.key.rng(&self.name);
         let kept = (1.0 / (1.0 - self.rate)) as f32;
-        let mask: Vec<f32> = (0..n).map(|_| if rng.random::<f64>() < self.rate { 0.0 } else { kept }).collect();
+        let places: Vec<usize> = mode.places(n).collect();
+        let draws: Vec<f64> = (0..=places.iter().copied().max().unwrap_or(0)).map(|_| rng.random()).collect();
+        let mask: Vec<f32> = places.iter().map(|&i| if draws[i] < self.rate { 0.0 } else { kept }).collect();
         let mut shape = vec![1; x.rank()];
         shape[0] = n;
         Ok(x.broadcast_mul(&Tensor::from_vec(mask, shape, x.device())?)?)

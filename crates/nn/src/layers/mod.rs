@@ -4,6 +4,7 @@ mod attention;
 mod block;
 mod conv;
 mod drop_path;
+mod group_norm;
 mod linear;
 mod norm;
 
@@ -11,5 +12,6 @@ pub use attention::{Attention, Mlp, TransformerLayers, transformer_blocks};
 pub use block::{BlockShortcut, ConvNorm, ResidualBlock, residual_blocks};
 pub use conv::Conv2d;
 pub use drop_path::DropPath;
+pub use group_norm::{GroupNorm, Norm, NormKind};
 pub use linear::{Linear, WeightNormLinear};
 pub use norm::{BatchNorm, LayerNorm, LayerScale};

@@ -66,7 +66,7 @@ impl BatchNorm {
         }
         let out = twinsight_kernels::batch_norm_train(x, weight, bias, residual, config)?;
         let count = x.elem_count() / x.dims()[x.rank() - 1] / mode.stat_groups;
-        self.take_up(&NormStatistics { mean: out.mean, var: out.var, count })?;
+        self.take_up(&NormStatistics { mean: out.mean, var: out.var, count }, mode)?;
         Ok(out.y)
     }
 
@@ -93,9 +93,12 @@ impl BatchNorm {
         Ok(())
     }
 
-    /// Moves the running statistics by what a pass saw, block after block.
-    pub(super) fn take_up(&self, seen: &NormStatistics) -> Result<()> {
+    /// Moves the running statistics by what a pass saw, block after block, if the pass's mode says so.
+    pub(super) fn take_up(&self, seen: &NormStatistics, mode: &Mode) -> Result<()> {
         self.check(seen)?;
+        if !mode.observe {
+            return Ok(());
+        }
         let groups = seen.mean.dims()[0];
         let unbiased = seen.count as f64 / (seen.count as f64 - 1.0);
         let (mut mean, mut var) = (self.mean.value().copy()?, self.var.value().copy()?);

@@ -12,8 +12,8 @@ use serde::Serialize;
 use twinsight_augment::Normalize;
 use twinsight_encoders::EncoderConfig;
 use twinsight_kernels::trace::{self, OpTotal};
-use twinsight_nn::{DrawKey, Gradients, Optimizer, OptimizerConfig, Precision};
-use twinsight_ssl_methods::{At, MethodContext, method};
+use twinsight_nn::{DrawKey, Optimizer, OptimizerConfig, Precision};
+use twinsight_ssl_methods::{At, MethodContext, backward, method};
 
 use crate::{Error, Result};
 
@@ -30,6 +30,8 @@ pub struct BenchStep {
     pub size: usize,
     /// Side of DINO's local views in pixels.
     pub local_size: usize,
+    /// Images in the encoder at a time; 0: the whole batch.
+    pub micro_batch: usize,
     /// The precision of the step.
     pub precision: Precision,
     /// Timed steps; one more is made before them, and one after them to count operations.
@@ -133,10 +135,8 @@ pub fn bench_step(bench: &BenchStep, tick: &mut dyn FnMut(usize)) -> Result<Benc
         let start = Instant::now();
         // Past the epochs in which DINO's last layer is frozen, so that a step does all its work.
         let at = At { step: 1000 + i as u64, epoch: 10, steps_per_epoch: 100, epochs: 100, seed: 0, precision: bench.precision };
-        let out = method.loss(&views, &at)?;
-        let store = out.loss.backward()?;
-        let mut gradients = Gradients::collect(&store, method.student())?;
-        drop(store);
+        let gradients = backward(&mut *method, &views, &at, bench.micro_batch)?.gradients;
+        let mut gradients = gradients.ok_or_else(|| Error::Config("the loss is not finite".into()))?;
         method.adjust_gradients(&mut gradients, &at)?;
         optimizer.step(&gradients, 0.01, weight_decay)?;
         method.after_step(&at)?;
