@@ -21,6 +21,7 @@ pub mod composed;
 mod contrast;
 mod conv;
 mod cpu;
+mod epps_pulley;
 mod layer_norm;
 mod linear;
 mod loss;
@@ -38,6 +39,7 @@ pub use block::{BlockParts, ConvBlockOutput, ConvNorm, Keep, NormStatistics, Sho
 pub use contrast::{log_sum_exp, row_max};
 pub use conv::{Conv2dConfig, conv2d};
 pub use cpu::simd::instruction_set;
+pub use epps_pulley::epps_pulley;
 pub use layer_norm::layer_norm;
 pub use linear::linear;
 pub use loss::cross_entropy_soft;

@@ -7,7 +7,7 @@ use candle_core::{D, DType, Device, Tensor, Var};
 use common::{agree, differentiate, finite_differences, flat, near, same_bits_for_any_threads, tensor, var};
 use proptest::prelude::*;
 use twinsight_kernels::{
-    BatchNormConfig, attention, batch_norm_eval, batch_norm_train, composed, cross_entropy_soft, gelu, global_avg_pool,
+    BatchNormConfig, attention, batch_norm_eval, batch_norm_train, composed, cross_entropy_soft, epps_pulley, gelu, global_avg_pool,
     l2_normalize, layer_norm, linear, log_softmax, log_sum_exp, max_pool2d, relu, row_max, softmax,
 };
 use twinsight_test_support::assert_close;
@@ -65,6 +65,12 @@ fn operations() -> Result<Vec<Op>> {
             vec![var(&[300, 67], 1)?],
             |t| log_sum_exp(&(&t[0] * 5.0)?, &[]),
             |t| composed::softmax::log_sum_exp(&(&t[0] * 5.0)?, &[]),
+        ),
+        (
+            "epps_pulley",
+            vec![var(&[2, 9, 35], 1)?],
+            |t| epps_pulley(&(&t[0] * 2.0)?, 17, 3.0),
+            |t| composed::epps_pulley(&(&t[0] * 2.0)?, 17, 3.0),
         ),
         (
             "layer_norm",

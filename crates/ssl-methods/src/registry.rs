@@ -6,7 +6,7 @@ use twinsight_encoders::Kind;
 
 use crate::views::BY_SIZE;
 use crate::{
-    Error, Method, MethodContext, Result, ViewContext, barlow_twins, byol, dcl, dino, moco_v2, moco_v3, nnclr, simclr, simsiam,
+    Error, Method, MethodContext, Result, ViewContext, barlow_twins, byol, dcl, dino, dinov2, ibot, lejepa, mae, moco_v2, moco_v3, nnclr, simclr, simsiam,
     swav, vicreg,
 };
 
@@ -112,6 +112,10 @@ pub static METHODS: &[MethodSpec] = &[
     vicreg::SPEC,
     swav::SPEC,
     dino::SPEC,
+    ibot::SPEC,
+    dinov2::SPEC,
+    lejepa::SPEC,
+    mae::SPEC,
 ];
 
 /// The method called `name`.
@@ -136,7 +140,7 @@ mod tests {
     fn an_unknown_name_offers_the_nearest() {
         let text = |name| method(name).expect_err("unknown").to_string();
         assert!(text("SimCLR").contains("did you mean `simclr`"));
-        assert!(text("dinov3").contains("did you mean `dino`"));
+        assert!(text("dinov3").contains("did you mean `dinov2`"));
         assert!(text("x").contains("simclr, dcl, dclw, nnclr, moco_v2, moco_v3, byol"));
     }
 

@@ -126,7 +126,8 @@ fn unknown_settings_are_refused_with_the_nearest() -> Result<()> {
         for key in (spec.defaults)().keys() {
             let misspelt = format!("{key}_");
             let table = Table::from_iter([(misspelt.clone(), Value::Integer(1))]);
-            let case = Case { spec, encoder: "resnet_mini", settings: table };
+            let encoder = if spec.encoder == EncoderNeed::Vit { "vit_mini" } else { "resnet_mini" };
+            let case = Case { spec, encoder, settings: table };
             let text = case.build(0).err().with_context(|| format!("{misspelt} was accepted"))?.to_string();
             ensure!(text.contains(&misspelt) && text.contains(&format!("did you mean `{key}")), "{text}");
         }
@@ -163,6 +164,14 @@ fn values_out_of_range_are_refused_by_name() -> Result<()> {
         ("vicreg", "projection_dim = 1"),
         ("swav", "epsilon = 0.0"),
         ("swav", "prototypes = 1"),
+        ("lejepa", "lambda = 1.0"),
+        ("lejepa", "knots = 1"),
+        ("ibot", "mask_probability = 0.0"),
+        ("ibot", "mask_ratio_min = 0.9"),
+        ("ibot", "centering = 'both'"),
+        ("dinov2", "koleo_weight = -1.0"),
+        ("mae", "mask_ratio = 1.0"),
+        ("mae", "decoder_dim = 30"),
         ("dino", "out_dim = 0"),
         ("dino", "bottleneck_dim = 0"),
         ("dino", "student_temperature = 0.0"),
@@ -174,7 +183,8 @@ fn values_out_of_range_are_refused_by_name() -> Result<()> {
     ];
     for (name, setting) in bad {
         let spec = twinsight_ssl_methods::method(name)?;
-        let case = Case { spec, encoder: "resnet_mini", settings: setting.parse()? };
+        let encoder = if spec.encoder == EncoderNeed::Vit { "vit_mini" } else { "resnet_mini" };
+        let case = Case { spec, encoder, settings: setting.parse()? };
         let text = case.build(0).err().with_context(|| format!("{name}: {setting} was accepted"))?.to_string();
         let key = setting.split(' ').next().unwrap_or_default();
         ensure!(text.contains(name) && text.contains(key), "{name}: {setting}: {text}");
@@ -191,6 +201,9 @@ fn views_that_do_not_fit_the_plan_are_refused() -> Result<()> {
         ensure!(method.loss(&views[1..], &at(0)).is_err(), "a view less was accepted");
         ensure!(method.loss(&[], &at(0)).is_err(), "no views were accepted");
         let mut small = views.clone();
+        if views.len() < 2 {
+            return Ok(());
+        }
         small[1] = small[1].narrow(0, 0, BATCH - 1)?;
         let text = method.loss(&small, &at(0)).err().context("a smaller batch was accepted")?.to_string();
         ensure!(text.contains("view 1"), "{text}");
@@ -395,13 +408,19 @@ fn cases() -> Result<Vec<Case>> {
                  freeze_prototypes_steps = 0\nviews = { local_scale_min = 0.2 }"
                     .parse()?
             }
+            "lejepa" => "hidden_dim = 32\nprojection_dim = 16\nslices = 32\nlocal_views = 2\nlambda = 0.2".parse()?,
+            "mae" => "decoder_dim = 32\ndecoder_depth = 1\ndecoder_heads = 2\nmask_ratio = 0.5".parse()?,
+            "ibot" | "dinov2" => {
+                "hidden_dim = 32\nbottleneck_dim = 16\nout_dim = 24\nlocal_views = 2\nmask_ratio_min = 0.3\nfreeze_last_layer_epochs = 0"
+                    .parse()?
+            }
             "dino" => "hidden_dim = 32\nbottleneck_dim = 16\nout_dim = 24\nlocal_views = 2".parse()?,
             _ => Table::new(),
         };
         if spec.encoder == EncoderNeed::Any {
             cases.push(Case { spec, encoder: "resnet_mini", settings: small.clone() });
         }
-        if matches!(spec.name, "dino" | "moco_v3") {
+        if matches!(spec.name, "dino" | "moco_v3" | "mae" | "ibot" | "dinov2") {
             cases.push(Case { spec, encoder: "vit_mini", settings: small });
         }
     }

@@ -84,6 +84,26 @@ pub static RECIPES: &[RecipeSpec] = &[
         toml: include_str!("../recipes/swav-small.toml"),
     },
     RecipeSpec {
+        name: "lejepa-small",
+        summary: "LeJEPA for a few thousand small images on a CPU; the default of `--method lejepa`",
+        toml: include_str!("../recipes/lejepa-small.toml"),
+    },
+    RecipeSpec {
+        name: "mae-small",
+        summary: "MAE for a few thousand small images on a CPU; the default of `--method mae`",
+        toml: include_str!("../recipes/mae-small.toml"),
+    },
+    RecipeSpec {
+        name: "ibot-small",
+        summary: "iBOT for a few thousand small images on a CPU; the default of `--method ibot`",
+        toml: include_str!("../recipes/ibot-small.toml"),
+    },
+    RecipeSpec {
+        name: "dinov2-small",
+        summary: "DINOv2 for a few thousand small images on a CPU; the default of `--method dinov2`",
+        toml: include_str!("../recipes/dinov2-small.toml"),
+    },
+    RecipeSpec {
         name: "simclr-lightly-cifar10",
         summary: "lightly's published CIFAR-10 settings: ResNet-18, 200 epochs, batch 512 (a GPU's work)",
         toml: include_str!("../recipes/simclr-lightly-cifar10.toml"),

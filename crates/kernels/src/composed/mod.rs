@@ -6,9 +6,12 @@
 pub mod activation;
 pub mod attention;
 pub mod conv;
+mod epps_pulley;
 pub mod linear;
 pub mod norm;
 pub mod pool;
 pub mod softmax;
 pub mod update;
 mod window;
+
+pub use epps_pulley::epps_pulley;

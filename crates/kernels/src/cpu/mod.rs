@@ -10,6 +10,7 @@ pub(crate) mod contrast;
 pub(crate) mod conv;
 mod dense;
 pub(crate) mod elementwise;
+pub(crate) mod epps_pulley;
 mod gather;
 mod half;
 mod heads;
