@@ -7,8 +7,8 @@ use candle_core::{D, DType, Device, Tensor, Var};
 use common::{agree, differentiate, finite_differences, flat, near, same_bits_for_any_threads, tensor, var};
 use proptest::prelude::*;
 use twinsight_kernels::{
-    BatchNormConfig, attention, batch_norm_eval, batch_norm_train, composed, cross_entropy_soft, epps_pulley, gelu, global_avg_pool,
-    l2_normalize, layer_norm, linear, log_softmax, log_sum_exp, max_pool2d, relu, row_max, softmax,
+    BatchNormConfig, attention, batch_norm_eval, batch_norm_train, composed, cross_entropy_soft, epps_pulley, gelu,
+    global_avg_pool, l2_normalize, layer_norm, linear, log_softmax, log_sum_exp, max_pool2d, relu, row_max, softmax,
 };
 use twinsight_test_support::assert_close;
 

@@ -177,16 +177,13 @@ impl IbotConfig {
         ] {
             ensure(name, (0.0..=1.0).contains(&value), key, value, "0 to 1")?;
         }
-        for (key, value) in
-            [("hidden_dim", self.hidden_dim), ("bottleneck_dim", self.bottleneck_dim), ("out_dim", self.out_dim)]
+        for (key, value) in [("hidden_dim", self.hidden_dim), ("bottleneck_dim", self.bottleneck_dim), ("out_dim", self.out_dim)]
         {
             ensure(name, value > 0, key, value, "at least 1")?;
         }
-        for (key, value) in [
-            ("clip_gradient", self.clip_gradient),
-            ("patch_weight", self.patch_weight),
-            ("koleo_weight", self.koleo_weight),
-        ] {
+        for (key, value) in
+            [("clip_gradient", self.clip_gradient), ("patch_weight", self.patch_weight), ("koleo_weight", self.koleo_weight)]
+        {
             ensure(name, value >= 0.0 && value.is_finite(), key, value, "0 or more")?;
         }
         let share = self.mask_probability;
@@ -334,8 +331,7 @@ impl Method for Ibot {
         let targets = self.targets(&teacher_views, &self.view_center, temperature)?;
         let (bottleneck, logits) = student.views.forward(&rows(&outputs.student[0])?, &mode)?;
         let per_view = |t: &Tensor, views: usize| t.reshape((views, n, k));
-        let view_loss =
-            between_views(&per_view(&logits, count)?, &per_view(&targets, GLOBAL_VIEWS)?, c.student_temperature)?;
+        let view_loss = between_views(&per_view(&logits, count)?, &per_view(&targets, GLOBAL_VIEWS)?, c.student_temperature)?;
 
         let hidden = self.hidden(&mode.with_stat_groups(GLOBAL_VIEWS), GLOBAL_VIEWS * n);
         let patches = self.side * self.side;

@@ -99,9 +99,7 @@ impl LeJepaConfig {
         let frequency = self.max_frequency;
         ensure(NAME, frequency > 0.0 && frequency.is_finite(), "max_frequency", frequency, "over 0")?;
         ensure(NAME, self.knots > 1, "knots", self.knots, "at least 2")?;
-        for (key, value) in
-            [("slices", self.slices), ("hidden_dim", self.hidden_dim), ("projection_dim", self.projection_dim)]
-        {
+        for (key, value) in [("slices", self.slices), ("hidden_dim", self.hidden_dim), ("projection_dim", self.projection_dim)] {
             ensure(NAME, value > 0, key, value, "at least 1")?;
         }
         Ok(())
@@ -210,8 +208,8 @@ fn invariance(z: &Tensor, large: usize) -> Result<Tensor> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use candle_core::Var;
     use crate::test::{golden_tensor, matches_golden};
+    use candle_core::Var;
     use twinsight_test_support::{Golden, assert_close};
 
     #[test]

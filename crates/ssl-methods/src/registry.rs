@@ -6,8 +6,8 @@ use twinsight_encoders::Kind;
 
 use crate::views::BY_SIZE;
 use crate::{
-    Error, Method, MethodContext, Result, ViewContext, barlow_twins, byol, dcl, dino, dinov2, ibot, lejepa, mae, moco_v2, moco_v3, nnclr, simclr, simsiam,
-    swav, vicreg,
+    Error, Method, MethodContext, Result, ViewContext, barlow_twins, byol, dcl, dino, dinov2, ibot, lejepa, mae, moco_v2,
+    moco_v3, nnclr, simclr, simsiam, swav, vicreg,
 };
 
 /// A method that can be built by name.

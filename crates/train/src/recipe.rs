@@ -113,6 +113,146 @@ pub static RECIPES: &[RecipeSpec] = &[
         summary: "lightly's published CIFAR-10 settings: ResNet-18, 200 epochs, batch 512 (a GPU's work)",
         toml: include_str!("../recipes/byol-lightly-cifar10.toml"),
     },
+    RecipeSpec {
+        name: "dcl-lightly-cifar10",
+        summary: "DCL with lightly's CIFAR-10 settings: ResNet-18, 200 epochs, batch 512 (a GPU's work)",
+        toml: include_str!("../recipes/dcl-lightly-cifar10.toml"),
+    },
+    RecipeSpec {
+        name: "nnclr-lightly-cifar10",
+        summary: "NNCLR with lightly's CIFAR-10 settings: ResNet-18, 200 epochs, batch 512 (a GPU's work)",
+        toml: include_str!("../recipes/nnclr-lightly-cifar10.toml"),
+    },
+    RecipeSpec {
+        name: "moco_v2-lightly-cifar10",
+        summary: "MoCo v2 with lightly's CIFAR-10 settings: ResNet-18, 200 epochs, batch 512 (a GPU's work)",
+        toml: include_str!("../recipes/moco_v2-lightly-cifar10.toml"),
+    },
+    RecipeSpec {
+        name: "simsiam-lightly-cifar10",
+        summary: "SimSiam with lightly's CIFAR-10 settings: ResNet-18, 200 epochs, batch 512 (a GPU's work)",
+        toml: include_str!("../recipes/simsiam-lightly-cifar10.toml"),
+    },
+    RecipeSpec {
+        name: "barlow_twins-lightly-cifar10",
+        summary: "Barlow Twins with lightly's CIFAR-10 settings: ResNet-18, 200 epochs, batch 512 (a GPU's work)",
+        toml: include_str!("../recipes/barlow_twins-lightly-cifar10.toml"),
+    },
+    RecipeSpec {
+        name: "swav-lightly-cifar10",
+        summary: "SwAV with lightly's CIFAR-10 settings: ResNet-18, 200 epochs, batch 512 (a GPU's work)",
+        toml: include_str!("../recipes/swav-lightly-cifar10.toml"),
+    },
+    RecipeSpec {
+        name: "dino-lightly-cifar10",
+        summary: "DINO with lightly's CIFAR-10 settings: ResNet-18, 200 epochs, batch 512 (a GPU's work)",
+        toml: include_str!("../recipes/dino-lightly-cifar10.toml"),
+    },
+    RecipeSpec {
+        name: "simclr-solo-cifar10",
+        summary: "SimCLR with solo-learn's CIFAR-10 settings: ResNet-18, 1000 epochs, batch 256 (a GPU's work)",
+        toml: include_str!("../recipes/simclr-solo-cifar10.toml"),
+    },
+    RecipeSpec {
+        name: "byol-solo-cifar10",
+        summary: "BYOL with solo-learn's CIFAR-10 settings: ResNet-18, 1000 epochs, batch 256 (a GPU's work)",
+        toml: include_str!("../recipes/byol-solo-cifar10.toml"),
+    },
+    RecipeSpec {
+        name: "barlow_twins-solo-cifar10",
+        summary: "Barlow Twins with solo-learn's CIFAR-10 settings: ResNet-18, 1000 epochs, batch 256 (a GPU's work)",
+        toml: include_str!("../recipes/barlow_twins-solo-cifar10.toml"),
+    },
+    RecipeSpec {
+        name: "vicreg-solo-cifar10",
+        summary: "VICReg with solo-learn's CIFAR-10 settings: ResNet-18, 1000 epochs, batch 256 (a GPU's work)",
+        toml: include_str!("../recipes/vicreg-solo-cifar10.toml"),
+    },
+    RecipeSpec {
+        name: "simsiam-solo-cifar10",
+        summary: "SimSiam with solo-learn's CIFAR-10 settings: ResNet-18, 1000 epochs, batch 256 (a GPU's work)",
+        toml: include_str!("../recipes/simsiam-solo-cifar10.toml"),
+    },
+    RecipeSpec {
+        name: "moco_v2-solo-cifar10",
+        summary: "MoCo v2 with solo-learn's CIFAR-10 settings: ResNet-18, 1000 epochs, batch 256 (a GPU's work)",
+        toml: include_str!("../recipes/moco_v2-solo-cifar10.toml"),
+    },
+    RecipeSpec {
+        name: "moco_v3-solo-cifar10",
+        summary: "MoCo v3 with solo-learn's CIFAR-10 settings: ResNet-18, 1000 epochs, batch 256 (a GPU's work)",
+        toml: include_str!("../recipes/moco_v3-solo-cifar10.toml"),
+    },
+    RecipeSpec {
+        name: "nnclr-solo-cifar10",
+        summary: "NNCLR with solo-learn's CIFAR-10 settings: ResNet-18, 1000 epochs, batch 256 (a GPU's work)",
+        toml: include_str!("../recipes/nnclr-solo-cifar10.toml"),
+    },
+    RecipeSpec {
+        name: "swav-solo-cifar10",
+        summary: "SwAV with solo-learn's CIFAR-10 settings: ResNet-18, 1000 epochs, batch 256 (a GPU's work)",
+        toml: include_str!("../recipes/swav-solo-cifar10.toml"),
+    },
+    RecipeSpec {
+        name: "dino-solo-cifar10",
+        summary: "DINO with solo-learn's CIFAR-10 settings: ResNet-18, 1000 epochs, batch 256 (a GPU's work)",
+        toml: include_str!("../recipes/dino-solo-cifar10.toml"),
+    },
+    RecipeSpec {
+        name: "simclr-paper",
+        summary: "SimCLR with its paper's ImageNet settings: ResNet-50, 1000 epochs, batch 4096 (many GPUs' work)",
+        toml: include_str!("../recipes/simclr-paper.toml"),
+    },
+    RecipeSpec {
+        name: "dcl-paper",
+        summary: "DCL with its paper's ImageNet settings: ResNet-50, 200 epochs, batch 256 (several GPUs' work)",
+        toml: include_str!("../recipes/dcl-paper.toml"),
+    },
+    RecipeSpec {
+        name: "nnclr-paper",
+        summary: "NNCLR with its paper's ImageNet settings: ResNet-50, 1000 epochs, batch 4096 (many GPUs' work)",
+        toml: include_str!("../recipes/nnclr-paper.toml"),
+    },
+    RecipeSpec {
+        name: "moco_v2-paper",
+        summary: "MoCo v2 with its paper's ImageNet settings: ResNet-50, 200 epochs, batch 256 (several GPUs' work)",
+        toml: include_str!("../recipes/moco_v2-paper.toml"),
+    },
+    RecipeSpec {
+        name: "moco_v3-paper",
+        summary: "MoCo v3 with its paper's ImageNet settings: ViT-S/16, 300 epochs, batch 4096 (many GPUs' work)",
+        toml: include_str!("../recipes/moco_v3-paper.toml"),
+    },
+    RecipeSpec {
+        name: "byol-paper",
+        summary: "BYOL with its paper's ImageNet settings: ResNet-50, 1000 epochs, batch 4096 (many GPUs' work)",
+        toml: include_str!("../recipes/byol-paper.toml"),
+    },
+    RecipeSpec {
+        name: "simsiam-paper",
+        summary: "SimSiam with its paper's ImageNet settings: ResNet-50, 100 epochs, batch 512 (several GPUs' work)",
+        toml: include_str!("../recipes/simsiam-paper.toml"),
+    },
+    RecipeSpec {
+        name: "barlow_twins-paper",
+        summary: "Barlow Twins with its paper's ImageNet settings: ResNet-50, 1000 epochs, batch 2048 (many GPUs' work)",
+        toml: include_str!("../recipes/barlow_twins-paper.toml"),
+    },
+    RecipeSpec {
+        name: "vicreg-paper",
+        summary: "VICReg with its paper's ImageNet settings: ResNet-50, 1000 epochs, batch 2048 (many GPUs' work)",
+        toml: include_str!("../recipes/vicreg-paper.toml"),
+    },
+    RecipeSpec {
+        name: "swav-paper",
+        summary: "SwAV with its paper's ImageNet settings: ResNet-50, 800 epochs, batch 4096 (many GPUs' work)",
+        toml: include_str!("../recipes/swav-paper.toml"),
+    },
+    RecipeSpec {
+        name: "dino-paper",
+        summary: "DINO with its paper's ImageNet settings: ViT-S/16, 800 epochs, batch 1024 (several GPUs' work)",
+        toml: include_str!("../recipes/dino-paper.toml"),
+    },
 ];
 
 impl RecipeSpec {
