@@ -70,7 +70,7 @@ fn normal(rng: &mut ChaCha8Rng, std: f64, count: usize) -> Vec<f32> {
 }
 
 /// Box and Muller 1958, the cosine half; two draws a value.
-fn standard_normal(rng: &mut ChaCha8Rng) -> f64 {
+pub(crate) fn standard_normal(rng: &mut ChaCha8Rng) -> f64 {
     let radius = (-2.0 * (1.0 - rng.random::<f64>()).ln()).sqrt();
     radius * (std::f64::consts::TAU * rng.random::<f64>()).cos()
 }

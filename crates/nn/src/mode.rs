@@ -4,6 +4,8 @@ use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng;
 use serde::{Deserialize, Serialize};
 
+use crate::init::standard_normal;
+
 /// The precision of a training step.
 ///
 /// On the CPU, products are computed in `f32` either way: bfloat16 dot products (`avx512_bf16`) were measured at half the rate of
@@ -129,6 +131,12 @@ impl DrawKey {
         }
         ChaCha8Rng::from_seed(bytes)
     }
+
+    /// `count` draws of a standard normal distribution from the stream of `name`.
+    pub fn normals(&self, name: &str, count: usize) -> Vec<f32> {
+        let mut rng = self.rng(name);
+        (0..count).map(|_| standard_normal(&mut rng) as f32).collect()
+    }
 }
 
 /// FNV-1a of a name, 64 bits: a hash that never changes between versions or machines.
@@ -159,5 +167,13 @@ mod tests {
         assert_eq!(mode.places(6).collect::<Vec<_>>(), [0, 1, 2, 3, 4, 5]);
         let part = mode.with_slice(BatchSlice { first: 2, of: 10 });
         assert_eq!(part.places(6).collect::<Vec<_>>(), [2, 3, 4, 12, 13, 14]);
+    }
+
+    #[test]
+    fn normals_are_normal() {
+        let x = DrawKey { seed: 1, step: 2, pass: 3 }.normals("x", 20_001);
+        let mean = x.iter().map(|&v| f64::from(v)).sum::<f64>() / 20_001.0;
+        let square = x.iter().map(|&v| f64::from(v).powi(2)).sum::<f64>() / 20_001.0;
+        assert!(mean.abs() < 0.03 && (square - 1.0).abs() < 0.05, "{mean} {square}");
     }
 }

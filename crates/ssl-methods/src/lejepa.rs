@@ -11,7 +11,6 @@ use crate::config::{defaults, ensure, read};
 use crate::dino::GLOBAL_VIEWS;
 use crate::heads::{HeadNorm, ProjectionHead};
 use crate::networks::{Single, rows};
-use crate::queue::directions;
 use crate::{
     At, EncoderNeed, Error, Keys, LossOutput, Method, MethodContext, MethodSpec, Networks, Outputs, Result, ViewContext, views,
 };
@@ -148,7 +147,7 @@ impl Method for LeJepa {
         // The views count as one batch for the head's batch norm: each view's own statistics would make its distribution standard.
         let z = self.net.branch.head.forward(&rows(&outputs.student[0])?, &at.mode())?.reshape((count, n, ()))?;
         let key = DrawKey { seed: at.seed, step: at.step, pass: 0 };
-        let slices = directions(key, "slices", c.slices * c.projection_dim);
+        let slices = key.normals("slices", c.slices * c.projection_dim);
         let slices = l2_normalize(&Tensor::from_vec(slices, (c.slices, c.projection_dim), z.device())?, 1e-12)?;
         let spread = sigreg(&z, &slices, c.knots, c.max_frequency)?;
         let agreement = invariance(&z, GLOBAL_VIEWS)?;
@@ -229,7 +228,7 @@ mod tests {
 
     #[test]
     fn a_gaussian_costs_less_than_a_point() -> anyhow::Result<()> {
-        let values = directions(DrawKey { seed: 0, step: 0, pass: 0 }, "x", 400 * 4);
+        let values = DrawKey { seed: 0, step: 0, pass: 0 }.normals("x", 400 * 4);
         let z = Var::from_vec(values, (1, 400, 4), &candle_core::Device::Cpu)?;
         let slices = l2_normalize(&z.get(0)?.narrow(0, 0, 16)?.detach(), 1e-12)?;
         let cost = |z: &Tensor| -> anyhow::Result<f32> { Ok(sigreg(z, &slices, 17, 3.0)?.to_scalar()?) };

@@ -18,7 +18,7 @@ pub(crate) struct Queue {
 impl Queue {
     /// A queue of `size` random directions of `dim` elements, as the reference implementations start.
     pub fn new(size: usize, dim: usize, seed: u64, device: &Device) -> Result<Self> {
-        let values = directions(DrawKey { seed, step: 0, pass: 0 }, "queue", size * dim);
+        let values = DrawKey { seed, step: 0, pass: 0 }.normals("queue", size * dim);
         let rows = l2_normalize(&Tensor::from_vec(values, (size, dim), device)?, 1e-12)?;
         Ok(Self { rows: Var::from_tensor(&rows)?, next: 0, filled: 0 })
     }
@@ -64,21 +64,6 @@ impl Queue {
     }
 }
 
-/// `count` draws of a standard normal distribution from the stream of `key` and `name`.
-pub(crate) fn directions(key: DrawKey, name: &str, count: usize) -> Vec<f32> {
-    use rand::Rng;
-    let mut rng = key.rng(name);
-    let mut values = Vec::with_capacity(count + 1);
-    while values.len() < count {
-        // Box and Muller 1958: two uniform draws make two normal ones.
-        let radius = (-2.0 * (1.0 - rng.random::<f64>()).ln()).sqrt();
-        let (sin, cos) = (std::f64::consts::TAU * rng.random::<f64>()).sin_cos();
-        values.extend([(radius * cos) as f32, (radius * sin) as f32]);
-    }
-    values.truncate(count);
-    values
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -106,13 +91,5 @@ mod tests {
         want.sort_by(f32::total_cmp);
         assert!(close(&got, &want));
         Ok(())
-    }
-
-    #[test]
-    fn directions_are_normal() {
-        let x = directions(DrawKey { seed: 1, step: 2, pass: 3 }, "x", 20_001);
-        let mean = x.iter().map(|&v| f64::from(v)).sum::<f64>() / 20_001.0;
-        let square = x.iter().map(|&v| f64::from(v).powi(2)).sum::<f64>() / 20_001.0;
-        assert!(mean.abs() < 0.03 && (square - 1.0).abs() < 0.05, "{mean} {square}");
     }
 }

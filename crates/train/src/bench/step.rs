@@ -122,7 +122,7 @@ pub fn bench_step(bench: &BenchStep, tick: &mut dyn FnMut(usize)) -> Result<Benc
         .map(|v| {
             let side = plan.view(v).size;
             let key = DrawKey { seed: 0, step: 0, pass: v as u64 };
-            let values = normal(&mut key.rng("bench"), bench.batch * 3 * side * side);
+            let values = key.normals("bench", bench.batch * 3 * side * side);
             Ok(Tensor::from_vec(values, (bench.batch, 3, side, side), &device)?)
         })
         .collect::<Result<Vec<_>>>()?;
@@ -197,15 +197,6 @@ fn comparison_options(method: &str, local_size: usize) -> Vec<(&'static str, tom
         ],
         _ => Vec::new(),
     }
-}
-
-fn normal(rng: &mut impl rand::Rng, count: usize) -> Vec<f32> {
-    (0..count)
-        .map(|_| {
-            let radius = (-2.0 * (1.0 - rng.random::<f64>()).ln()).sqrt();
-            (radius * (std::f64::consts::TAU * rng.random::<f64>()).cos()) as f32
-        })
-        .collect()
 }
 
 /// `VmHWM` of this process, in MiB.
