@@ -8,9 +8,12 @@ use clap::{Args, Subcommand};
 
 use crate::shell;
 
+mod methods;
 mod report;
+mod section;
 
-use report::{Comparison, Machine, Measurement};
+use report::{Comparison, Measurement};
+use section::Machine;
 
 /// What to measure.
 #[derive(Debug, Subcommand)]
@@ -29,6 +32,8 @@ pub enum BenchCommand {
     },
     /// The training step against PyTorch's, in turn, into docs/benchmarks.md.
     Peers(PeersArgs),
+    /// Every method with its small recipe on a folder of labelled images, into docs/benchmarks.md.
+    Methods(methods::MethodsArgs),
 }
 
 /// What to compare, and with which program.
@@ -119,6 +124,7 @@ pub fn run(command: &BenchCommand) -> Result<()> {
         BenchCommand::Step { extra } => shell::run(&mut shell::twinsight(&["bench", "step"], extra)),
         BenchCommand::Demo { extra } => shell::run(&mut shell::twinsight(&["demo"], extra)),
         BenchCommand::Peers(args) => peers(args),
+        BenchCommand::Methods(args) => methods::run(args),
     }
 }
 
@@ -127,7 +133,7 @@ fn peers(args: &PeersArgs) -> Result<()> {
         bail!("{} is not a file: --peer must be the PyTorch program", args.peer.display());
     }
     let program = build()?;
-    let machine = Machine::here(&own_version()?);
+    let (machine, version) = (Machine::here(), own_version()?);
     let path = shell::root().join(&args.out);
     for case in &args.cases {
         let variants = if case.bf16 { &VARIANTS[1..2] } else { &VARIANTS[..] };
@@ -160,15 +166,8 @@ fn peers(args: &PeersArgs) -> Result<()> {
             }
         }
         // Written case by case, so that a run that is cut short keeps what it has.
-        let row = Comparison::new(case.to_string(), &ours, &theirs)?.row(&machine);
-        let old = match std::fs::read_to_string(&path) {
-            Ok(text) => text,
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => String::new(),
-            Err(e) => return Err(e).with_context(|| path.display().to_string()),
-        };
-        let new = report::replace(&old, &row, &report::head(&machine, args.pairs, args.steps, args.threads))
-            .with_context(|| path.display().to_string())?;
-        std::fs::write(&path, new).with_context(|| path.display().to_string())?;
+        let row = Comparison::new(case.to_string(), &ours, &theirs)?.row(&version);
+        report::SECTION.put(&path, &row, &report::head(&machine, args.pairs, args.steps, args.threads))?;
         println!("{row}written to {}", path.display());
     }
     Ok(())

@@ -4,6 +4,7 @@
 mod bench;
 mod ci;
 mod data;
+mod docs;
 mod shell;
 mod tidy;
 mod train;
@@ -38,6 +39,8 @@ enum Command {
         #[command(subcommand)]
         command: data::DataCommand,
     },
+    /// Write the pages in docs/ that are made of the registries.
+    Docs,
     /// Train with a recipe.
     Train(train::TrainArgs),
     /// Measure speed.
@@ -53,6 +56,7 @@ fn main() -> ExitCode {
         Command::Ci => ci::run(),
         Command::Tidy => tidy::run(),
         Command::Data { command } => data::run(&command),
+        Command::Docs => docs::run(),
         Command::Train(args) => train::run(&args),
         Command::Bench { command } => bench::run(&command),
     };

@@ -307,6 +307,9 @@ pub struct ListArgs {
     /// Of which method, for `keys`.
     #[arg(long, default_value = "simclr")]
     pub method: String,
+    /// The page about the methods, in Markdown, instead of the list of `methods`.
+    #[arg(long)]
+    pub markdown: bool,
 }
 
 /// What can be listed.

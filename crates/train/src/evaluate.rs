@@ -67,7 +67,13 @@ pub struct Score {
     pub chosen: Chosen,
     /// Accuracy of the test images with them; `None` without test images.
     pub test: Option<f64>,
+    /// Effective rank (RankMe) of the features of the images that the headline is of, the first [`RANK_ROWS`] of them;
+    /// `None` for pixels.
+    pub effective_rank: Option<f64>,
 }
+
+/// Most rows whose effective rank is taken, which is then at most this.
+pub const RANK_ROWS: usize = 1024;
 
 impl Score {
     /// The figure to report: the test images' where there are any, the held-out images' otherwise.
@@ -80,6 +86,12 @@ impl Features {
     /// The rows as the search takes them.
     pub fn matrix(&self) -> Matrix<'_> {
         Matrix { data: &self.rows, rows: self.index.len(), dim: self.dim }
+    }
+
+    /// Effective rank of the first [`RANK_ROWS`] rows.
+    fn effective_rank(&self) -> Result<f64> {
+        let rows = self.index.len().min(RANK_ROWS);
+        Ok(twinsight_knn::health::effective_rank(Matrix { data: &self.rows[..rows * self.dim], rows, dim: self.dim })?)
     }
 
     fn extend(&mut self, other: &Self) {
@@ -105,7 +117,7 @@ impl Evaluation {
     /// # Errors
     /// A failing forward pass or search.
     pub fn score(&self, encoder: &dyn Encoder, device: &Device) -> Result<Score> {
-        self.protocol(|d| encode(d, encoder, &self.plan, self.config.batch, device))
+        self.protocol(|d| encode(d, encoder, &self.plan, self.config.batch, device), true)
     }
 
     /// The whole protocol on the pixels themselves.
@@ -113,19 +125,23 @@ impl Evaluation {
     /// # Errors
     /// A failing search.
     pub fn score_pixels(&self) -> Result<Score> {
-        self.protocol(|d| pixels(d, &self.plan))
+        self.protocol(|d| pixels(d, &self.plan), false)
     }
 
-    fn protocol(&self, features: impl Fn(&dyn Dataset) -> Result<Features>) -> Result<Score> {
+    fn protocol(&self, features: impl Fn(&dyn Dataset) -> Result<Features>, ranked: bool) -> Result<Score> {
+        let rank = |of: &Features| if ranked { of.effective_rank().map(Some) } else { Ok(None) };
         let mut bank = features(&*self.bank)?;
         let held_out = features(&*self.held_out)?;
         let chosen = self.choose(&bank, &held_out)?;
-        let Some(test) = &self.test else { return Ok(Score { chosen, test: None }) };
+        let Some(test) = &self.test else {
+            return Ok(Score { chosen, test: None, effective_rank: rank(&held_out)? });
+        };
         let test = features(&**test)?;
         bank.extend(&held_out);
         let found = twinsight_knn::search(bank.matrix(), test.matrix(), chosen.k, Metric::Cosine, false)?;
         let predicted = twinsight_knn::vote(&found, &bank.labels, self.classes, chosen.temperature as f32)?;
-        Ok(Score { chosen, test: Some(twinsight_knn::top1(&predicted, &test.labels)) })
+        let accuracy = twinsight_knn::top1(&predicted, &test.labels);
+        Ok(Score { chosen, test: Some(accuracy), effective_rank: rank(&test)? })
     }
 
     fn choose(&self, bank: &Features, queries: &Features) -> Result<Chosen> {

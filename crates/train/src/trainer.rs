@@ -49,6 +49,10 @@ pub struct RunResult {
     pub knn_random: Option<f64>,
     /// k-NN accuracy on the trained encoder's features.
     pub knn_trained: Option<f64>,
+    /// Effective rank of the untrained encoder's features ([`Score::effective_rank`]).
+    pub rank_random: Option<f64>,
+    /// Effective rank of the trained encoder's features.
+    pub rank_trained: Option<f64>,
     /// Neighbours, chosen on held-out images.
     pub k: Option<usize>,
     /// Vote temperature, chosen on held-out images.
@@ -75,8 +79,17 @@ struct LoopState {
     seconds: f64,
     pixels: f64,
     random: f64,
+    random_rank: f64,
     loss: f64,
     watch: Watch,
+}
+
+impl LoopState {
+    /// Before the first step: nothing is measured.
+    fn fresh() -> Self {
+        let nan = f64::NAN;
+        Self { pixels: nan, random: nan, random_rank: nan, loss: nan, ..Self::default() }
+    }
 }
 
 /// A run in progress.
@@ -113,9 +126,8 @@ impl Trainer {
         try_views(&*method, &device)?;
         let folder = RunFolder::create(out, &config)?;
         let lock = folder.lock()?;
-        let nan = LoopState { pixels: f64::NAN, random: f64::NAN, loss: f64::NAN, ..LoopState::default() };
         let (images, bad) = (fingerprint(&*data.train), BTreeMap::new());
-        Ok(Self { config, folder, data, method, optimizer, device, state: nan, per_epoch, started, images, bad, _lock: lock })
+        Ok(Self { config, folder, data, method, optimizer, device, state: LoopState::fresh(), per_epoch, started, images, bad, _lock: lock })
     }
 
     /// Goes on with the run in `out` from its newest checkpoint (from the start when it was stopped before the first). `data`: where
@@ -140,10 +152,9 @@ impl Trainer {
             )
         })?;
         let (method, optimizer, per_epoch, device) = build(&config, &data)?;
-        let nan = LoopState { pixels: f64::NAN, random: f64::NAN, loss: f64::NAN, ..LoopState::default() };
         let (images, bad) = (fingerprint(&*data.train), BTreeMap::new());
         let mut trainer =
-            Self { config, folder, data, method, optimizer, device, state: nan, per_epoch, started, images, bad, _lock: lock };
+            Self { config, folder, data, method, optimizer, device, state: LoopState::fresh(), per_epoch, started, images, bad, _lock: lock };
         if let Some((tensors, words)) = checkpoint {
             let place = trainer.folder.checkpoint_path();
             if words.get("format").map(String::as_str) != Some(FORMAT) {
@@ -257,6 +268,7 @@ impl Trainer {
         let pixels = evaluation.score_pixels()?;
         let random = evaluation.score(self.method.encoder(), &self.device)?;
         (self.state.pixels, self.state.random) = (pixels.headline(), random.headline());
+        self.state.random_rank = random.effective_rank.unwrap_or(f64::NAN);
         metrics.append(&json!({"event": "baselines", "knn_pixels": pixels.headline(), "knn_random": random.headline()}))?;
         events.scalars(0, &[("knn/pixels", pixels.headline()), ("knn/random", random.headline())])?;
         observer.event(&Event::Note(format!(
@@ -449,6 +461,8 @@ impl Trainer {
             knn_pixels: known(self.state.pixels),
             knn_random: known(self.state.random),
             knn_trained: score.map(|s| s.headline()),
+            rank_random: known(self.state.random_rank),
+            rank_trained: score.and_then(|s| s.effective_rank),
             k: score.map(|s| s.chosen.k),
             temperature: score.map(|s| s.chosen.temperature),
             measured_on: score.map(|s| if s.test.is_some() { "test".into() } else { "held-out".into() }),
@@ -517,6 +531,7 @@ impl Trainer {
         visitor.scalar("loop.seconds", &mut s.seconds)?;
         visitor.scalar("loop.knn_pixels", &mut s.pixels)?;
         visitor.scalar("loop.knn_random", &mut s.random)?;
+        visitor.scalar("loop.random_rank", &mut s.random_rank)?;
         visitor.scalar("loop.loss", &mut s.loss)?;
         Ok(())
     }

@@ -1,11 +1,13 @@
-//! Measurements of our program and of a peer's variants, their medians and ratios, and the benchmark file's section of rows.
+//! Measurements of our program and of a peer's variants, their medians and ratios.
 
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
-/// The lines between which the section lies.
-const BEGIN: &str = "<!-- peers: begin (written by `cargo xtask bench peers`) -->";
-const END: &str = "<!-- peers: end -->";
+use super::section::{Machine, Section};
+
+/// The section of the benchmark file that the rows make.
+pub const SECTION: Section =
+    Section { heading: "One training step", name: "peers", command: "cargo xtask bench peers" };
 
 /// What one run of either program printed.
 #[derive(Debug, Clone, PartialEq)]
@@ -33,15 +35,6 @@ pub struct Comparison {
 struct Medians {
     images_per_s: f64,
     peak_rss_mb: Option<f64>,
-}
-
-/// Where the measurements were made, and with which versions of ours.
-#[derive(Debug, Clone)]
-pub struct Machine {
-    processor: String,
-    cores: usize,
-    version: String,
-    rustc: String,
 }
 
 impl Measurement {
@@ -82,7 +75,7 @@ impl Comparison {
     }
 
     /// The table's row.
-    pub fn row(&self, machine: &Machine) -> String {
+    pub fn row(&self, version: &str) -> String {
         let [mid, low, high] = self.ratio;
         let theirs: Vec<String> = self.theirs.iter().map(|(name, m)| format!("{name} {:.1}", m.images_per_s)).collect();
         let memory = |m: Option<f64>| m.map_or("–".into(), |m| format!("{m:.0}"));
@@ -94,65 +87,21 @@ impl Comparison {
             theirs.join(", "),
             memory(self.ours.peak_rss_mb),
             memory(lowest),
-            machine.version,
+            version,
             self.peer,
         )
     }
 }
 
-impl Machine {
-    /// This machine.
-    pub fn here(version: &str) -> Self {
-        let cpuinfo = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-        let rustc = std::process::Command::new("rustc").arg("--version").output();
-        Self {
-            processor: processor(&cpuinfo),
-            cores: std::thread::available_parallelism().map_or(1, usize::from),
-            version: version.to_string(),
-            rustc: rustc.map_or("rustc".into(), |o| String::from_utf8_lossy(&o.stdout).trim().to_string()),
-        }
-    }
-}
-
-/// The section without its rows, up to the table's head.
+/// What stands above the rows: how they were measured, and the table's head.
 pub fn head(machine: &Machine, rounds: u32, steps: u32, threads: u32) -> String {
     format!(
-        "{BEGIN}\n{}, {} cores ({}, {}), {threads} threads; {}. Ours and the peer's variants in turn, {rounds} rounds after one that warms up, \
+        "{machine}, {threads} threads. Ours and the peer's variants in turn, {rounds} rounds after one that warms up, \
          {steps} timed steps a run; medians. The ratio is to the best variant of the same round: median (lowest to highest). \
          Memory is ours and the lowest of the variants'.\n\n\
          | training step | twinsight, images/s | peer, images/s | ratio | peak memory, MB | versions |\n\
-         | --- | ---: | --- | ---: | ---: | --- |\n",
-        machine.processor,
-        machine.cores,
-        std::env::consts::OS,
-        std::env::consts::ARCH,
-        machine.rustc,
+         | --- | ---: | --- | ---: | ---: | --- |\n"
     )
-}
-
-/// `old` with `row` in its section, in the place of the row of the same step if there is one; a section is added at the end
-/// where there is none. Rows under another head (machine, threads, rounds) are dropped: they would be read as this one's.
-///
-/// # Errors
-/// When only one of the markers is there, or they are in the wrong order.
-pub fn replace(old: &str, row: &str, head: &str) -> Result<String> {
-    let (before, rows, after) = match (old.find(BEGIN), old.find(END)) {
-        (Some(begin), Some(end)) if begin < end => {
-            let rest = old[end + END.len()..].strip_prefix('\n').unwrap_or(&old[end + END.len()..]);
-            (old[..begin].to_string(), &old[begin..end], rest)
-        }
-        (None, None) if old.trim().is_empty() => ("# Benchmarks\n\n## One training step\n\n".to_string(), "", ""),
-        (None, None) => (format!("{}\n\n## One training step\n\n", old.trim_end()), "", ""),
-        _ => bail!("the lines `{BEGIN}` and `{END}` must both be there, in this order, or neither"),
-    };
-    let step = |row: &str| row.split('|').nth(1).map(|cell| cell.trim().to_string());
-    let rows = rows.strip_prefix(head).unwrap_or_default();
-    let mut rows: Vec<String> = rows.lines().map(|l| format!("{l}\n")).collect();
-    match rows.iter_mut().find(|old| step(old) == step(row)) {
-        Some(old) => *old = row.to_string(),
-        None => rows.push(row.to_string()),
-    }
-    Ok(format!("{before}{head}{}{END}\n{after}", rows.concat()))
 }
 
 fn medians(runs: &[Measurement]) -> Medians {
@@ -170,21 +119,12 @@ fn median(values: &mut [f64]) -> f64 {
     if values.len() % 2 == 1 { values[middle] } else { (values[middle - 1] + values[middle]) / 2.0 }
 }
 
-fn processor(cpuinfo: &str) -> String {
-    let line = cpuinfo.lines().find_map(|l| l.strip_prefix("model name")?.split_once(':'));
-    line.map_or("unknown processor", |(_, name)| name.trim()).to_string()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     fn run(images_per_s: f64, peak: Option<f64>) -> Measurement {
         Measurement { peer: Some("torch 2.9".into()), images_per_s, peak_rss_mb: peak }
-    }
-
-    fn machine() -> Machine {
-        Machine { processor: "Some CPU".into(), cores: 2, version: "0.1.0".into(), rustc: "rustc 1".into() }
     }
 
     #[test]
@@ -205,37 +145,12 @@ mod tests {
         let compiled = vec![run(40.0, Some(8.0)), run(100.0, None), run(30.0, None)];
         let c = Comparison::new("case".into(), &ours, &[("eager", eager.clone()), ("compiled", compiled)])?;
         assert_eq!(c.ratio, [2.0, 1.5, 3.0]);
-        let row = c.row(&machine());
+        let row = c.row("0.1.0");
         for part in ["| case | 120.0 | eager 50.0, compiled 40.0 | 2.00 (1.50 to 3.00) | 6 / 8 |", "0.1.0, torch 2.9"] {
             assert!(row.contains(part), "{part}: {row}");
         }
         assert!(Comparison::new("case".into(), &ours[..2], &[("eager", eager)]).is_err());
         assert!(Comparison::new("case".into(), &ours, &[]).is_err());
         Ok(())
-    }
-
-    #[test]
-    fn rows_replace_their_own_kind_and_leave_the_rest() -> Result<()> {
-        let put = |old: &str, row: &str| replace(old, row, &head(&machine(), 3, 5, 2));
-        let fresh = put("", "| a | 1 |\n")?;
-        assert!(fresh.starts_with("# Benchmarks") && fresh.contains("Some CPU, 2 cores") && fresh.contains("rustc 1"));
-        let two = put(&fresh, "| b | 2 |\n")?;
-        assert!(two.contains("| a | 1 |\n| b | 2 |\n"), "{two}");
-        let again = put(&two, "| a | 3 |\n")?;
-        assert!(again.contains("| a | 3 |\n| b | 2 |\n") && !again.contains("| a | 1 |"), "{again}");
-        let around = put(&format!("before\n{BEGIN}\nold\n{END}\nafter\n"), "| a | 1 |\n")?;
-        assert!(around.starts_with("before\n<!--") && around.ends_with("-->\nafter\n") && !around.contains("old"));
-        let other = Machine { processor: "Another CPU".into(), ..machine() };
-        let elsewhere = replace(&again, "| b | 9 |\n", &head(&other, 3, 5, 2))?;
-        assert!(elsewhere.contains("Another CPU") && elsewhere.contains("| b | 9 |") && !elsewhere.contains("| a | 3 |"));
-        assert!(put("text", "| a | 1 |\n")?.starts_with("text\n\n## One training step"));
-        assert!(put(BEGIN, "| a | 1 |\n").is_err());
-        Ok(())
-    }
-
-    #[test]
-    fn the_processor_is_read_from_linux() {
-        assert_eq!(processor("processor\t: 0\nmodel name\t: A B @ 2 GHz\nmodel name\t: C\n"), "A B @ 2 GHz");
-        assert_eq!(processor(""), "unknown processor");
     }
 }

@@ -16,7 +16,7 @@ use crate::output::Output;
 /// An unknown name, a download that failed, a folder without images.
 pub fn run(command: &DataCommand, output: &Output) -> Result<ExitCode> {
     match command {
-        DataCommand::List => list::run(&ListArgs { what: Listed::Datasets, method: String::new() }, output),
+        DataCommand::List => list::run(&ListArgs { what: Listed::Datasets, method: String::new(), markdown: false }, output),
         DataCommand::Fetch { name, dir } => fetch(name, dir.as_deref(), output),
         DataCommand::Info { data, strict } => info(data, *strict, output),
     }

@@ -2,21 +2,31 @@
 
 use std::process::ExitCode;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use serde_json::{Value, json};
 use twinsight_datasets::DATASETS;
 use twinsight_encoders::ENCODERS;
 use twinsight_ssl_methods::{METHODS, method};
 use twinsight_train::{Layer, RECIPES, RunConfig};
 
+use super::methods_page;
 use crate::cli::{ListArgs, Listed};
 use crate::output::Output;
 
 /// Runs it.
 ///
 /// # Errors
-/// An unknown method, for its keys.
+/// An unknown method, for its keys; Markdown of anything but methods.
 pub fn run(args: &ListArgs, output: &Output) -> Result<ExitCode> {
+    if args.markdown {
+        if !matches!(args.what, Listed::Methods) {
+            bail!("--markdown is for `list methods` alone");
+        }
+        let page = methods_page::page();
+        output.say(page.trim_end());
+        output.finish(&json!({ "markdown": page }))?;
+        return Ok(ExitCode::SUCCESS);
+    }
     let rows: Vec<Value> = match args.what {
         Listed::Methods => METHODS.iter().map(|m| row(m.name, m.summary, json!({"title": m.title, "paper": m.paper}))).collect(),
         Listed::Encoders => ENCODERS.iter().map(|e| row(e.name, e.summary, json!({"paper": e.paper}))).collect(),

@@ -6,6 +6,7 @@ mod demo;
 mod embed;
 mod knn;
 mod list;
+mod methods_page;
 mod train;
 mod views;
 
