@@ -119,6 +119,11 @@ pub static RECIPES: &[RecipeSpec] = &[
         toml: include_str!("../recipes/dcl-lightly-cifar10.toml"),
     },
     RecipeSpec {
+        name: "dclw-lightly-cifar10",
+        summary: "DCLW with lightly's CIFAR-10 settings: ResNet-18, 200 epochs, batch 512 (a GPU's work)",
+        toml: include_str!("../recipes/dclw-lightly-cifar10.toml"),
+    },
+    RecipeSpec {
         name: "nnclr-lightly-cifar10",
         summary: "NNCLR with lightly's CIFAR-10 settings: ResNet-18, 200 epochs, batch 512 (a GPU's work)",
         toml: include_str!("../recipes/nnclr-lightly-cifar10.toml"),
@@ -199,6 +204,11 @@ pub static RECIPES: &[RecipeSpec] = &[
         toml: include_str!("../recipes/dino-solo-cifar10.toml"),
     },
     RecipeSpec {
+        name: "mae-solo-cifar10",
+        summary: "MAE with solo-learn's CIFAR-10 settings: ViT-S/4, 1000 epochs, batch 256 (a GPU's work)",
+        toml: include_str!("../recipes/mae-solo-cifar10.toml"),
+    },
+    RecipeSpec {
         name: "simclr-paper",
         summary: "SimCLR with its paper's ImageNet settings: ResNet-50, 1000 epochs, batch 4096 (many GPUs' work)",
         toml: include_str!("../recipes/simclr-paper.toml"),
@@ -252,6 +262,26 @@ pub static RECIPES: &[RecipeSpec] = &[
         name: "dino-paper",
         summary: "DINO with its paper's ImageNet settings: ViT-S/16, 800 epochs, batch 1024 (several GPUs' work)",
         toml: include_str!("../recipes/dino-paper.toml"),
+    },
+    RecipeSpec {
+        name: "ibot-paper",
+        summary: "iBOT with its paper's ImageNet settings: ViT-S/16, 800 epochs, batch 1024 (several GPUs' work)",
+        toml: include_str!("../recipes/ibot-paper.toml"),
+    },
+    RecipeSpec {
+        name: "dinov2-paper",
+        summary: "DINOv2 with its repository's ImageNet-22k settings: ViT-S/14, 135 epochs, batch 3072 (many GPUs' work)",
+        toml: include_str!("../recipes/dinov2-paper.toml"),
+    },
+    RecipeSpec {
+        name: "lejepa-paper",
+        summary: "LeJEPA with its repository's ImageNet settings: ViT-S/14, 100 epochs, batch 512 (several GPUs' work)",
+        toml: include_str!("../recipes/lejepa-paper.toml"),
+    },
+    RecipeSpec {
+        name: "mae-paper",
+        summary: "MAE with its paper's ImageNet settings: ViT-S/16, 800 epochs, batch 4096 (many GPUs' work)",
+        toml: include_str!("../recipes/mae-paper.toml"),
     },
 ];
 
