@@ -9,7 +9,8 @@ use crate::shell;
 /// # Errors
 /// When the program cannot be built, or a file not be written.
 pub fn run() -> Result<()> {
-    let page = shell::output(&mut shell::cargo(&["run", "--quiet", "--package", "twinsight", "--", "list", "methods", "--markdown"]))?;
+    let page =
+        shell::output(&mut shell::cargo(&["run", "--quiet", "--package", "twinsight", "--", "list", "methods", "--markdown"]))?;
     let path = shell::root().join("docs/methods.md");
     std::fs::write(&path, page).with_context(|| path.display().to_string())?;
     println!("written {}", path.display());

@@ -69,6 +69,13 @@ pub static ENCODERS: &[EncoderSpec] = &[
         build: |config, b| Ok(Box::new(ViT::new(&ViTShape::MINI, config, b)?)),
     },
     EncoderSpec {
+        name: "vit_hybrid_mini",
+        summary: "two transformer blocks on a small residual network's maps (192 features, 1.3 M parameters), for CPUs and few images",
+        paper: VIT_PAPER,
+        kind: Kind::Vit,
+        build: |config, b| Ok(Box::new(ViT::new(&ViTShape::HYBRID_MINI, config, b)?)),
+    },
+    EncoderSpec {
         name: "vit_tiny",
         summary: "vision transformer of 12 blocks and 3 heads (192 features, 5 M parameters)",
         paper: VIT_PAPER,
@@ -106,7 +113,7 @@ mod tests {
         let text = |name| encoder(name).expect_err("unknown").to_string();
         assert!(text("resnet81").contains("did you mean `resnet18`"), "{}", text("resnet81"));
         assert!(text("vit-tiny").contains("did you mean `vit_tiny`"));
-        assert!(text("x").contains("resnet_mini, resnet18, resnet50, vit_mini, vit_tiny, vit_small"));
+        assert!(text("x").contains("resnet_mini, resnet18, resnet50, vit_mini, vit_hybrid_mini, vit_tiny, vit_small"));
     }
 
     #[test]

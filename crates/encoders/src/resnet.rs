@@ -38,10 +38,26 @@ impl ResNetShape {
     /// ResNet-18 with the CIFAR stem has 0.43 G. Wide and coarse: the same work spent on fewer channels at full size gives
     /// shorter vectors and takes longer.
     pub const MINI: Self = Self { blocks: &[1, 1, 1], width: 64, stem_stride: 2, bottleneck: false };
+    /// The first two stages of the mini, to make a transformer's patches.
+    pub const MINI_STEM: Self = Self { blocks: &[1, 1], ..Self::MINI };
     /// ResNet-18.
     pub const RESNET18: Self = Self { blocks: &[2, 2, 2, 2], width: 64, stem_stride: 1, bottleneck: false };
     /// ResNet-50.
     pub const RESNET50: Self = Self { blocks: &[3, 4, 6, 3], width: 64, stem_stride: 1, bottleneck: true };
+}
+
+impl ResNetShape {
+    /// Pixels of the image, along a side, for one of the last maps.
+    pub fn stride(&self, config: &EncoderConfig) -> usize {
+        let stem = if config.resolved_stem() == Stem::Imagenet { 4 } else { self.stem_stride };
+        stem << (self.blocks.len() - 1)
+    }
+
+    /// Channels of the last maps.
+    pub fn outputs(&self) -> usize {
+        let width = self.width << (self.blocks.len() - 1);
+        if self.bottleneck { 4 * width } else { width }
+    }
 }
 
 impl ResNet {
@@ -75,16 +91,22 @@ impl ResNet {
     }
 }
 
-impl Encoder for ResNet {
-    fn forward(&self, x: &Tensor, mode: &Mode) -> Result<Features> {
+impl ResNet {
+    /// The last stage's maps (N, H, W, C) of images (N, channels, H, W).
+    pub(crate) fn maps(&self, x: &Tensor, mode: &Mode) -> Result<Tensor> {
         check_input(x, self.config.channels)?;
         let x = x.permute((0, 2, 3, 1))?.contiguous()?;
         // Blocks without anything between them are one operation.
-        let x = match self.pool {
+        Ok(match self.pool {
             true => residual_blocks(&self.blocks, &max_pool2d(&self.stem.forward(&x, mode)?, 3, 2, 1)?, mode)?,
             false => residual_blocks([&self.stem].into_iter().chain(&self.blocks), &x, mode)?,
-        };
-        Ok(Features { pooled: global_avg_pool(&x)?, tokens: None })
+        })
+    }
+}
+
+impl Encoder for ResNet {
+    fn forward(&self, x: &Tensor, mode: &Mode) -> Result<Features> {
+        Ok(Features { pooled: global_avg_pool(&self.maps(x, mode)?)?, tokens: None })
     }
 
     fn dim(&self) -> usize {

@@ -15,11 +15,15 @@ use twinsight_nn::{
     Attention, Builder, DropPath, Init, LayerNorm, Mlp, Mode, Parameter, Role, TransformerLayers, transformer_blocks,
 };
 
+use crate::resnet::{ResNet, ResNetShape};
 use crate::{Encoder, EncoderConfig, Error, Features, Masking, Result, bicubic_matrix, check_input};
 
 /// A vision transformer with a class token (Dosovitskiy et al. 2021).
 pub struct ViT {
+    /// Side of a patch in pixels.
     patch: usize,
+    /// What patches are cut from, with the side of a patch in its maps; without it, from the image.
+    backbone: Option<(ResNet, usize)>,
     /// Patches along a side of the position table.
     grid: usize,
     projection: Parameter,
@@ -43,15 +47,20 @@ pub struct ViTShape {
     pub depth: usize,
     /// Attention heads; they divide `dim`.
     pub heads: usize,
+    /// The residual network whose maps are cut into patches in the image's stead ("hybrid architecture", section 3.1 of the paper); its
+    /// parameters are `patch_embed.backbone.…`, as timm's are. Learns from far fewer images and steps.
+    pub backbone: Option<ResNetShape>,
 }
 
 impl ViTShape {
     /// Four blocks as wide as the tiny's, for CPUs.
-    pub const MINI: Self = Self { dim: 192, depth: 4, heads: 3 };
+    pub const MINI: Self = Self { dim: 192, depth: 4, heads: 3, backbone: None };
+    /// Two blocks on the maps of a small residual network, for CPUs and few images.
+    pub const HYBRID_MINI: Self = Self { dim: 192, depth: 2, heads: 3, backbone: Some(ResNetShape::MINI_STEM) };
     /// DeiT's tiny.
-    pub const TINY: Self = Self { dim: 192, depth: 12, heads: 3 };
+    pub const TINY: Self = Self { dim: 192, depth: 12, heads: 3, backbone: None };
     /// DeiT's small.
-    pub const SMALL: Self = Self { dim: 384, depth: 12, heads: 6 };
+    pub const SMALL: Self = Self { dim: 384, depth: 12, heads: 6, backbone: None };
 }
 
 const NORM_EPS: f64 = 1e-6;
@@ -73,12 +82,18 @@ impl ViT {
             });
         }
         let grid = size / patch;
-        let inputs = config.channels * patch * patch;
-        let b_patch = b.under("patch_embed").under("proj");
+        let b_embed = b.under("patch_embed");
+        let backbone = shape.backbone.map(|maps| hybrid(&maps, patch, config, &b_embed.under("backbone"))).transpose()?;
+        let (channels, side) = match (&backbone, shape.backbone) {
+            (Some((_, side)), Some(maps)) => (maps.outputs(), *side),
+            _ => (config.channels, patch),
+        };
+        let inputs = channels * side * side;
+        let b_patch = b_embed.under("proj");
         let mut blocks = Vec::with_capacity(shape.depth);
         let cls_token = b.parameter("cls_token", &[1, 1, dim], Role::Token, INIT)?;
         let pos_embed = b.parameter("pos_embed", &[1, 1 + grid * grid, dim], Role::Token, INIT)?;
-        let projection = b_patch.parameter("weight", &[dim, config.channels, patch, patch], Role::Weight, Init::TorchDefault)?;
+        let projection = b_patch.parameter("weight", &[dim, channels, side, side], Role::Weight, Init::TorchDefault)?;
         let bound = 1.0 / (inputs as f64).sqrt();
         let projection_bias = b_patch.parameter("bias", &[dim], Role::Bias, Init::Uniform(bound))?;
         for i in 0..shape.depth {
@@ -88,6 +103,7 @@ impl ViT {
         let norm = LayerNorm::new(&b.under("norm"), dim, NORM_EPS)?;
         Ok(Self {
             patch,
+            backbone,
             grid,
             projection,
             projection_bias,
@@ -103,13 +119,20 @@ impl ViT {
 
     /// (N, C, H, W) to (N, patches, D). A convolution whose stride is its kernel is one matrix product over patches.
     fn embed_patches(&self, x: &Tensor, n: usize, rows: usize, columns: usize, mode: &Mode) -> Result<Tensor> {
-        let (p, c) = (self.patch, self.config.channels);
-        let patches = x.reshape(&[n, c, rows, p, columns, p][..])?.permute([0, 2, 4, 1, 3, 5])?.contiguous()?.reshape((
-            n,
-            rows * columns,
-            c * p * p,
-        ))?;
-        let weight = self.projection.get(mode).reshape((self.dim, c * p * p))?;
+        // (N, rows, columns, C, side, side)
+        let patches = match &self.backbone {
+            Some((backbone, p)) => {
+                let maps = backbone.maps(x, mode)?;
+                let c = maps.dim(3)?;
+                maps.reshape(&[n, rows, *p, columns, *p, c][..])?.permute([0, 1, 3, 5, 2, 4])?
+            }
+            None => {
+                let (p, c) = (self.patch, self.config.channels);
+                x.reshape(&[n, c, rows, p, columns, p][..])?.permute([0, 2, 4, 1, 3, 5])?
+            }
+        };
+        let patches = patches.contiguous()?.reshape((n, rows * columns, ()))?;
+        let weight = self.projection.get(mode).reshape((self.dim, ()))?;
         Ok(linear(&patches, &weight, Some(self.projection_bias.get(mode)))?)
     }
 
@@ -195,6 +218,19 @@ impl Encoder for ViT {
     fn config(&self) -> &EncoderConfig {
         &self.config
     }
+}
+
+/// The residual network of a hybrid, with the side of a patch of `patch` pixels in its maps.
+fn hybrid(shape: &ResNetShape, patch: usize, config: &EncoderConfig, b: &Builder) -> Result<(ResNet, usize)> {
+    let stride = shape.stride(config);
+    if patch % stride != 0 {
+        return Err(Error::BadSetting {
+            key: "patch",
+            value: patch.to_string(),
+            expected: format!("a multiple of {stride}, the stride of the convolutions before it"),
+        });
+    }
+    Ok((ResNet::new(shape, config, b)?, patch / stride))
 }
 
 /// Refuses a mask or list of patches of another shape than (N, `count` of at most `patches`).

@@ -127,7 +127,20 @@ impl Trainer {
         let folder = RunFolder::create(out, &config)?;
         let lock = folder.lock()?;
         let (images, bad) = (fingerprint(&*data.train), BTreeMap::new());
-        Ok(Self { config, folder, data, method, optimizer, device, state: LoopState::fresh(), per_epoch, started, images, bad, _lock: lock })
+        Ok(Self {
+            config,
+            folder,
+            data,
+            method,
+            optimizer,
+            device,
+            state: LoopState::fresh(),
+            per_epoch,
+            started,
+            images,
+            bad,
+            _lock: lock,
+        })
     }
 
     /// Goes on with the run in `out` from its newest checkpoint (from the start when it was stopped before the first). `data`: where
@@ -153,8 +166,20 @@ impl Trainer {
         })?;
         let (method, optimizer, per_epoch, device) = build(&config, &data)?;
         let (images, bad) = (fingerprint(&*data.train), BTreeMap::new());
-        let mut trainer =
-            Self { config, folder, data, method, optimizer, device, state: LoopState::fresh(), per_epoch, started, images, bad, _lock: lock };
+        let mut trainer = Self {
+            config,
+            folder,
+            data,
+            method,
+            optimizer,
+            device,
+            state: LoopState::fresh(),
+            per_epoch,
+            started,
+            images,
+            bad,
+            _lock: lock,
+        };
         if let Some((tensors, words)) = checkpoint {
             let place = trainer.folder.checkpoint_path();
             if words.get("format").map(String::as_str) != Some(FORMAT) {

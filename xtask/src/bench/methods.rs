@@ -180,14 +180,16 @@ fn head(machine: &Machine, args: &MethodsArgs, pixels: f64) -> String {
 mod tests {
     use super::*;
 
-    const RESULT: &str = r#"{"knn_pixels":0.4,"knn_random":0.33,"knn_trained":0.45,"rank_random":12.2,"rank_trained":80.6,"seconds":90.0}"#;
+    const RESULT: &str =
+        r#"{"knn_pixels":0.4,"knn_random":0.33,"knn_trained":0.45,"rank_random":12.2,"rank_trained":80.6,"seconds":90.0}"#;
     const CONFIG: &str = "encoder = \"resnet_mini\"\nbatch = 128\nepochs = 6\n";
     const METRICS: &str = "{\"event\":\"baselines\"}\n{\"event\":\"step\",\"loss\":5.0}\n{\"event\":\"step\",\"loss\":4.25}\n";
 
     #[test]
     fn a_run_becomes_a_row() -> Result<()> {
         let row = Trained::parse(RESULT, CONFIG, METRICS, 120.0)?.row("simclr", "0.1.0");
-        let expected = "| simclr | resnet_mini, batch 128, 6 epochs | 1.5 (2.0) | 0.330 | 0.450 | 12 → 81 | 5.000 → 4.250 | 0.1.0 |\n";
+        let expected =
+            "| simclr | resnet_mini, batch 128, 6 epochs | 1.5 (2.0) | 0.330 | 0.450 | 12 → 81 | 5.000 → 4.250 | 0.1.0 |\n";
         assert_eq!(row, expected);
         let unlabelled = RESULT.replace("0.45", "null");
         let error = Trained::parse(&unlabelled, CONFIG, METRICS, 1.0).expect_err("no accuracy").to_string();

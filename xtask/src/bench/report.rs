@@ -6,8 +6,7 @@ use serde_json::Value;
 use super::section::{Machine, Section};
 
 /// The section of the benchmark file that the rows make.
-pub const SECTION: Section =
-    Section { heading: "One training step", name: "peers", command: "cargo xtask bench peers" };
+pub const SECTION: Section = Section { heading: "One training step", name: "peers", command: "cargo xtask bench peers" };
 
 /// What one run of either program printed.
 #[derive(Debug, Clone, PartialEq)]

@@ -108,7 +108,10 @@ mod tests {
     fn rows_replace_their_own_kind_and_leave_the_rest() -> Result<()> {
         let put = |old: &str, row: &str| SECTION.replace(old, row, &machine("Some CPU"));
         let fresh = put("", "| a | 1 |\n")?;
-        assert!(fresh.starts_with("# Benchmarks\n\n## Speed\n\n<!-- s: begin (written by `go`) -->\nSome CPU, 2 cores"), "{fresh}");
+        assert!(
+            fresh.starts_with("# Benchmarks\n\n## Speed\n\n<!-- s: begin (written by `go`) -->\nSome CPU, 2 cores"),
+            "{fresh}"
+        );
         let two = put(&fresh, "| b | 2 |\n")?;
         assert!(two.contains("| a | 1 |\n| b | 2 |\n"), "{two}");
         let again = put(&two, "| a | 3 |\n")?;
