@@ -168,7 +168,8 @@ pub struct TrainArgs {
     /// Images a step.
     #[arg(long)]
     pub batch: Option<usize>,
-    /// Images in the encoder at a time, where a batch does not fit into memory; the gradients stay the batch's [default: the batch].
+    /// Images in the encoder at a time, where a batch does not fit into memory; the gradients stay the batch's, but for batch norm, whose
+    /// statistics are then each part's (--set network.norm=group has none) [default: the batch].
     #[arg(long)]
     pub micro_batch: Option<usize>,
     /// Whether a collapse or a growing loss ends the run [default: stop].

@@ -136,6 +136,34 @@ impl ViT {
         Ok(linear(&patches, &weight, Some(self.projection_bias.get(mode)))?)
     }
 
+    /// The images with the pixels of hidden patches at 0, where convolutions would otherwise carry them into their neighbours.
+    fn without_hidden(&self, x: &Tensor, masking: Option<&Masking>, [n, rows, columns]: [usize; 3]) -> Result<Option<Tensor>> {
+        let (Some(masking), Some(_)) = (masking, &self.backbone) else { return Ok(None) };
+        let seen = match masking {
+            Masking::Replace { mask, .. } => {
+                check_mask("mask", mask, [n, rows * columns], rows * columns)?;
+                mask.affine(-1.0, 1.0)?
+            }
+            Masking::Keep(kept) => {
+                let mut seen = vec![0f32; n * rows * columns];
+                for (image, kept) in kept.to_vec2::<u32>()?.into_iter().enumerate() {
+                    for patch in kept {
+                        let place = (patch as usize) < rows * columns;
+                        let place = place.then_some(image * rows * columns + patch as usize);
+                        if let Some(seen) = place.and_then(|p| seen.get_mut(p)) {
+                            *seen = 1.0;
+                        }
+                    }
+                }
+                Tensor::from_vec(seen, (n, rows * columns), x.device())?
+            }
+        };
+        let (p, c) = (self.patch, self.config.channels);
+        let blocks =
+            x.reshape(&[n, c, rows, p, columns, p][..])?.broadcast_mul(&seen.reshape(&[n, 1, rows, 1, columns, 1][..])?)?;
+        Ok(Some(blocks.reshape(x.dims())?))
+    }
+
     /// The position table (1, 1 + `rows` * `columns`, D) for an image of that many patches.
     fn positions(&self, rows: usize, columns: usize, mode: &Mode) -> Result<Tensor> {
         let table = self.pos_embed.get(mode);
@@ -171,7 +199,8 @@ impl ViT {
             )));
         }
         let (rows, columns) = (h / p, w / p);
-        let mut patches = self.embed_patches(x, n, rows, columns, mode)?;
+        let blanked = self.without_hidden(x, masking, [n, rows, columns])?;
+        let mut patches = self.embed_patches(blanked.as_ref().unwrap_or(x), n, rows, columns, mode)?;
         if let Some(Masking::Replace { mask, token }) = masking {
             check_mask("mask", mask, [n, rows * columns], rows * columns)?;
             let mask = mask.unsqueeze(2)?;

@@ -12,7 +12,8 @@ use std::ptr::null_mut;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// Wraps an allocator; blocks of 64 KiB and more are cut from segments of a gigabyte that are got from it, of which only what is used
-/// becomes memory. A segment that is free again is given back when more than a limit is free in all.
+/// becomes memory on systems that commit memory when it is touched. Segments that are free again are given back while more than a limit
+/// is free in all; one block in use keeps its segment.
 ///
 /// For programs: `#[global_allocator] static ALLOCATOR: CachingAllocator<System> = CachingAllocator::new(System, 4 << 30);`
 #[derive(Debug)]
@@ -101,9 +102,9 @@ impl Arena {
         Some(Cut { address, used })
     }
 
-    /// Takes a block back and joins it with the gaps beside it. The address of the segment that is all gap now, if any.
-    fn give(&mut self, address: usize, length: usize) -> Option<usize> {
-        let (&start, segment) = self.segments.range(..=address).next_back()?;
+    /// Takes a block back and joins it with the gaps beside it.
+    fn give(&mut self, address: usize, length: usize) {
+        let Some((&start, segment)) = self.segments.range(..=address).next_back() else { return };
         let end = start + segment.length;
         self.kept += length;
         let (mut low, mut high) = (address, address + length);
@@ -120,7 +121,6 @@ impl Arena {
             high += gap;
         }
         self.insert(low, high - low);
-        (low == start && high == end).then_some(start)
     }
 
     /// Adds the memory at `got`, which is a page longer than `length`, as a segment that is all gap.
@@ -130,8 +130,12 @@ impl Arena {
         self.insert(address, length);
     }
 
-    /// Forgets a segment that is all gap.
-    fn forget(&mut self, address: usize) -> Option<Segment> {
+    /// Forgets a segment that is all gap and was used, if there is one.
+    fn forget_one(&mut self) -> Option<Segment> {
+        let free = |(address, segment): &(&usize, &Segment)| {
+            segment.fresh > **address && self.gaps.get(address).is_some_and(|&gap| gap == segment.length)
+        };
+        let address = *self.segments.iter().find(free)?.0;
         let segment = self.segments.remove(&address)?;
         self.remove(address, segment.length);
         self.kept -= segment.fresh - address;
@@ -172,17 +176,13 @@ impl<A: GlobalAlloc> CachingAllocator<A> {
     /// Takes a block back, and gives its segment back to the inner allocator where it is all free and too much is kept.
     fn put(&self, pointer: *mut u8, length: usize) {
         let mut arena = self.lock();
-        let Some(address) = arena.give(pointer.expose_provenance(), length) else { return };
-        if arena.kept <= self.limit {
-            return;
-        }
-        let forgotten = arena.forget(address);
-        drop(arena);
-        if let Some(segment) = forgotten
-            && let Some(layout) = segment_layout(segment.length)
-        {
-            // SAFETY: the segment was got with this layout, no block of it is in use, and the arena has forgotten it.
-            unsafe { self.inner.dealloc(std::ptr::with_exposed_provenance_mut(segment.got), layout) }
+        arena.give(pointer.expose_provenance(), length);
+        while arena.kept > self.limit {
+            let Some(segment) = arena.forget_one() else { return };
+            if let Some(layout) = segment_layout(segment.length) {
+                // SAFETY: the segment was got with this layout, no block of it is in use, and the arena has forgotten it.
+                unsafe { self.inner.dealloc(std::ptr::with_exposed_provenance_mut(segment.got), layout) }
+            }
         }
     }
 }

@@ -38,8 +38,10 @@ pub struct Mode {
     pub train: bool,
     /// Parameters enter the graph, so that `backward` reaches them. A teacher's pass and an evaluation have none.
     pub grad: bool,
-    /// How many equal blocks of the batch axis get batch-norm statistics of their own: the number of views that were
-    /// concatenated along the batch axis, 1 otherwise.
+    /// How many equal blocks the batch axis holds one after the other: the number of views that were concatenated, 1 otherwise.
+    pub blocks: usize,
+    /// How many equal parts of the batch axis get batch-norm statistics of their own: as many as blocks where each view counts by
+    /// itself, fewer where they count together, more where the images of a view are cut into groups.
     pub stat_groups: usize,
     /// Whether batch norm's running statistics take up what this pass sees. They should not where a batch goes through the network a
     /// second time, for its gradients.
@@ -68,7 +70,7 @@ impl Mode {
 
     /// Training with a graph, with draws from `key`.
     pub const fn train(key: DrawKey) -> Self {
-        Self { train: true, grad: true, stat_groups: 1, observe: true, precision: Precision::F32, key, slice: None }
+        Self { train: true, grad: true, blocks: 1, stat_groups: 1, observe: true, precision: Precision::F32, key, slice: None }
     }
 
     /// The same without a graph.
@@ -89,12 +91,17 @@ impl Mode {
     /// For each of `rows` rows of the batch axis, which hold the mode's blocks one after the other, its place among all rows of the whole
     /// batch.
     pub fn places(&self, rows: usize) -> impl Iterator<Item = usize> + use<> {
-        let each = rows / self.stat_groups.max(1);
+        let each = rows / self.blocks.max(1);
         let slice = self.slice.unwrap_or(BatchSlice { first: 0, of: each });
         (0..rows).map(move |row| row / each.max(1) * slice.of + slice.first + row % each.max(1))
     }
 
-    /// The same with batch-norm statistics for each of `groups` equal blocks of the batch.
+    /// The same for `blocks` views one after the other, each with batch-norm statistics of its own.
+    pub const fn with_views(self, blocks: usize) -> Self {
+        Self { blocks, stat_groups: blocks, ..self }
+    }
+
+    /// The same with batch-norm statistics for each of `groups` equal parts of the batch, whatever views it holds.
     pub const fn with_stat_groups(self, groups: usize) -> Self {
         Self { stat_groups: groups, ..self }
     }
@@ -163,10 +170,12 @@ mod tests {
 
     #[test]
     fn rows_of_a_part_know_their_places_in_the_whole() {
-        let mode = Mode::train(DrawKey { seed: 0, step: 0, pass: 0 }).with_stat_groups(2);
+        let mode = Mode::train(DrawKey { seed: 0, step: 0, pass: 0 }).with_views(2);
         assert_eq!(mode.places(6).collect::<Vec<_>>(), [0, 1, 2, 3, 4, 5]);
         let part = mode.with_slice(BatchSlice { first: 2, of: 10 });
         assert_eq!(part.places(6).collect::<Vec<_>>(), [2, 3, 4, 12, 13, 14]);
+        let finer = part.with_stat_groups(6);
+        assert_eq!(finer.places(6).collect::<Vec<_>>(), [2, 3, 4, 12, 13, 14], "groups of statistics move no row");
     }
 
     #[test]

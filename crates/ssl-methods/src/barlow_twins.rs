@@ -115,7 +115,7 @@ impl Method for BarlowTwins {
     }
 
     fn objective(&mut self, outputs: &Outputs, at: &At) -> Result<LossOutput> {
-        let z = self.net.branch.head.forward(&rows(&outputs.student[0])?, &at.mode().with_stat_groups(2))?;
+        let z = self.net.branch.head.forward(&rows(&outputs.student[0])?, &at.mode().with_views(2))?;
         let correlation = correlation(&z)?;
         let loss = (self.target.loss(&correlation)? * self.config.scale)?;
         let own = (correlation.detach() * &self.target.identity)?.sum_all()?;

@@ -38,7 +38,12 @@ const NAME: &str = "byol";
 const KEYS: &[(&str, &str)] = &[
     (
         "momentum",
-        "of the teacher at the start, growing to 1 by a cosine; 0 to 1 (0.996 in the paper); lower for runs of few steps",
+        "of the teacher at the start, moving to `momentum_end` by a cosine; 0 to 1 (0.996 in the paper); lower for runs of few steps",
+    ),
+    ("momentum_end", "of the teacher at the end; 0 to 1; as `momentum` for one that stays"),
+    (
+        "scale",
+        "factor of the loss: 4 is the paper's sum over both directions, 1 lightly's mean; with SGD it multiplies the learning rate",
     ),
     ("hidden_dim", "hidden width of projector and predictor (4096 in the paper)"),
     ("projection_dim", "elements of a projection"),
@@ -48,9 +53,14 @@ const KEYS: &[(&str, &str)] = &[
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ByolConfig {
-    /// Momentum of the teacher at the start, growing to 1 by a cosine; 0 to 1. The paper has 0.996 for 1000 epochs of
-    /// ImageNet; fewer steps want a faster teacher.
+    /// Momentum of the teacher at the start, moving to `momentum_end` by a cosine; 0 to 1. The paper has 0.996 for
+    /// 1000 epochs of ImageNet; fewer steps want a faster teacher.
     pub momentum: f64,
+    /// Momentum of the teacher at the end; 0 to 1.
+    pub momentum_end: f64,
+    /// Factor of the loss 1 − cos, the mean over both directions. The paper's loss is 2 − 2 cos (equation 2) summed over both: 4.
+    /// lightly's has the gradient of 1.
+    pub scale: f64,
     /// Hidden width of projector and predictor. The paper has 4096.
     pub hidden_dim: usize,
     /// Elements of a projection.
@@ -61,7 +71,14 @@ pub struct ByolConfig {
 
 impl Default for ByolConfig {
     fn default() -> Self {
-        Self { momentum: 0.99, hidden_dim: 1024, projection_dim: 256, views: views::by_size(ByolViews::for_size) }
+        Self {
+            momentum: 0.996,
+            momentum_end: 1.0,
+            scale: 4.0,
+            hidden_dim: 4096,
+            projection_dim: 256,
+            views: views::by_size(ByolViews::for_size),
+        }
     }
 }
 
@@ -70,8 +87,16 @@ impl ByolConfig {
         views::different(&self.views, ByolViews::for_size, context)
     }
 
+    /// At the start and at the end.
+    fn momenta(&self) -> [f64; 2] {
+        [self.momentum, self.momentum_end]
+    }
+
     fn check(&self) -> Result<()> {
-        ensure(NAME, (0.0..=1.0).contains(&self.momentum), "momentum", self.momentum, "0 to 1")?;
+        for (key, value) in [("momentum", self.momentum), ("momentum_end", self.momentum_end)] {
+            ensure(NAME, (0.0..=1.0).contains(&value), key, value, "0 to 1")?;
+        }
+        ensure(NAME, self.scale > 0.0 && self.scale.is_finite(), "scale", self.scale, "over 0")?;
         ensure(NAME, self.hidden_dim > 0, "hidden_dim", self.hidden_dim, "at least 1")?;
         ensure(NAME, self.projection_dim > 0, "projection_dim", self.projection_dim, "at least 1")
     }
@@ -120,16 +145,17 @@ impl Method for Byol {
     }
 
     fn objective(&mut self, outputs: &Outputs, at: &At) -> Result<LossOutput> {
-        let mode = at.mode().with_stat_groups(2);
+        let mode = at.mode().with_views(2);
         let projection = self.net.student.head.forward(&rows(&outputs.student[0])?, &mode)?;
         let prediction = self.net.predictor.forward(&projection, &mode)?;
         // Row i of the swapped targets is the other view's projection of the image in row i of the predictions.
         let target = self.net.teacher.head.forward(&rows(&outputs.teacher[0])?, &mode.without_grad())?;
         let [first, second] = halves(&target)?;
-        let momentum = momentum_at(self.config.momentum, at.progress());
+        let momentum = momentum_at(self.config.momenta(), at.progress());
         let [embedding, partner] = halves(&projection.detach())?;
         Ok(LossOutput {
-            loss: (negative_cosine(&prediction, &Tensor::cat(&[second, first], 0)?)? + 1.0)?,
+            loss: negative_cosine(&prediction, &Tensor::cat(&[second, first], 0)?)?
+                .affine(self.config.scale, self.config.scale)?,
             metrics: vec![("momentum", Tensor::new(momentum as f32, projection.device())?)],
             embedding,
             partner: Some(partner),
@@ -138,7 +164,7 @@ impl Method for Byol {
     }
 
     fn after_step(&mut self, at: &At) -> Result<()> {
-        self.net.follow(momentum_at(self.config.momentum, at.progress()))
+        self.net.follow(momentum_at(self.config.momenta(), at.progress()))
     }
 }
 

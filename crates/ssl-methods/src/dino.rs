@@ -2,7 +2,8 @@
 //! centring and sharpening of the teacher stand against collapse.
 //!
 //! The teacher sees the global views only and runs in training mode without drop path, as the reference's does. It is the
-//! network that is evaluated and exported.
+//! network that is evaluated and exported. Batch norm, where the encoder has it, takes the views of one size together, as the
+//! reference's passes over concatenated crops do.
 
 use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
@@ -50,7 +51,8 @@ const KEYS: &[(&str, &str)] = &[
     ("warmup_teacher_temperature", "sharpness of the teacher at the start; over 0"),
     ("warmup_teacher_epochs", "epochs in which the teacher's temperature grows linearly"),
     ("center_momentum", "of the moving average of the teacher's outputs; 0 to 1"),
-    ("momentum", "of the teacher at the start, growing to 1 by a cosine; 0 to 1"),
+    ("momentum", "of the teacher at the start, moving to `momentum_end` by a cosine; 0 to 1"),
+    ("momentum_end", "of the teacher at the end; 0 to 1; as `momentum` for one that stays"),
     ("clip_gradient", "largest norm of each parameter's gradient; 0: no limit"),
     ("local_views", "small crops an image"),
     ("local_size", "side of small crops in pixels; 0: 3/7 of the image size, so that patches fit"),
@@ -84,11 +86,13 @@ pub struct DinoConfig {
     pub warmup_teacher_epochs: u64,
     /// Momentum of the moving average of the teacher's outputs; 0 to 1.
     pub center_momentum: f64,
-    /// Momentum of the teacher at the start, growing to 1 by a cosine; 0 to 1.
+    /// Momentum of the teacher at the start, moving to `momentum_end` by a cosine; 0 to 1.
     pub momentum: f64,
+    /// Momentum of the teacher at the end; 0 to 1.
+    pub momentum_end: f64,
     /// Largest L2 norm of each parameter's gradient; 0: no limit.
     pub clip_gradient: f64,
-    /// Small crops an image.
+    /// Small crops an image. The paper's program makes 8, its longest runs 10.
     pub local_views: usize,
     /// Side of small crops in pixels; 0: 3/7 of the image size (96 for 224), rounded to a
     /// multiple of the encoder's patches.
@@ -106,7 +110,7 @@ impl Default for DinoConfig {
         Self {
             hidden_dim: 2048,
             bottleneck_dim: 256,
-            out_dim: 4096,
+            out_dim: 65536,
             use_bn_in_head: false,
             norm_last_layer: true,
             freeze_last_layer_epochs: 1,
@@ -116,8 +120,9 @@ impl Default for DinoConfig {
             warmup_teacher_epochs: 30,
             center_momentum: 0.9,
             momentum: 0.996,
+            momentum_end: 1.0,
             clip_gradient: 3.0,
-            local_views: 6,
+            local_views: 8,
             local_size: 0,
             views: views::by_size(DinoViews::for_size),
             without_centering: false,
@@ -130,6 +135,11 @@ impl DinoConfig {
         views::multi_crop(&self.views, DinoViews::for_size, [self.local_views, self.local_size], context)
     }
 
+    /// At the start and at the end.
+    fn momenta(&self) -> [f64; 2] {
+        [self.momentum, self.momentum_end]
+    }
+
     fn check(&self) -> Result<()> {
         for (key, value) in [
             ("student_temperature", self.student_temperature),
@@ -138,7 +148,9 @@ impl DinoConfig {
         ] {
             ensure(NAME, value > 0.0 && value.is_finite(), key, value, "over 0")?;
         }
-        for (key, value) in [("center_momentum", self.center_momentum), ("momentum", self.momentum)] {
+        for (key, value) in
+            [("center_momentum", self.center_momentum), ("momentum", self.momentum), ("momentum_end", self.momentum_end)]
+        {
             ensure(NAME, (0.0..=1.0).contains(&value), key, value, "0 to 1")?;
         }
         for (key, value) in [("hidden_dim", self.hidden_dim), ("bottleneck_dim", self.bottleneck_dim), ("out_dim", self.out_dim)]
@@ -193,11 +205,11 @@ impl Method for Dino {
     }
 
     fn student_outputs(&self, views: &[Tensor], _first: usize, mode: &Mode) -> Result<Vec<Tensor>> {
-        self.net.student.vectors(views, mode)
+        self.net.student.joint_vectors(views, mode)
     }
 
     fn teacher_outputs(&self, views: &[Tensor], mode: &Mode) -> Result<Vec<Tensor>> {
-        self.net.teacher.vectors(&views[..GLOBAL_VIEWS], mode)
+        self.net.teacher.joint_vectors(&views[..GLOBAL_VIEWS], mode)
     }
 
     fn objective(&mut self, outputs: &Outputs, at: &At) -> Result<LossOutput> {
@@ -220,7 +232,7 @@ impl Method for Dino {
             assignments: Some(Assignments::of(&targets)?),
             metrics: vec![
                 ("teacher_temperature", scalar(temperature)?),
-                ("momentum", scalar(momentum_at(self.config.momentum, at.progress()))?),
+                ("momentum", scalar(momentum_at(self.config.momenta(), at.progress()))?),
             ],
             loss,
         })
@@ -232,7 +244,7 @@ impl Method for Dino {
 
     fn after_step(&mut self, at: &At) -> Result<()> {
         self.center.follow()?;
-        self.net.follow(momentum_at(self.config.momentum, at.progress()))
+        self.net.follow(momentum_at(self.config.momenta(), at.progress()))
     }
 
     fn visit_own_state(&mut self, visitor: &mut dyn StateVisitor) -> Result<()> {

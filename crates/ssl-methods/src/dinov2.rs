@@ -3,11 +3,11 @@
 
 use serde::{Deserialize, Serialize};
 use toml::Table;
+use twinsight_augment::{DinoViews, ViewPlan};
 
 use crate::config::{defaults, read};
 use crate::ibot::{Centering, Ibot, IbotConfig, KEYS};
-use crate::{EncoderNeed, Keys, MethodContext, MethodSpec, Result};
-use twinsight_augment::DinoViews;
+use crate::{EncoderNeed, Keys, MethodContext, MethodSpec, Result, views};
 
 /// The registry's entry.
 pub(crate) const SPEC: MethodSpec = MethodSpec {
@@ -19,14 +19,14 @@ pub(crate) const SPEC: MethodSpec = MethodSpec {
     needs: "a vision transformer; 128 images a batch or more, over which assignments are balanced; a second network, small crops",
     choose: "long runs of large transformers on much data; iBOT or DINO for less",
     defaults: defaults::<DinoV2Config>,
-    views: |table, context| read::<DinoV2Config>(NAME, table)?.0.plan(context),
+    views: |table, context| read::<DinoV2Config>(NAME, table)?.0.plan(dinov2_views, context),
     build: |table: &Table, context: &MethodContext| Ok(Box::new(DinoV2::build(&read(NAME, table)?, context)?)),
     keys: Keys { own: KEYS, views: DinoViews::KEYS, defaults: defaults::<DinoV2Config> },
 };
 
 const NAME: &str = "dinov2";
 
-/// DINOv2's settings: those of iBOT with the reference implementation's values.
+/// DINOv2's settings: those of iBOT with the values of the reference implementation's `ssl_default_config.yaml`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct DinoV2Config(#[serde(deserialize_with = "over_defaults")] pub IbotConfig);
@@ -39,7 +39,11 @@ impl Default for DinoV2Config {
             centering: Centering::Sinkhorn,
             momentum: 0.992,
             koleo_weight: 0.1,
+            norm_last_layer: false,
+            stratified_masks: true,
+            mask_block_min: 4,
             local_views: 8,
+            views: views::by_size(dinov2_views),
             ..IbotConfig::default()
         })
     }
@@ -54,7 +58,16 @@ impl DinoV2 {
     /// # Errors
     /// Settings out of range, of the method or of the encoder; an encoder without patches.
     pub fn build(config: &DinoV2Config, context: &MethodContext) -> Result<Ibot> {
-        Ibot::named(NAME, &config.0, context)
+        Ibot::named(NAME, &config.0, dinov2_views, context)
+    }
+}
+
+/// DINO's views with crops cut at 32 % of the area in 224 pixels, as the program has them.
+fn dinov2_views(size: usize) -> DinoViews {
+    let views = DinoViews::for_size(size);
+    match size <= ViewPlan::SMALL {
+        true => views,
+        false => DinoViews { crop_scale_min: 0.32, local_scale_max: 0.32, ..views },
     }
 }
 

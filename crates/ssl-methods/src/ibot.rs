@@ -15,8 +15,8 @@ use crate::config::{defaults, ensure, read};
 use crate::dino::{GLOBAL_VIEWS, tame, teacher_distribution};
 use crate::distill::{Center, WarmUp, between_views};
 use crate::koleo::koleo_loss;
-use crate::masks::blocks;
-use crate::networks::{Pair, joined, momentum_at, rows, vectors};
+use crate::masks::{blocks, share_of, strata};
+use crate::networks::{Pair, joined, momentum_at, rows};
 use crate::{
     Assignments, At, DinoHead, DinoHeadShape, EncoderNeed, Error, Keys, LossOutput, Method, MethodContext, MethodSpec, Networks,
     Outputs, Result, ViewContext, views,
@@ -32,7 +32,7 @@ pub(crate) const SPEC: MethodSpec = MethodSpec {
     needs: "a vision transformer; 64 images a batch will do; a second network, small crops, and prototypes for patches too",
     choose: "for transformers whose patch features matter: segments, retrieval of parts",
     defaults: defaults::<IbotConfig>,
-    views: |table, context| read::<IbotConfig>(NAME, table)?.plan(context),
+    views: |table, context| read::<IbotConfig>(NAME, table)?.plan(DinoViews::for_size, context),
     build: |table, context| Ok(Box::new(Ibot::new(&read(NAME, table)?, context)?)),
     keys: Keys { own: KEYS, views: DinoViews::KEYS, defaults: defaults::<IbotConfig> },
 };
@@ -42,6 +42,7 @@ const NAME: &str = "ibot";
 pub(crate) const KEYS: &[(&str, &str)] = &[
     ("hidden_dim", "hidden width of the heads"),
     ("bottleneck_dim", "elements of the normalised vector before the last layer"),
+    ("patch_bottleneck_dim", "the same of the patches' own head; 0: as `bottleneck_dim`"),
     ("out_dim", "prototypes (8192 in iBOT's paper, 65536 and more in DINOv2's)"),
     ("use_bn_in_head", "whether the heads' hidden layers are batch-normalised"),
     ("norm_last_layer", "whether prototypes keep length 1; steadier"),
@@ -53,13 +54,19 @@ pub(crate) const KEYS: &[(&str, &str)] = &[
     ("warmup_teacher_epochs", "epochs in which the teacher's temperature grows linearly"),
     ("centering", "what keeps the teacher from one prototype: `center`, or `sinkhorn` over the batch"),
     ("center_momentum", "of the moving average of the teacher's outputs; 0 to 1"),
-    ("momentum", "of the teacher at the start, growing to 1 by a cosine; 0 to 1"),
+    ("momentum", "of the teacher at the start, moving to `momentum_end` by a cosine; 0 to 1"),
+    ("momentum_end", "of the teacher at the end; 0 to 1; as `momentum` for one that stays"),
     ("clip_gradient", "largest norm of each parameter's gradient; 0: no limit"),
     ("patch_weight", "weight of the patches' loss beside the views'; 0 or more"),
     ("koleo_weight", "weight of the regulariser that keeps class tokens apart (0.1 in DINOv2); 0 or more"),
     ("mask_probability", "share of the large views that have patches hidden; above 0, at most 1"),
     ("mask_ratio_min", "least share of patches hidden in such a view"),
     ("mask_ratio_max", "most of them; 0 to 1"),
+    (
+        "stratified_masks",
+        "whether the shares of hidden patches are spread evenly over the batch's views (DINOv2), or drawn for each",
+    ),
+    ("mask_block_min", "least patches of a hidden rectangle; 0: a ninth of the patches (iBOT); 4 in DINOv2"),
     ("local_views", "small crops an image"),
     ("local_size", "side of small crops in pixels; 0: 3/7 of the image size, so that patches fit"),
 ];
@@ -82,6 +89,8 @@ pub struct IbotConfig {
     pub hidden_dim: usize,
     /// Elements of the normalised vector before the last layer.
     pub bottleneck_dim: usize,
+    /// The same of the patches' head, where it is not shared; 0: as [`IbotConfig::bottleneck_dim`].
+    pub patch_bottleneck_dim: usize,
     /// Prototypes. The paper has 8192.
     pub out_dim: usize,
     /// Whether the heads' hidden layers are batch-normalised.
@@ -104,8 +113,10 @@ pub struct IbotConfig {
     pub centering: Centering,
     /// Momentum of the moving average of the teacher's outputs; 0 to 1.
     pub center_momentum: f64,
-    /// Momentum of the teacher at the start, growing to 1 by a cosine; 0 to 1.
+    /// Momentum of the teacher at the start, moving to `momentum_end` by a cosine; 0 to 1.
     pub momentum: f64,
+    /// Momentum of the teacher at the end; 0 to 1.
+    pub momentum_end: f64,
     /// Largest L2 norm of each parameter's gradient; 0: no limit.
     pub clip_gradient: f64,
     /// Weight of the patches' loss.
@@ -118,6 +129,11 @@ pub struct IbotConfig {
     pub mask_ratio_min: f64,
     /// Most of them.
     pub mask_ratio_max: f64,
+    /// Whether exactly [`IbotConfig::mask_probability`] of a batch's large views have patches hidden, with shares spread evenly between the
+    /// two ratios, as DINOv2's program has it; otherwise each view draws both by itself, as iBOT's.
+    pub stratified_masks: bool,
+    /// Least patches of a hidden rectangle; 0: the square of a third of the side, as in iBOT's program. DINOv2's has 4.
+    pub mask_block_min: usize,
     /// Small crops an image. The paper has 10.
     pub local_views: usize,
     /// Side of small crops in pixels; 0: 3/7 of the image size (96 for 224), rounded to a multiple of the encoder's patches.
@@ -131,6 +147,7 @@ impl Default for IbotConfig {
         Self {
             hidden_dim: 2048,
             bottleneck_dim: 256,
+            patch_bottleneck_dim: 0,
             out_dim: 8192,
             use_bn_in_head: false,
             norm_last_layer: true,
@@ -143,12 +160,15 @@ impl Default for IbotConfig {
             centering: Centering::Center,
             center_momentum: 0.9,
             momentum: 0.996,
+            momentum_end: 1.0,
             clip_gradient: 3.0,
             patch_weight: 1.0,
             koleo_weight: 0.0,
             mask_probability: 0.5,
             mask_ratio_min: 0.1,
             mask_ratio_max: 0.5,
+            stratified_masks: false,
+            mask_block_min: 0,
             local_views: 10,
             local_size: 0,
             views: views::by_size(DinoViews::for_size),
@@ -157,8 +177,14 @@ impl Default for IbotConfig {
 }
 
 impl IbotConfig {
-    pub(crate) fn plan(&self, context: &ViewContext) -> Result<ViewPlan> {
-        views::multi_crop(&self.views, DinoViews::for_size, [self.local_views, self.local_size], context)
+    /// `decided`: views by the size of the image, where the settings leave it to that.
+    pub(crate) fn plan(&self, decided: fn(usize) -> DinoViews, context: &ViewContext) -> Result<ViewPlan> {
+        views::multi_crop(&self.views, decided, [self.local_views, self.local_size], context)
+    }
+
+    /// At the start and at the end.
+    fn momenta(&self) -> [f64; 2] {
+        [self.momentum, self.momentum_end]
     }
 
     fn check(&self, name: &'static str) -> Result<()> {
@@ -172,6 +198,7 @@ impl IbotConfig {
         for (key, value) in [
             ("center_momentum", self.center_momentum),
             ("momentum", self.momentum),
+            ("momentum_end", self.momentum_end),
             ("mask_ratio_min", self.mask_ratio_min),
             ("mask_ratio_max", self.mask_ratio_max),
         ] {
@@ -227,13 +254,18 @@ impl Ibot {
     /// # Errors
     /// Settings out of range, of the method or of the encoder; an encoder without patches.
     pub fn new(config: &IbotConfig, context: &MethodContext) -> Result<Self> {
-        Self::named(NAME, config, context)
+        Self::named(NAME, config, DinoViews::for_size, context)
     }
 
-    pub(crate) fn named(name: &'static str, config: &IbotConfig, context: &MethodContext) -> Result<Self> {
+    pub(crate) fn named(
+        name: &'static str,
+        config: &IbotConfig,
+        decided: fn(usize) -> DinoViews,
+        context: &MethodContext,
+    ) -> Result<Self> {
         SPEC.encoder.check(name, context)?;
         config.check(name)?;
-        let plan = config.plan(&context.view_context())?;
+        let plan = config.plan(decided, &context.view_context())?;
         let shape = DinoHeadShape {
             hidden: config.hidden_dim,
             bottleneck: config.bottleneck_dim,
@@ -247,7 +279,8 @@ impl Ibot {
             |b, dim| {
                 width.set(dim);
                 let b = b.under("projector");
-                let patches = || DinoHead::new(&b.under("patches"), dim, &shape);
+                let bottleneck = if config.patch_bottleneck_dim == 0 { shape.bottleneck } else { config.patch_bottleneck_dim };
+                let patches = || DinoHead::new(&b.under("patches"), dim, &DinoHeadShape { bottleneck, ..shape });
                 Ok(Heads { views: DinoHead::new(&b, dim, &shape)?, patches: (!config.shared_head).then(patches).transpose()? })
             },
             |b| Ok(b.parameter("mask_token", &[1, 1, width.get()], Role::Token, Init::TruncNormal(0.02))?),
@@ -261,16 +294,19 @@ impl Ibot {
     /// Which patches are hidden in rows of large views, as 0 and 1: (rows, P).
     fn hidden(&self, mode: &Mode, rows: usize) -> Vec<Vec<bool>> {
         let c = &self.config;
-        let share = (c.mask_ratio_min, c.mask_ratio_max);
+        let (draws, range) = (mode.key, (c.mask_ratio_min, c.mask_ratio_max));
+        let all = mode.blocks * mode.slice.map_or(rows / mode.blocks.max(1), |slice| slice.of);
+        let strata = c.stratified_masks.then(|| strata(draws, all, c.mask_probability, range));
         mode.places(rows)
             .map(|place| {
                 // One view of every batch has something hidden, so that no parameter goes without a gradient.
-                let probability = if place == 0 { 1.0 } else { c.mask_probability };
-                let mut hidden = blocks(mode.key, place, self.side, probability, share);
-                if place == 0 && !hidden.contains(&true) {
-                    hidden[0] = true;
-                }
-                hidden
+                let share = match &strata {
+                    Some(shares) => shares[place],
+                    None => share_of(draws, place, if place == 0 { 1.0 } else { c.mask_probability }, range),
+                };
+                // A share of nothing that is to be hidden still hides a patch.
+                let share = if place == 0 && strata.is_none() { share.max(f64::MIN_POSITIVE) } else { share };
+                blocks(draws, place, self.side, share, c.mask_block_min)
             })
             .collect()
     }
@@ -296,10 +332,10 @@ impl Method for Ibot {
     /// Class tokens (V, N, D), and of large views, seen with patches hidden, the patch tokens (2, N, P, D).
     fn student_outputs(&self, views: &[Tensor], first: usize, mode: &Mode) -> Result<Vec<Tensor>> {
         if first >= GLOBAL_VIEWS {
-            return self.net.student.vectors(views, mode);
+            return self.net.student.joint_vectors(views, mode);
         }
         let (large, n) = (&views[..GLOBAL_VIEWS], views[0].dim(0)?);
-        let mode = mode.with_stat_groups(GLOBAL_VIEWS);
+        let mode = mode.with_views(GLOBAL_VIEWS).with_stat_groups(1);
         let hidden = self.hidden(&mode, GLOBAL_VIEWS * n);
         let mask: Vec<f32> = hidden.iter().flatten().map(|&h| f32::from(u8::from(h))).collect();
         let mask = Tensor::from_vec(mask, (GLOBAL_VIEWS * n, self.side * self.side), views[0].device())?;
@@ -307,15 +343,16 @@ impl Method for Ibot {
         let features = self.net.student.backbone.forward_masked(&joined(large)?, &masking, &mode)?;
         let [mut pooled, patches] = view_tensors(features, n)?;
         if views.len() > GLOBAL_VIEWS {
-            let small = vectors(&*self.net.student.backbone, &views[GLOBAL_VIEWS..], &mode)?;
-            pooled = Tensor::cat(&[pooled, small], 0)?;
+            // Small crops as large as the large ones come in the same group.
+            let small = self.net.student.joint_vectors(&views[GLOBAL_VIEWS..], &mode)?;
+            pooled = Tensor::cat(&[&pooled, &small[0]], 0)?;
         }
         Ok(vec![pooled, patches])
     }
 
     fn teacher_outputs(&self, views: &[Tensor], mode: &Mode) -> Result<Vec<Tensor>> {
         let n = views[0].dim(0)?;
-        let mode = mode.with_stat_groups(GLOBAL_VIEWS);
+        let mode = mode.with_views(GLOBAL_VIEWS).with_stat_groups(1);
         let features = self.net.teacher.backbone.forward(&joined(&views[..GLOBAL_VIEWS])?, &mode)?;
         Ok(view_tensors(features, n)?.to_vec())
     }
@@ -333,7 +370,7 @@ impl Method for Ibot {
         let per_view = |t: &Tensor, views: usize| t.reshape((views, n, k));
         let view_loss = between_views(&per_view(&logits, count)?, &per_view(&targets, GLOBAL_VIEWS)?, c.student_temperature)?;
 
-        let hidden = self.hidden(&mode.with_stat_groups(GLOBAL_VIEWS), GLOBAL_VIEWS * n);
+        let hidden = self.hidden(&mode.with_views(GLOBAL_VIEWS), GLOBAL_VIEWS * n);
         let patches = self.side * self.side;
         let mut places = Vec::new();
         let mut weights = Vec::new();
@@ -358,9 +395,11 @@ impl Method for Ibot {
             metrics.push(("koleo", apart.detach()));
             loss = (loss + (apart * c.koleo_weight)?)?;
         }
+        let patches = Assignments::of(&spread(&teacher_patches, &self.patch_center, temperature)?)?;
+        metrics.extend([("patch_entropy", patches.entropy), ("patch_prototype_usage", patches.usage)]);
         let scalar = |v: f64| Tensor::new(v as f32, loss.device());
         metrics.push(("teacher_temperature", scalar(temperature)?));
-        metrics.push(("momentum", scalar(momentum_at(c.momentum, at.progress()))?));
+        metrics.push(("momentum", scalar(momentum_at(c.momenta(), at.progress()))?));
         self.view_center.see(&teacher_views)?;
         self.patch_center.see(&teacher_patches)?;
         let bottleneck = bottleneck.detach();
@@ -368,7 +407,7 @@ impl Method for Ibot {
             loss,
             embedding: bottleneck.narrow(0, 0, n)?,
             partner: Some(bottleneck.narrow(0, n, n)?),
-            assignments: Some(Assignments::of(&targets)?),
+            assignments: Some(Assignments::of(&spread(&teacher_views, &self.view_center, temperature)?)?),
             metrics,
         })
     }
@@ -380,13 +419,19 @@ impl Method for Ibot {
     fn after_step(&mut self, at: &At) -> Result<()> {
         self.view_center.follow()?;
         self.patch_center.follow()?;
-        self.net.follow(momentum_at(self.config.momentum, at.progress()))
+        self.net.follow(momentum_at(self.config.momenta(), at.progress()))
     }
 
     fn visit_own_state(&mut self, visitor: &mut dyn StateVisitor) -> Result<()> {
         self.view_center.visit("center", visitor)?;
         self.patch_center.visit("patch_center", visitor)
     }
+}
+
+/// What outputs over `temperature` say by themselves, their moving average taken off: Sinkhorn's assignments are balanced whatever happens,
+/// these are what can collapse.
+fn spread(outputs: &Tensor, center: &Center, temperature: f64) -> Result<Tensor> {
+    teacher_distribution(outputs, center.value(), temperature)
 }
 
 /// Class tokens (V, N, D) and patch tokens (V, N, P, D).

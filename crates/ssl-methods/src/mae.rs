@@ -177,7 +177,8 @@ impl Method for Mae {
         let loss = mae_loss(&told, &pixels, &hidden.contiguous()?, self.config.norm_pixels)?;
         Ok(LossOutput {
             loss,
-            embedding: tokens.detach().narrow(1, 0, 1)?.squeeze(1)?,
+            // The loss reaches the class token through the decoder's attention only; what is learned is in the patches.
+            embedding: tokens.detach().narrow(1, 1, visible)?.mean(1)?,
             partner: None,
             assignments: None,
             metrics: Vec::new(),

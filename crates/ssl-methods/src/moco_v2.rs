@@ -16,7 +16,7 @@ use twinsight_nn::{Mode, StateVisitor};
 
 use crate::config::{defaults, ensure, read};
 use crate::heads::ProjectionHead;
-use crate::networks::{Pair, joined, rows};
+use crate::networks::{Pair, joined, momentum_at, rows};
 use crate::queue::Queue;
 use crate::simsiam::moderate;
 use crate::{
@@ -45,7 +45,8 @@ const KEYS: &[(&str, &str)] = &[
     ("hidden_dim", "hidden width of the projector; 0: as wide as the encoder's vectors (2048 in the paper)"),
     ("projection_dim", "elements of a projection (128 in the paper)"),
     ("queue_size", "past keys (65536 in the paper); fewer than an epoch's images, or an image meets its own old key"),
-    ("momentum", "of the key encoder; 0 to 1 (0.999 in the paper); lower for runs of few steps"),
+    ("momentum", "of the key encoder at the start; 0 to 1 (0.999 in the paper); lower for runs of few steps"),
+    ("momentum_end", "of the key encoder at the end, a cosine between; 0 to 1; below 0 it stays, as in the paper"),
     (
         "norm_groups",
         "parts of a batch with batch-norm statistics of their own, the keys' shuffled (8 devices in the paper); 1: none",
@@ -65,10 +66,12 @@ pub struct MocoV2Config {
     pub projection_dim: usize,
     /// Past keys. The paper has 65536.
     pub queue_size: usize,
-    /// Momentum of the key encoder; 0 to 1. The paper has 0.999.
+    /// Momentum of the key encoder at the start; 0 to 1. The paper has 0.999.
     pub momentum: f64,
+    /// The same at the end, a cosine between; below 0 it stays.
+    pub momentum_end: f64,
     /// Parts of a batch with batch-norm statistics of their own, the keys' images shuffled among them; 1: none. A batch that it does not
-    /// divide gets the next smaller number that does.
+    /// divide gets the next smaller number that does. With `--micro-batch` each part of the batch is cut so, and shuffled by itself.
     pub norm_groups: usize,
     /// Whether both views are queries and keys. The paper's first is the query and the second the key.
     pub symmetric: bool,
@@ -84,6 +87,7 @@ impl Default for MocoV2Config {
             projection_dim: 128,
             queue_size: 65536,
             momentum: 0.999,
+            momentum_end: -1.0,
             norm_groups: 8,
             symmetric: false,
             views: views::by_size(moderate),
@@ -96,9 +100,15 @@ impl MocoV2Config {
         views::alike(&self.views, moderate, context)
     }
 
+    /// At the start and at the end.
+    fn momenta(&self) -> [f64; 2] {
+        [self.momentum, if self.momentum_end < 0.0 { self.momentum } else { self.momentum_end }]
+    }
+
     fn check(&self) -> Result<()> {
         ensure(NAME, self.temperature > 0.0 && self.temperature.is_finite(), "temperature", self.temperature, "over 0")?;
         ensure(NAME, (0.0..=1.0).contains(&self.momentum), "momentum", self.momentum, "0 to 1")?;
+        ensure(NAME, self.momentum_end <= 1.0, "momentum_end", self.momentum_end, "0 to 1, or below 0")?;
         for (key, value) in
             [("projection_dim", self.projection_dim), ("queue_size", self.queue_size), ("norm_groups", self.norm_groups)]
         {
@@ -156,7 +166,7 @@ impl Method for MocoV2 {
 
     fn student_outputs(&self, views: &[Tensor], _first: usize, mode: &Mode) -> Result<Vec<Tensor>> {
         let n = views[0].dim(0)?;
-        let mode = mode.with_stat_groups(views.len() * self.groups(n));
+        let mode = mode.with_views(views.len()).with_stat_groups(views.len() * self.groups(n));
         let pooled = self.net.student.backbone.forward(&joined(views)?, &mode)?.pooled;
         Ok(vec![pooled.reshape((views.len(), n, ()))?])
     }
@@ -168,12 +178,11 @@ impl Method for MocoV2 {
         let first = mode.slice.map_or(0, |slice| slice.first) as u64;
         let mut order: Vec<u32> = (0..n as u32).collect();
         order.shuffle(&mut mode.with_pass(first).key.rng("shuffle"));
-        let mut back = vec![0u32; n];
-        order.iter().enumerate().for_each(|(place, &image)| back[image as usize] = place as u32);
+        let back = inverse(&order);
         let device = views[0].device();
         let (order, back) = (Tensor::from_vec(order, n, device)?, Tensor::from_vec(back, n, device)?);
         let shuffled = views.iter().map(|v| Ok(v.index_select(&order, 0)?)).collect::<Result<Vec<_>>>()?;
-        let mode = mode.with_stat_groups(views.len() * groups);
+        let mode = mode.with_views(views.len()).with_stat_groups(views.len() * groups);
         let pooled = self.net.teacher.backbone.forward(&joined(&shuffled)?, &mode)?.pooled;
         Ok(vec![pooled.reshape((views.len(), n, ()))?.index_select(&back, 1)?])
     }
@@ -197,17 +206,24 @@ impl Method for MocoV2 {
         })
     }
 
-    fn after_step(&mut self, _at: &At) -> Result<()> {
+    fn after_step(&mut self, at: &At) -> Result<()> {
         if let Some(keys) = self.seen.take() {
             self.queue.put(&keys)?;
         }
-        self.net.follow(self.config.momentum)
+        self.net.follow(momentum_at(self.config.momenta(), at.progress()))
     }
 
     fn visit_own_state(&mut self, visitor: &mut dyn StateVisitor) -> Result<()> {
         self.seen = None;
         self.queue.visit("queue", visitor)
     }
+}
+
+/// Where each of the numbers stands in `order`, which holds every one below its length once.
+fn inverse(order: &[u32]) -> Vec<u32> {
+    let mut back = vec![0; order.len()];
+    order.iter().enumerate().for_each(|(place, &image)| back[image as usize] = place as u32);
+    back
 }
 
 /// InfoNCE of He et al. 2020, equation 1: the cross-entropy of finding a query's key among it and the queue, by cosine similarity over
@@ -235,8 +251,57 @@ fn against_queue(queries: &Tensor, keys: &Tensor, queue: &Tensor, temperature: f
 
 #[cfg(test)]
 mod tests {
+    use candle_core::Device;
+    use twinsight_augment::Normalize;
+    use twinsight_encoders::{EncoderConfig, encoder};
+    use twinsight_nn::DrawKey;
+
     use super::*;
     use crate::test::{golden_tensor, matches_golden};
+
+    fn moco(norm_groups: usize) -> Result<MocoV2> {
+        let context = MethodContext {
+            encoder: encoder("resnet_mini")?,
+            encoder_config: EncoderConfig { channels: 1, image_size: 16, ..EncoderConfig::default() },
+            normalize: Normalize { mean: vec![0.5], std: vec![0.25] },
+            batch_size: 8,
+            epochs: 1,
+            steps_per_epoch: 1,
+            seed: 0,
+            device: Device::Cpu,
+        };
+        MocoV2::new(&MocoV2Config { norm_groups, queue_size: 8, projection_dim: 8, ..MocoV2Config::default() }, &context)
+    }
+
+    /// Keys of shuffled groups: each row is its own image's, normalised with the images of its group in the shuffled order.
+    #[test]
+    fn keys_come_back_in_order_from_groups_of_shuffled_images() -> anyhow::Result<()> {
+        let values = (0..8 * 256).map(|i| ((i % 256) as f32 * 0.1 * (1 + i / 256) as f32).sin() + (i / 256) as f32);
+        let images = Tensor::from_vec(values.collect(), (8, 1, 16, 16), &Device::Cpu)?;
+        let views = [images.clone(), images.clone()];
+        let mode = Mode::train(DrawKey { seed: 5, step: 3, pass: 0 });
+        let method = moco(2)?;
+        let keys = method.teacher_outputs(&views, &mode.without_grad())?[0].get(0)?.to_vec2::<f32>()?;
+        let mut order: Vec<u32> = (0..8).collect();
+        order.shuffle(&mut mode.key.rng("shuffle"));
+        assert_ne!(order, (0..8).collect::<Vec<u32>>());
+        let other = moco(2)?;
+        let mut crossed = 0;
+        for (group, members) in order.chunks_exact(4).enumerate() {
+            crossed += members.iter().filter(|&&image| image as usize / 4 != group).count();
+            let part = images.index_select(&Tensor::new(members, &Device::Cpu)?, 0)?;
+            let alone = other.net.teacher.backbone.forward(&part, &mode.without_grad())?.pooled.to_vec2::<f32>()?;
+            for (row, &image) in alone.iter().zip(members) {
+                for (a, b) in row.iter().zip(&keys[image as usize]) {
+                    assert!((a - b).abs() < 1e-4 * (1.0 + a.abs()), "image {image}: {a} and {b}");
+                }
+            }
+        }
+        assert!(crossed > 0, "keys were normalised with the very images that their queries were");
+        let whole = moco(1)?.teacher_outputs(&views, &mode.without_grad())?[0].get(0)?.to_vec2::<f32>()?;
+        assert!(whole != keys, "groups have statistics of their own");
+        Ok(())
+    }
 
     #[test]
     fn the_loss_equals_the_reference() -> anyhow::Result<()> {

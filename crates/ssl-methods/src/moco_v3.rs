@@ -3,10 +3,11 @@
 //! stays at its random start, which keeps training steady.
 
 use candle_core::Tensor;
+use rand::Rng;
 use serde::{Deserialize, Serialize};
 use twinsight_augment::{ByolViews, ViewPlan};
 use twinsight_encoders::Kind;
-use twinsight_nn::{Gradients, Mode};
+use twinsight_nn::{DrawKey, Gradients, Mode, ParamStore};
 
 use crate::config::{defaults, ensure, read};
 use crate::contrast::match_rows;
@@ -38,8 +39,12 @@ const KEYS: &[(&str, &str)] = &[
     ("temperature", "divides similarities; over 0 (0.2 in the paper for transformers, 1 for ResNet-50)"),
     ("hidden_dim", "hidden width of projector and predictor (4096 in the paper)"),
     ("projection_dim", "elements of a projection (256 in the paper)"),
-    ("momentum", "of the key encoder at the start, growing to 1 by a cosine; 0 to 1 (0.99 in the paper)"),
-    ("freeze_patch_embed", "whether a transformer's patch projection stays at its random start; steadier"),
+    ("momentum", "of the key encoder at the start, moving to `momentum_end` by a cosine; 0 to 1 (0.99 in the paper)"),
+    ("momentum_end", "of the key encoder at the end; 0 to 1; as `momentum` for one that stays"),
+    (
+        "freeze_patch_embed",
+        "whether a transformer's patch projection stays at its random start (a hybrid's convolutions train); steadier",
+    ),
 ];
 
 /// MoCo v3's settings.
@@ -52,8 +57,10 @@ pub struct MocoV3Config {
     pub hidden_dim: usize,
     /// Elements of a projection. The paper has 256.
     pub projection_dim: usize,
-    /// Momentum of the key encoder at the start, growing to 1 by a cosine; 0 to 1. The paper has 0.99.
+    /// Momentum of the key encoder at the start, moving to `momentum_end` by a cosine; 0 to 1. The paper has 0.99.
     pub momentum: f64,
+    /// Momentum of the key encoder at the end; 0 to 1.
+    pub momentum_end: f64,
     /// Whether a transformer's patch projection stays at its random start.
     pub freeze_patch_embed: bool,
     /// How views are made; where small images want other views than large ones, −1 leaves it to the image size.
@@ -67,6 +74,7 @@ impl Default for MocoV3Config {
             hidden_dim: 4096,
             projection_dim: 256,
             momentum: 0.99,
+            momentum_end: 1.0,
             freeze_patch_embed: true,
             views: views::by_size(ByolViews::for_size),
         }
@@ -78,9 +86,16 @@ impl MocoV3Config {
         views::different(&self.views, ByolViews::for_size, context)
     }
 
+    /// At the start and at the end.
+    fn momenta(&self) -> [f64; 2] {
+        [self.momentum, self.momentum_end]
+    }
+
     fn check(&self) -> Result<()> {
         ensure(NAME, self.temperature > 0.0 && self.temperature.is_finite(), "temperature", self.temperature, "over 0")?;
-        ensure(NAME, (0.0..=1.0).contains(&self.momentum), "momentum", self.momentum, "0 to 1")?;
+        for (key, value) in [("momentum", self.momentum), ("momentum_end", self.momentum_end)] {
+            ensure(NAME, (0.0..=1.0).contains(&value), key, value, "0 to 1")?;
+        }
         ensure(NAME, self.hidden_dim > 0, "hidden_dim", self.hidden_dim, "at least 1")?;
         ensure(NAME, self.projection_dim > 0, "projection_dim", self.projection_dim, "at least 1")
     }
@@ -114,9 +129,32 @@ impl MocoV3 {
                 ProjectionHead::normed(&b.under("predictor"), &[dim, hidden, dim], last)
             },
         )?;
+        if config.freeze_patch_embed {
+            for params in [&net.params, &net.teacher_params] {
+                start_frozen(params, context.seed)?;
+            }
+        }
         Ok(Self { config: config.clone(), plan, net })
     }
 }
+
+/// The start of a patch projection that stays as it starts: Xavier's uniform distribution over a patch of three channels as one linear
+/// layer, no bias, as in the authors' program.
+fn start_frozen(params: &ParamStore, seed: u64) -> Result<()> {
+    let Some(weight) = params.get(&format!("{PATCHES}.weight")) else { return Ok(()) };
+    let dims = weight.value().dims().to_vec();
+    let bound = (6.0 / (3 * dims[2] * dims[3] + dims[0]) as f64).sqrt() as f32;
+    let mut rng = DrawKey { seed, step: 0, pass: 0 }.rng("frozen patches");
+    let values: Vec<f32> = (0..weight.value().elem_count()).map(|_| rng.random_range(-bound..=bound)).collect();
+    weight.set(&Tensor::from_vec(values, dims, weight.value().device())?)?;
+    if let Some(bias) = params.get(&format!("{PATCHES}.bias")) {
+        bias.set(&bias.value().zeros_like()?)?;
+    }
+    Ok(())
+}
+
+/// A transformer's patch projection.
+const PATCHES: &str = "backbone.patch_embed.proj";
 
 impl Method for MocoV3 {
     fn views(&self) -> &ViewPlan {
@@ -136,13 +174,13 @@ impl Method for MocoV3 {
     }
 
     fn objective(&mut self, outputs: &Outputs, at: &At) -> Result<LossOutput> {
-        let mode = at.mode().with_stat_groups(2);
+        let mode = at.mode().with_views(2);
         let projection = self.net.student.head.forward(&rows(&outputs.student[0])?, &mode)?;
         let [q1, q2] = halves(&self.net.predictor.forward(&projection, &mode)?)?;
         let [k1, k2] = halves(&self.net.teacher.head.forward(&rows(&outputs.teacher[0])?, &mode.without_grad())?)?;
         let (loss, accuracy) = symmetric([&q1, &q2], [&k1, &k2], self.config.temperature)?;
         let [embedding, partner] = halves(&projection.detach())?;
-        let momentum = momentum_at(self.config.momentum, at.progress());
+        let momentum = momentum_at(self.config.momenta(), at.progress());
         Ok(LossOutput {
             metrics: vec![("contrastive_accuracy", accuracy), ("momentum", Tensor::new(momentum as f32, loss.device())?)],
             loss,
@@ -155,14 +193,14 @@ impl Method for MocoV3 {
     fn adjust_gradients(&mut self, gradients: &mut Gradients, _at: &At) -> Result<()> {
         if self.config.freeze_patch_embed {
             for part in ["weight", "bias"] {
-                gradients.remove(&format!("backbone.patch_embed.proj.{part}"));
+                gradients.remove(&format!("{PATCHES}.{part}"));
             }
         }
         Ok(())
     }
 
     fn after_step(&mut self, at: &At) -> Result<()> {
-        self.net.follow(momentum_at(self.config.momentum, at.progress()))
+        self.net.follow(momentum_at(self.config.momenta(), at.progress()))
     }
 }
 

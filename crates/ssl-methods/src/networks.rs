@@ -32,6 +32,11 @@ impl<H> Branch<H> {
     pub fn vectors(&self, views: &[Tensor], mode: &Mode) -> Result<Vec<Tensor>> {
         Ok(vec![vectors(&*self.backbone, views, mode)?])
     }
+
+    /// The same, batch norm's statistics being those of all views of one size together, as in the programs of DINO's and SwAV's authors.
+    pub fn joint_vectors(&self, views: &[Tensor], mode: &Mode) -> Result<Vec<Tensor>> {
+        Ok(vec![grouped(&*self.backbone, views, mode, true)?])
+    }
 }
 
 /// A student without a teacher.
@@ -120,9 +125,14 @@ impl<H, P> Pair<H, P> {
 /// # Errors
 /// Input that the encoder refuses.
 pub fn vectors(encoder: &dyn Encoder, views: &[Tensor], mode: &Mode) -> Result<Tensor> {
+    grouped(encoder, views, mode, false)
+}
+
+fn grouped(encoder: &dyn Encoder, views: &[Tensor], mode: &Mode, joint: bool) -> Result<Tensor> {
     let mut parts = Vec::new();
     for (pass, group) in views.chunk_by(|a, b| a.dims() == b.dims()).enumerate() {
-        let mode = mode.with_stat_groups(group.len()).with_pass(mode.key.pass + pass as u64);
+        let mode = mode.with_views(group.len()).with_pass(mode.key.pass + pass as u64);
+        let mode = if joint { mode.with_stat_groups(1) } else { mode };
         let pooled = encoder.forward(&joined(group)?, &mode)?.pooled;
         parts.push(pooled.reshape((group.len(), (), pooled.dim(1)?))?);
     }
@@ -139,10 +149,10 @@ pub(crate) fn rows(x: &Tensor) -> Result<Tensor> {
     Ok(x.flatten(0, 1)?)
 }
 
-/// A value that moves from `base` to 1 along half a cosine while `progress` goes from 0 to 1: the momentum of a teacher
-/// (Grill et al. 2020).
-pub fn momentum_at(base: f64, progress: f64) -> f64 {
-    1.0 - (1.0 - base) * ((std::f64::consts::PI * progress).cos() + 1.0) / 2.0
+/// A value that moves from `start` to `end` along half a cosine while `progress` goes from 0 to 1: the momentum of a teacher, which ends
+/// at 1 in Grill et al. 2020.
+pub fn momentum_at([start, end]: [f64; 2], progress: f64) -> f64 {
+    end - (end - start) * ((std::f64::consts::PI * progress).cos() + 1.0) / 2.0
 }
 
 #[cfg(test)]
@@ -153,10 +163,11 @@ mod tests {
     use twinsight_nn::DrawKey;
 
     #[test]
-    fn momentum_grows_to_one() {
-        assert!((momentum_at(0.99, 0.0) - 0.99).abs() < 1e-12);
-        assert!((momentum_at(0.99, 0.5) - 0.995).abs() < 1e-12);
-        assert!((momentum_at(0.99, 1.0) - 1.0).abs() < 1e-12);
+    fn momentum_goes_from_start_to_end() {
+        for (progress, want) in [(0.0, 0.99), (0.5, 0.995), (1.0, 1.0)] {
+            assert!((momentum_at([0.99, 1.0], progress) - want).abs() < 1e-12);
+            assert!((momentum_at([0.99, 0.99], progress) - 0.99).abs() < 1e-12);
+        }
     }
 
     #[test]

@@ -136,7 +136,7 @@ impl Method for Nnclr {
     }
 
     fn objective(&mut self, outputs: &Outputs, at: &At) -> Result<LossOutput> {
-        let mode = at.mode().with_stat_groups(2);
+        let mode = at.mode().with_views(2);
         let (projector, predictor) = &self.net.branch.head;
         let z = projector.forward(&rows(&outputs.student[0])?, &mode)?;
         let [p1, p2] = halves(&predictor.forward(&z, &mode)?)?;

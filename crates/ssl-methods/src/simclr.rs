@@ -108,7 +108,7 @@ impl Method for SimClr {
     }
 
     fn objective(&mut self, outputs: &Outputs, at: &At) -> Result<LossOutput> {
-        let z = self.net.branch.head.forward(&rows(&outputs.student[0])?, &at.mode().with_stat_groups(2))?;
+        let z = self.net.branch.head.forward(&rows(&outputs.student[0])?, &at.mode().with_views(2))?;
         let [a, b] = halves(&z)?;
         let table = PairTable::new(&a, &b, self.config.temperature)?;
         Ok(LossOutput {

@@ -145,7 +145,7 @@ impl Method for SimSiam {
     }
 
     fn objective(&mut self, outputs: &Outputs, at: &At) -> Result<LossOutput> {
-        let mode = at.mode().with_stat_groups(2);
+        let mode = at.mode().with_views(2);
         let (projector, predictor) = &self.net.branch.head;
         let z = projector.forward(&rows(&outputs.student[0])?, &mode)?;
         let p = predictor.as_ref().map_or_else(|| Ok(z.clone()), |predictor| predictor.forward(&z, &mode))?;

@@ -73,21 +73,22 @@ pub fn backward(method: &mut dyn Method, views: &[Tensor], at: &At, micro_batch:
     drop((store, student, outputs));
     for part in &parts {
         let (views, mode) = (cut(views, part)?, of_part(mode, part, n).without_observing());
-        let mut first = 0;
+        // Of each output, the views that are behind.
+        let mut first = vec![0; sensitivities.len()];
         for (pass, group) in same_size(&views, method.student_views()).into_iter().enumerate() {
-            let count = group.len();
             let mode = mode.with_pass(mode.key.pass + pass as u64);
             let outputs = method.student_outputs(&views[group.clone()], group.start, &mode)?;
             let mut surrogate: Option<Tensor> = None;
-            for (output, whole) in outputs.iter().zip(&sensitivities) {
-                let slice = whole.narrow(0, first, count)?.narrow(1, part.start, part.len())?;
+            for ((output, whole), first) in outputs.iter().zip(&sensitivities).zip(&mut first) {
+                let count = output.dim(0)?;
+                let slice = whole.narrow(0, *first, count)?.narrow(1, part.start, part.len())?;
+                *first += count;
                 let term = (output * slice)?.sum_all()?;
                 surrogate = Some(if let Some(sum) = surrogate { (sum + term)? } else { term });
             }
             if let Some(surrogate) = surrogate {
                 gradients.add(&Gradients::collect_present(&surrogate.backward()?, method.student())?)?;
             }
-            first += count;
         }
     }
     gradients.check_complete(method.student())?;

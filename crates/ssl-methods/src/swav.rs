@@ -4,7 +4,7 @@
 use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
 use twinsight_augment::{DinoViews, Interpolation, ViewPlan};
-use twinsight_kernels::{l2_normalize, linear};
+use twinsight_kernels::{l2_normalize, linear, softmax};
 use twinsight_nn::{Gradients, Init, Mode, Parameter, Role, StateVisitor};
 
 use crate::assign::sinkhorn;
@@ -186,14 +186,14 @@ impl Method for Swav {
     }
 
     fn student_outputs(&self, views: &[Tensor], _first: usize, mode: &Mode) -> Result<Vec<Tensor>> {
-        self.net.branch.vectors(views, mode)
+        self.net.branch.joint_vectors(views, mode)
     }
 
     fn objective(&mut self, outputs: &Outputs, at: &At) -> Result<LossOutput> {
         let (count, n, _) = outputs.student[0].dims3()?;
         let mode = at.mode();
         let (projector, prototypes) = &self.net.branch.head;
-        let z = projector.forward(&rows(&outputs.student[0])?, &mode.with_stat_groups(count))?;
+        let z = projector.forward(&rows(&outputs.student[0])?, &mode)?;
         let z = l2_normalize(&z, 1e-12)?;
         let scores = linear(&z, prototypes.get(&mode), None)?.reshape((count, n, ()))?;
         let z = z.detach();
@@ -207,13 +207,15 @@ impl Method for Swav {
             };
             codes.push(sinkhorn(&all, self.config.epsilon, self.config.sinkhorn_iterations)?.narrow(0, 0, n)?);
         }
+        let large = (rows(&scores.detach().narrow(0, 0, GLOBAL_VIEWS)?)? * (1.0 / self.config.temperature))?;
         self.seen = Some(z.narrow(0, 0, GLOBAL_VIEWS * n)?);
         let codes = Tensor::stack(&codes, 0)?;
         Ok(LossOutput {
             loss: between_views(&scores, &codes, self.config.temperature)?,
             embedding: z.narrow(0, 0, n)?,
             partner: Some(z.narrow(0, n, n)?),
-            assignments: Some(Assignments::of(&rows(&codes)?)?),
+            // Codes are balanced whatever happens; what the scores by themselves say is what can collapse.
+            assignments: Some(Assignments::of(&softmax(&large)?)?),
             metrics: Vec::new(),
         })
     }

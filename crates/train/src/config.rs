@@ -127,6 +127,9 @@ pub struct ScheduleConfig {
     pub warmup_epochs: f64,
     /// Learning rate at the end, as a share of the peak.
     pub lr_end: f64,
+    /// Whether the learning rate moves from epoch to epoch only, as lightly's benchmark has it, instead of from step to step.
+    #[serde(default)]
+    pub by_epoch: bool,
     /// Weight decay at the start.
     pub weight_decay: f64,
     /// Weight decay at the end (cosine between).
@@ -369,6 +372,7 @@ fn defaults() -> Table {
             lr_batch: 128,
             warmup_epochs: 1.0,
             lr_end: 0.0,
+            by_epoch: false,
             weight_decay: 5e-4,
             weight_decay_end: 5e-4,
         },

@@ -193,9 +193,7 @@ impl Watch {
         unassigned.then(|| Diagnosis {
             step,
             finding: format!("the targets of {method} are the same for all prototypes: images are assigned to nothing"),
-            advice: format!(
-                "Sharpen them: lower options.teacher_temperature (SwAV: options.epsilon), or use fewer prototypes. {regardless}"
-            ),
+            advice: format!("Sharpen them: lower {}, or use fewer prototypes. {regardless}", sharpness(method)),
         })
     }
 
@@ -215,23 +213,44 @@ impl Watch {
     }
 }
 
-/// What most likely makes a method collapse, and what to change.
+/// What most likely makes a method collapse, and what to change: every method of the registry, with settings that it has.
 fn cure(method: &str) -> &'static str {
     match method {
         "simsiam" => {
             "Lower schedule.lr, keep options.predictor_hidden_dim well below options.projection_dim, or use a larger batch."
         }
         "byol" => "Raise options.momentum, lower schedule.lr, or lengthen schedule.warmup_epochs.",
-        "dino" | "swav" => {
-            "Lower schedule.lr, lengthen schedule.warmup_epochs, lower options.teacher_temperature (SwAV: options.epsilon), and check \
-             that options.center_momentum is below 1."
+        "dino" | "ibot" => {
+            "Lower schedule.lr, lengthen schedule.warmup_epochs, lower options.teacher_temperature, and check that \
+             options.center_momentum is below 1."
+        }
+        "dinov2" => {
+            "Lower schedule.lr, lengthen schedule.warmup_epochs, lower options.teacher_temperature, raise options.koleo_weight, or use \
+             a larger batch, over which assignments are balanced."
+        }
+        "swav" => {
+            "Lower schedule.lr, lower options.epsilon, raise options.freeze_prototypes_steps, or give a small batch a queue \
+             (options.queue_size)."
         }
         "vicreg" => "Raise options.variance or options.covariance, or lower schedule.lr.",
         "barlow_twins" => "Raise options.lambda, or lower schedule.lr.",
+        "lejepa" => "Raise options.lambda or options.slices, or lower schedule.lr.",
+        "mae" => "Lower schedule.lr, lengthen schedule.warmup_epochs, or raise options.mask_ratio.",
+        "nnclr" => "Raise options.queue_size, lower options.temperature, or use a larger batch.",
+        "moco_v2" => "Raise options.queue_size or options.momentum, lower options.temperature, or lower schedule.lr.",
+        "moco_v3" => {
+            "Lower schedule.lr, raise options.momentum, or use a larger batch (with --micro-batch where memory is short)."
+        }
         _ => {
-            "Lower schedule.lr, lengthen schedule.warmup_epochs, or use a larger batch (with --micro-batch where memory is short)."
+            "Lower schedule.lr or options.temperature, lengthen schedule.warmup_epochs, or use a larger batch (with --micro-batch where \
+             memory is short)."
         }
     }
+}
+
+/// The setting that sharpens a method's assignments.
+fn sharpness(method: &str) -> &'static str {
+    if method == "swav" { "options.epsilon" } else { "options.teacher_temperature" }
 }
 
 /// What to do when numbers grow beyond all bounds at learning rate `lr`.
@@ -295,6 +314,21 @@ mod tests {
         let found = verdicts(&single)?.pop().flatten().expect("a diagnosis").to_string();
         assert!(found.contains("to one prototype"), "{found}");
         Ok(())
+    }
+
+    #[test]
+    fn advice_names_settings_that_the_method_has() {
+        let words = |text: &str| -> Vec<String> {
+            let kept = |c: char| c.is_alphanumeric() || c == '_' || c == '.';
+            text.split(|c| !kept(c)).map(|w| w.trim_end_matches('.').to_string()).collect()
+        };
+        for spec in twinsight_ssl_methods::METHODS {
+            let assigning = ["swav", "dino", "ibot", "dinov2"].contains(&spec.name);
+            let advice = [cure(spec.name), if assigning { sharpness(spec.name) } else { "" }].join(" ");
+            for named in words(&advice).iter().filter_map(|w| w.strip_prefix("options.")) {
+                assert!(spec.keys.iter().any(|k| k.key == named), "{} has no {named}", spec.name);
+            }
+        }
     }
 
     #[test]

@@ -3,7 +3,8 @@
 //!
 //! Batch `b` of epoch `e` holds the samples `order(e)[b·size .. (b+1)·size]`; the last, smaller batch of an epoch is left
 //! out. Each view is drawn from the stream of (seed, epoch, sample, view), so that neither the number of threads nor a
-//! resume in the middle of an epoch changes a pixel. At most `threads + 2` batches are held at once.
+//! resume in the middle of an epoch changes a pixel. At most `threads + 2` batches are held at once, and fewer where they would
+//! take more than half a gigabyte.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -90,7 +91,7 @@ impl Loader {
         };
         let shared = Arc::new(Shared {
             per_epoch,
-            ahead: count as u64 + 2,
+            ahead: ahead(&config, count),
             config,
             state: Mutex::new(State {
                 next_to_make: first,
@@ -164,6 +165,17 @@ impl Drop for Loader {
             let _ = thread.join();
         }
     }
+}
+
+/// Bytes of batches that are made ahead of the step, where that leaves two of them.
+const AHEAD_BYTES: usize = 512 << 20;
+
+/// How many batches may be in the making, waiting or in use at once.
+fn ahead(config: &LoaderConfig, threads: usize) -> u64 {
+    let plan = &config.plan;
+    let pixels: usize = (0..plan.view_count()).map(|v| plan.channels * plan.view(v).size.pow(2)).sum();
+    let batch = (pixels * config.batch * size_of::<f32>()).max(1);
+    (AHEAD_BYTES / batch).max(2).min(threads + 2) as u64
 }
 
 /// Full batches in an epoch of `images` images.

@@ -340,7 +340,7 @@ impl Trainer {
                 seed: self.config.seed,
                 precision: self.config.network.precision,
             };
-            let rate = lr.at(step);
+            let rate = lr.at(if self.config.schedule.by_epoch { step - step % self.per_epoch } else { step });
             let batch = loader.next_batch()?;
             let Backward { output: out, gradients } = backward(&mut *self.method, &batch.views, &at, self.config.micro_batch)?;
             drop(batch);

@@ -35,8 +35,10 @@ the method's `small` recipe where no other is named, and `--set options.KEY=VALU
 ";
 
 const GUIDE: &str = "
-Roughly: begin with `simclr`, or `dcl` where the batch must be small. Where no batch of hundreds fits, `--micro-batch` gives the exact
-gradient of the large batch for more computation, and `moco_v2` keeps a queue instead. Where images are much alike, so that others in
+Roughly: begin with `simclr`, or `dcl` where the batch must be small. Where no batch of hundreds fits, `--micro-batch` gives the
+gradient of the large batch for more computation, and `moco_v2` keeps a queue instead. (The gradient is exact where images do not see
+each other within the encoder. A ResNet's batch norm takes its statistics from each part; `--set network.norm=group` has none to take.)
+Where images are much alike, so that others in
 the batch are no true negatives, take a method without them: `byol`, `vicreg`, `barlow_twins`. For transformers take `dino`, or `ibot`
 where the patches matter. `lejepa` has the least to tune. `mae` gives a start for fine-tuning rather than features for k-NN.
 `docs/benchmarks.md` has what each reaches in minutes on two cores.
