@@ -5,6 +5,7 @@
 //! optimizers that pass over variables without a gradient, and layer norms that cut the gradient all fail silently.
 
 mod checkpoint;
+mod recompute;
 mod ema;
 mod error;
 mod gradients;
@@ -23,11 +24,12 @@ pub use gradients::Gradients;
 pub use init::Init;
 pub use layers::{
     Attention, BatchNorm, BlockShortcut, Conv2d, ConvNorm, DropPath, GroupNorm, LayerNorm, LayerScale, Linear, Mlp, Norm,
-    NormKind, ResidualBlock, TransformerLayers, WeightNormLinear, residual_blocks, transformer_blocks,
+    NormKind, ResidualBlock, SwiGlu, TransformerLayers, WeightNormLinear, residual_blocks, transformer_blocks,
 };
 pub use mode::{BatchSlice, DrawKey, Mode, Precision};
 pub use optim::{Optimizer, OptimizerConfig};
-pub use params::{Builder, ParamStore, Parameter, Role};
+pub use params::{Builder, ParamStore, Parameter, Role, matches_pattern};
+pub use recompute::recomputed;
 pub use schedule::{Schedule, Shape};
 pub use state::{StateLoader, StateSaver, StateVisitor};
 pub use twinsight_kernels::Conv2dConfig;
