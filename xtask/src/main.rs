@@ -4,6 +4,7 @@
 mod bench;
 mod ci;
 mod data;
+mod interop;
 mod shell;
 mod tidy;
 mod train;
@@ -19,6 +20,7 @@ use clap::{Parser, Subcommand};
   cargo xtask ci
   cargo xtask data fetch cifar10
   cargo xtask train simclr-small -- --data ~/pictures
+  cargo xtask interop --python ~/torch/bin/python
   cargo xtask bench peers --python ~/torch/bin/python --peer train_step.py")]
 struct Cli {
     /// What to do.
@@ -40,6 +42,8 @@ enum Command {
     },
     /// Train with a recipe.
     Train(train::TrainArgs),
+    /// Compare weights and features with PyTorch's homes, both ways.
+    Interop(interop::InteropArgs),
     /// Measure speed.
     Bench {
         /// What to measure.
@@ -54,6 +58,7 @@ fn main() -> ExitCode {
         Command::Tidy => tidy::run(),
         Command::Data { command } => data::run(&command),
         Command::Train(args) => train::run(&args),
+        Command::Interop(args) => interop::run(&args),
         Command::Bench { command } => bench::run(&command),
     };
     match done {

@@ -6,9 +6,7 @@
 
 use candle_core::Tensor;
 use twinsight_kernels::{gelu, global_avg_pool};
-use twinsight_nn::{
-    Builder, Conv2d, Conv2dConfig, DropPath, Init, LayerNorm, LayerScale, Linear, Mode, Parameter, recomputed,
-};
+use twinsight_nn::{Builder, Conv2d, Conv2dConfig, DropPath, Init, LayerNorm, LayerScale, Linear, Mode, Parameter, recomputed};
 
 use crate::{Encoder, EncoderConfig, Error, Features, Result, Stem, check_input};
 

@@ -86,7 +86,9 @@ impl Encoder for Probe {
             FeatureSource::PatchMean | FeatureSource::ClassAndMean => {
                 let features = self.inner.forward(x, mode)?;
                 let Some(tokens) = &features.tokens else {
-                    return Err(Error::BadInput("the encoder has no patches to take the mean of; a vision transformer has".into()));
+                    return Err(Error::BadInput(
+                        "the encoder has no patches to take the mean of; a vision transformer has".into(),
+                    ));
                 };
                 let mean = tokens.narrow(1, 1, tokens.dim(1)? - 1)?.mean(1)?;
                 let pooled = match self.source {

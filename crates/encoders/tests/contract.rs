@@ -9,7 +9,7 @@ const TRAIN: Mode = Mode::train(DrawKey { seed: 1, step: 0, pass: 0 });
 
 /// Trainable numbers without a classifier, as torchvision and timm count them; ours for the two small ones of our own.
 const PARAMETERS: [(&str, usize); 20] = [
-    ("resnet_mini", 1_226_752),
+    ("resnet_mini", 1_232_704),
     ("resnet18", 11_176_512),
     ("resnet34", 21_284_672),
     ("resnet50", 23_508_032),
@@ -24,7 +24,7 @@ const PARAMETERS: [(&str, usize); 20] = [
     ("convnext_small", 49_454_688),
     ("convnext_base", 87_566_464),
     ("convnext_large", 196_230_336),
-    ("vit_mini", 1_965_120),
+    ("vit_mini", 1_965_504),
     ("vit_tiny", 5_524_416),
     ("vit_small", 21_665_664),
     ("vit_base", 85_798_656),
@@ -33,7 +33,7 @@ const PARAMETERS: [(&str, usize); 20] = [
 
 /// The encoders whose weights are drawn and trained in a test: every family in every form that the larger ones have too.
 fn small() -> impl Iterator<Item = &'static EncoderSpec> {
-    const NAMES: [&str; 7] = ["resnet_mini", "resnet18", "resnet50", "convnext_atto", "convnext_tiny", "vit_mini", "vit_tiny"];
+    const NAMES: [&str; 6] = ["resnet_mini", "resnet18", "resnet50", "convnext_atto", "vit_mini", "vit_tiny"];
     ENCODERS.iter().filter(|spec| NAMES.contains(&spec.name))
 }
 

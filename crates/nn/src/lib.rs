@@ -5,7 +5,6 @@
 //! optimizers that pass over variables without a gradient, and layer norms that cut the gradient all fail silently.
 
 mod checkpoint;
-mod recompute;
 mod ema;
 mod error;
 mod gradients;
@@ -14,10 +13,11 @@ mod layers;
 mod mode;
 mod optim;
 mod params;
+mod recompute;
 mod schedule;
 mod state;
 
-pub use checkpoint::{load_tensors, replace_file, save_tensors, sync_folder, write_atomic};
+pub use checkpoint::{load_metadata, load_tensors, replace_file, save_tensors, sync_folder, write_atomic};
 pub use ema::{BufferRule, ema_update};
 pub use error::{Error, Result};
 pub use gradients::Gradients;

@@ -81,7 +81,10 @@ fn plain(layout: &'static str, config: Value, python: String) -> Home {
 }
 
 fn refuse(export: &Export<'_>, home: &str, what: &str) -> Error {
-    Error::Unsupported(format!("{home} has no {} with {what}; --format safetensors and --format onnx hold every encoder", export.spec.name))
+    Error::Unsupported(format!(
+        "{home} has no {} with {what}; --format safetensors and --format onnx hold every encoder",
+        export.spec.name
+    ))
 }
 
 /// The pixels' side and normalisation in one object.
@@ -250,7 +253,11 @@ fn transformers(export: &Export<'_>) -> Result<Home> {
     let (mut layout, mut scales) = ("transformers", None);
     let (class, mut value) = match export.spec.arch {
         Arch::ResNet(shape) => {
-            if config.resolved_stem() != Stem::Imagenet || config.norm != NormKind::Batch || shape.widen != 1 || shape.blocks.len() != 4 {
+            if config.resolved_stem() != Stem::Imagenet
+                || config.norm != NormKind::Batch
+                || shape.widen != 1
+                || shape.blocks.len() != 4
+            {
                 return Err(refuse("a stem for small images, group norm, wide bottlenecks or three stages"));
             }
             let factor = if shape.bottleneck { 4 } else { 1 };

@@ -65,6 +65,22 @@ pub fn import(weights: &Weights, spec: &'static EncoderSpec, options: &ImportOpt
     Ok(Adopted { encoder, params, report })
 }
 
+/// Fills the parameters of an encoder that was built with `config` from a file's tensors, as [`import`] does; positions are
+/// resampled to the encoder's own.
+///
+/// # Errors
+/// As [`import`]. Nothing is changed then.
+pub fn initialise(
+    weights: &Weights,
+    spec: &'static EncoderSpec,
+    config: &EncoderConfig,
+    params: &ParamStore,
+    options: &ImportOptions,
+) -> Result<ImportReport> {
+    let names: Vec<String> = params.iter().map(|p| p.name().to_string()).collect();
+    recognise(weights, spec, &names, options)?.load(config, params)
+}
+
 /// A part of a file that looks like an encoder.
 struct Candidate<'a> {
     weights: &'a Weights,
@@ -77,19 +93,30 @@ struct Candidate<'a> {
 
 /// Names that heads and what belongs to training have.
 const HEADS: [&str; 19] = [
-    "fc.", "head.", "heads.", "head_dist.", "classifier.", "projector.", "projection_head.", "predictor.", "prediction_head.",
-    "mask_token", "embeddings.mask_token", "decoder", "pooler.", "dino_head.", "ibot_head.", "online_linear", "prototypes", "queue",
+    "fc.",
+    "head.",
+    "heads.",
+    "head_dist.",
+    "classifier.",
+    "projector.",
+    "projection_head.",
+    "predictor.",
+    "prediction_head.",
+    "mask_token",
+    "embeddings.mask_token",
+    "decoder",
+    "pooler.",
+    "dino_head.",
+    "ibot_head.",
+    "online_linear",
+    "prototypes",
+    "queue",
     "dist_token",
 ];
 
 /// The part of the file that fits best. Among equals: a teacher before what is neither, that before a student, a momentum network
 /// last.
-fn recognise<'a>(
-    weights: &'a Weights,
-    spec: &EncoderSpec,
-    names: &[String],
-    options: &ImportOptions,
-) -> Result<Candidate<'a>> {
+fn recognise<'a>(weights: &'a Weights, spec: &EncoderSpec, names: &[String], options: &ImportOptions) -> Result<Candidate<'a>> {
     let anchor = match spec.arch {
         Arch::ResNet(_) => "conv1.weight",
         Arch::ConvNext(_) => "stem.0.weight",
@@ -195,7 +222,8 @@ impl Candidate<'_> {
                 };
                 let table = self.table(registers)?;
                 let wide = self.shape("blocks.0.mlp.fc1.weight").and_then(|s| s.first()).copied();
-                let gated = self.shape("blocks.0.mlp.fc2.weight").and_then(|s| s.last()).copied() == Some(crate::vit::swiglu_width(shape.dim));
+                let gated = self.shape("blocks.0.mlp.fc2.weight").and_then(|s| s.last()).copied()
+                    == Some(crate::vit::swiglu_width(shape.dim));
                 let ffn = if gated && wide != Some(4 * shape.dim) { Ffn::SwiGlu } else { Ffn::Mlp };
                 let layer_scale = if self.shape("blocks.0.ls1.gamma").is_some() { 1e-5 } else { 0.0 };
                 let image_size = options.image_size.unwrap_or(table.side * patch);
@@ -242,7 +270,10 @@ impl Candidate<'_> {
             let (table, side) = (self.table(config.registers)?, config.image_size / config.resolved_patch());
             let dim = positions.dim(2)?;
             if class.elem_count() != dim {
-                return Err(bad(self.weights.path(), format!("the class token has shape {:?}, expected (1, 1, {dim})", class.dims())));
+                return Err(bad(
+                    self.weights.path(),
+                    format!("the class token has shape {:?}, expected (1, 1, {dim})", class.dims()),
+                ));
             }
             let tokens = adapt(class.reshape((1, 1, dim))?, values.remove("reg_token"), &positions, table, side)?;
             values.insert("cls_token".into(), tokens.class);
@@ -285,19 +316,17 @@ impl Candidate<'_> {
             name.ends_with("num_batches_tracked")
                 || HEADS.iter().any(|h| name.starts_with(h) || name.split('.').any(|part| part == h.trim_end_matches('.')))
         };
-        // What other networks of the same file have is theirs: only names whose first part the encoder has too count.
-        let first = |name: &str| name.split('.').next().unwrap_or_default().to_string();
-        let own: BTreeSet<String> = params
-            .iter()
-            .flat_map(|p| (self.layout.sources)(p.name(), Ffn::Mlp))
-            .flat_map(|s| s.parts)
-            .map(|n| first(&n).trim_end_matches(|c: char| c.is_ascii_digit()).to_string())
-            .filter(|n| !n.is_empty())
-            .collect();
-        let stranger = self.local.iter().find(|(local, full)| {
-            let start = first(local);
-            !used.contains(**full) && !known(local) && own.contains(start.trim_end_matches(|c: char| c.is_ascii_digit()))
-        });
+        // What other networks of the same file have is theirs: only names whose first part the encoder has too count, whatever
+        // number stands at its end.
+        let first = |name: &str| {
+            let part = name.split('.').next().unwrap_or_default();
+            let word = part.trim_end_matches(|c: char| c.is_ascii_digit());
+            if word.is_empty() { part.to_string() } else { word.to_string() }
+        };
+        let sources = params.iter().flat_map(|p| (self.layout.sources)(p.name(), Ffn::Mlp));
+        let own: BTreeSet<String> = sources.flat_map(|s| s.parts).map(|name| first(&name)).collect();
+        let stranger =
+            self.local.iter().find(|(local, full)| !used.contains(**full) && !known(local) && own.contains(&first(local)));
         match stranger {
             None => Ok(()),
             Some((_, full)) => Err(bad(

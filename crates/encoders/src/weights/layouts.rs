@@ -51,7 +51,10 @@ static RESNET: &[Layout] = &[
     // `Sequential(*resnet.children())`, as lightly's examples make it: with ReLU and pooling counted, with one of them, with none.
     Layout { name: "children of a torchvision network", sources: |name, _| vec![one(children(name, 4))] },
     Layout { name: "children of a network without pooling", sources: |name, _| vec![one(children(name, 3))] },
-    Layout { name: "children of lightly's network", sources: |name, _| vec![one(children(name, 2).replace("downsample", "shortcut"))] },
+    Layout {
+        name: "children of lightly's network",
+        sources: |name, _| vec![one(children(name, 2).replace("downsample", "shortcut"))],
+    },
     Layout { name: "lightly", sources: |name, _| vec![one(name.replace("downsample", "shortcut"))] },
 ];
 
@@ -251,7 +254,9 @@ fn transformers_ends(name: &str) -> Option<Source> {
         "cls_token" => one("embeddings.cls_token"),
         "reg_token" => one("embeddings.register_tokens"),
         "pos_embed" => one("embeddings.position_embeddings"),
-        _ if name.starts_with("patch_embed.proj.") => one(name.replace("patch_embed.proj", "embeddings.patch_embeddings.projection")),
+        _ if name.starts_with("patch_embed.proj.") => {
+            one(name.replace("patch_embed.proj", "embeddings.patch_embeddings.projection"))
+        }
         _ if name.starts_with("norm.") => one(name.replace("norm.", "layernorm.")),
         _ => return None,
     })
@@ -338,7 +343,13 @@ mod tests {
                 "encoder.stages.1.layers.0.shortcut.normalization.running_var",
                 Form::Same,
             ),
-            ("resnet50", "transformers", "layer3.4.conv3.weight", "encoder.stages.2.layers.4.layer.2.convolution.weight", Form::Same),
+            (
+                "resnet50",
+                "transformers",
+                "layer3.4.conv3.weight",
+                "encoder.stages.2.layers.4.layer.2.convolution.weight",
+                Form::Same,
+            ),
             ("resnet18", "children of a torchvision network", "layer1.0.bn1.bias", "4.0.bn1.bias", Form::Same),
             ("convnext_tiny", "torchvision", "stages.1.downsample.0.weight", "features.2.0.weight", Form::Same),
             ("convnext_tiny", "torchvision", "stages.3.blocks.2.gamma", "features.7.2.layer_scale", Form::Channels),

@@ -3,6 +3,7 @@
 
 mod adopt;
 mod layouts;
+mod opcodes;
 mod pickle;
 mod positions;
 mod safetensors;
@@ -16,7 +17,7 @@ use candle_core::{DType, Device, Tensor};
 
 use crate::{Error, Result};
 
-pub use adopt::{Adopted, ImportOptions, ImportReport, import};
+pub use adopt::{Adopted, ImportOptions, ImportReport, import, initialise};
 pub(crate) use layouts::{Form, Layout, Source, layout, layouts_of};
 
 /// The tensors of a file (or of several that belong together), by name; nothing but names, shapes and places is in memory.

@@ -1,9 +1,7 @@
 //! PyTorch's files: a zip archive of a pickle and the tensors' bytes. candle reads the pickle into plain objects and runs nothing.
 //!
-//! Before it does, the pickle is walked here: candle takes lengths as they are given, copies what is remembered each time it is
-//! used, drops nested objects by recursion and shifts long numbers as far as they say. So unknown operations, kinds of objects
-//! that are no tensors or plain containers, lengths beyond the end, deep nesting and growth are refused first. Tensors are then
-//! taken from the objects here too, since candle's own way ends the program where arguments are missing.
+//! Before it does, the pickle is walked ([`check`]). Tensors are then taken from the objects here too, since candle's own way ends
+//! the program where arguments are missing.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs::File;
@@ -14,15 +12,12 @@ use candle_core::DType;
 use candle_core::pickle::{Object, Stack};
 use zip::{CompressionMethod, ZipArchive};
 
+use super::opcodes::check;
 use super::{Entry, Weights, bad};
 use crate::Result;
 
 /// The longest pickle that is read; those of checkpoints have a few hundred kilobytes.
 const LONGEST: u64 = 32 << 20;
-/// The deepest nesting.
-const DEEPEST: u32 = 64;
-/// Objects, each copy counted.
-const MOST_OBJECTS: u64 = 2_000_000;
 /// Tensors may share memory, but not so often that reading all of them would fill it.
 const MOST_COPIES: u64 = 4;
 
@@ -86,32 +81,8 @@ pub(super) fn open(path: &Path) -> Result<Weights> {
     Ok(Weights { files: vec![path.into()], entries, passed_over })
 }
 
-/// What becomes of an object of a known kind.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Kind {
-    /// A plain container.
-    Container,
-    /// A tensor, or a part of what describes one.
-    Tensor,
-    /// Settings and numbers beside the weights, which are passed over.
-    Inert,
-}
-
-fn kind(module: &str, name: &str) -> Option<Kind> {
-    Some(match (module, name) {
-        ("collections", "OrderedDict" | "defaultdict") => Kind::Container,
-        ("torch._utils", "_rebuild_tensor_v2" | "_rebuild_parameter") | ("torch._tensor", "_rebuild_from_type_v2") => Kind::Tensor,
-        ("torch.nn.parameter", "Parameter") | ("torch", "Tensor" | "Size" | "device") => Kind::Tensor,
-        ("torch", storage) if dtype(storage).is_some() || storage == "BoolStorage" => Kind::Tensor,
-        ("torch", "float32" | "float64" | "float16" | "bfloat16" | "int64" | "int32" | "uint8" | "bool") => Kind::Inert,
-        ("argparse", "Namespace") | ("_codecs", "encode") | ("__builtin__" | "builtins", "set") => Kind::Inert,
-        ("numpy", "dtype" | "ndarray") => Kind::Inert,
-        ("numpy.core.multiarray" | "numpy._core.multiarray", "scalar" | "_reconstruct") => Kind::Inert,
-        _ => return None,
-    })
-}
-
-fn dtype(storage: &str) -> Option<DType> {
+/// The numbers of a storage of PyTorch's.
+pub(super) fn dtype(storage: &str) -> Option<DType> {
     Some(match storage {
         "FloatStorage" => DType::F32,
         "DoubleStorage" => DType::F64,
@@ -122,155 +93,6 @@ fn dtype(storage: &str) -> Option<DType> {
         "IntStorage" => DType::I32,
         "LongStorage" => DType::I64,
         _ => return None,
-    })
-}
-
-/// Nesting and number of the parts of an object.
-#[derive(Clone, Copy)]
-struct Size {
-    depth: u32,
-    count: u64,
-    mark: bool,
-}
-
-const LEAF: Size = Size { depth: 1, count: 1, mark: false };
-
-/// Walks a pickle without making its objects. The error says what it holds that it must not.
-fn check(pickle: &[u8]) -> Result<(), String> {
-    let mut rest = pickle;
-    let mut stack: Vec<Size> = Vec::new();
-    let mut memo: HashMap<u32, Size> = HashMap::new();
-    let mut copies = 0_u64;
-    loop {
-        let op = take(&mut rest, 1)?[0];
-        match op {
-            0x80 => drop(take(&mut rest, 1)?),
-            b'c' => {
-                let (module, name) = (line(&mut rest)?, line(&mut rest)?);
-                if kind(&module, &name).is_none() {
-                    return Err(format!(
-                        "holds an object of kind `{module}.{name}`; only tensors in plain containers are read, and nothing is ever \
-                         run. Save the weights alone: torch.save(model.state_dict(), FILE)"
-                    ));
-                }
-                stack.push(LEAF);
-            }
-            b')' | b'}' | b']' | b'N' | 0x88 | 0x89 => stack.push(LEAF),
-            b'(' => stack.push(Size { mark: true, ..LEAF }),
-            b'X' => {
-                let length = number(&mut rest, 4)?;
-                take(&mut rest, length as usize)?;
-                stack.push(LEAF);
-            }
-            b'J' | b'G' | b'K' | b'M' => {
-                let length = match op {
-                    b'J' => 4,
-                    b'G' => 8,
-                    b'K' => 1,
-                    _ => 2,
-                };
-                take(&mut rest, length)?;
-                stack.push(LEAF);
-            }
-            0x8a => {
-                let length = number(&mut rest, 1)?;
-                if length > 8 {
-                    return Err(format!("holds a number of {length} bytes"));
-                }
-                take(&mut rest, length as usize)?;
-                stack.push(LEAF);
-            }
-            b'q' | b'r' => {
-                let key = number(&mut rest, if op == b'q' { 1 } else { 4 })?;
-                let top = *stack.last().ok_or("holds a damaged pickle: nothing to remember")?;
-                copies += top.count;
-                memo.insert(key, top);
-            }
-            b'h' | b'j' => {
-                let key = number(&mut rest, if op == b'h' { 1 } else { 4 })?;
-                let size = *memo.get(&key).ok_or("holds a damaged pickle: it remembers what never was")?;
-                copies += size.count;
-                stack.push(size);
-            }
-            b'Q' => wrap(&mut stack, 1)?,
-            0x85 => wrap(&mut stack, 1)?,
-            0x86 | b'R' | b'b' | 0x81 => wrap(&mut stack, 2)?,
-            0x87 => wrap(&mut stack, 3)?,
-            b't' => {
-                let size = marked(&mut stack)?;
-                stack.push(size);
-            }
-            b'a' => into_last(&mut stack, 1)?,
-            b's' => into_last(&mut stack, 2)?,
-            b'e' | b'u' => {
-                let parts = marked(&mut stack)?;
-                stack.push(parts);
-                into_last(&mut stack, 1)?;
-            }
-            b'.' => return if stack.is_empty() { Err("holds an empty pickle".into()) } else { Ok(()) },
-            other => {
-                return Err(format!(
-                    "holds a pickle with the operation {other:#04x}, which PyTorch's torch.save does not write (protocol 2); save it \
-                     again with its defaults"
-                ));
-            }
-        }
-        let top = stack.last().copied().unwrap_or(LEAF);
-        if top.depth > DEEPEST {
-            return Err(format!("holds objects nested more than {DEEPEST} deep"));
-        }
-        if copies + stack.len() as u64 > MOST_OBJECTS || top.count > MOST_OBJECTS {
-            return Err(format!("holds a pickle that grows to more than {MOST_OBJECTS} objects"));
-        }
-    }
-}
-
-fn take<'a>(rest: &mut &'a [u8], count: usize) -> Result<&'a [u8], String> {
-    if count > rest.len() {
-        return Err("holds a pickle that is cut short".into());
-    }
-    let (head, tail) = rest.split_at(count);
-    *rest = tail;
-    Ok(head)
-}
-
-/// A little-endian number of `bytes` bytes.
-fn number(rest: &mut &[u8], bytes: usize) -> Result<u32, String> {
-    Ok(take(rest, bytes)?.iter().rev().fold(0, |n, &b| n << 8 | u32::from(b)))
-}
-
-fn line(rest: &mut &[u8]) -> Result<String, String> {
-    let end = rest.iter().position(|&b| b == b'\n').ok_or("holds a pickle that is cut short")?;
-    let text = take(rest, end)?;
-    take(rest, 1)?;
-    Ok(String::from_utf8_lossy(text.strip_suffix(b"\r").unwrap_or(text)).into_owned())
-}
-
-/// The top `count` objects become one that holds them.
-fn wrap(stack: &mut Vec<Size>, count: usize) -> Result<(), String> {
-    let at = stack.len().checked_sub(count).ok_or("holds a damaged pickle: too few objects")?;
-    let size = holding(stack.drain(at..));
-    stack.push(size);
-    Ok(())
-}
-
-/// Everything above the last mark becomes one object.
-fn marked(stack: &mut Vec<Size>) -> Result<Size, String> {
-    let at = stack.iter().rposition(|s| s.mark).ok_or("holds a damaged pickle: a mark is missing")?;
-    let size = holding(stack.drain(at..).skip(1));
-    Ok(size)
-}
-
-/// The top `count` objects go into the one below them.
-fn into_last(stack: &mut Vec<Size>, count: usize) -> Result<(), String> {
-    wrap(stack, count + 1)
-}
-
-fn holding(parts: impl Iterator<Item = Size>) -> Size {
-    parts.fold(LEAF, |all, part| Size {
-        depth: all.depth.max(part.depth.saturating_add(1)),
-        count: all.count.saturating_add(part.count),
-        mark: false,
     })
 }
 
@@ -333,9 +155,10 @@ impl Found<'_> {
                 Ok(())
             }
             (("torch._utils", "_rebuild_parameter"), [inner, ..]) => self.walk(name, inner),
-            (("torch._tensor", "_rebuild_from_type_v2"), [Object::Class { module_name, class_name }, _, Object::Tuple(args), ..]) => {
-                self.reduced(name, (module_name, class_name), args)
-            }
+            (
+                ("torch._tensor", "_rebuild_from_type_v2"),
+                [Object::Class { module_name, class_name }, _, Object::Tuple(args), ..],
+            ) => self.reduced(name, (module_name, class_name), args),
             ((module, class), _) => {
                 self.passed_over.insert(format!("{module}.{class}"));
                 Ok(())
@@ -345,7 +168,9 @@ impl Found<'_> {
 
     /// `None` where the arguments are not those of a tensor; an error where they lie.
     fn tensor(&self, args: &[Object]) -> Option<Result<Entry, String>> {
-        let [Object::PersistentLoad(storage), offset, Object::Tuple(shape), Object::Tuple(strides), ..] = args else { return None };
+        let [Object::PersistentLoad(storage), offset, Object::Tuple(shape), Object::Tuple(strides), ..] = args else {
+            return None;
+        };
         let Object::Tuple(storage) = &**storage else { return None };
         let [_, Object::Class { class_name, .. }, Object::Unicode(key), ..] = &storage[..] else { return None };
         let (offset, shape, strides) = (index(offset)?, indices(shape)?, indices(strides)?);
@@ -359,9 +184,10 @@ impl Found<'_> {
         let size = dtype.size_in_bytes() as u64;
         let room = length / size;
         let count = shape.iter().try_fold(1_u64, |n, &side| n.checked_mul(side as u64));
-        let last = shape.iter().zip(&strides).try_fold(offset as u64, |at, (&n, &step)| {
-            at.checked_add((n as u64).saturating_sub(1).checked_mul(step as u64)?)
-        });
+        let last = shape
+            .iter()
+            .zip(&strides)
+            .try_fold(offset as u64, |at, (&n, &step)| at.checked_add((n as u64).saturating_sub(1).checked_mul(step as u64)?));
         match (count, last) {
             (Some(0), _) => {}
             (Some(count), Some(last)) if count <= room && last < room => {}
@@ -388,4 +214,152 @@ fn index(object: &Object) -> Option<usize> {
 
 fn indices(objects: &[Object]) -> Option<Vec<usize>> {
     objects.iter().map(index).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Cursor, Write};
+    use std::path::PathBuf;
+
+    use proptest::prelude::*;
+    use zip::ZipWriter;
+    use zip::write::SimpleFileOptions;
+
+    use super::*;
+
+    /// A file as torch.save writes it: a pickle and one storage.
+    fn archive(pickle: &[u8], storage: &[u8]) -> Vec<u8> {
+        let mut zip = ZipWriter::new(Cursor::new(Vec::new()));
+        let plain = SimpleFileOptions::default().compression_method(CompressionMethod::Stored);
+        for (name, bytes) in [("m/data.pkl", pickle), ("m/byteorder", b"little"), ("m/data/0", storage)] {
+            zip.start_file(name, plain).expect("a name");
+            zip.write_all(bytes).expect("memory");
+        }
+        zip.finish().expect("memory").into_inner()
+    }
+
+    /// {"model": {"w": a tensor of `shape` by `strides` from `offset` in a storage of floats}}.
+    fn tensor(offset: u8, shape: [i32; 2], strides: [i32; 2]) -> Vec<u8> {
+        let text = |s: &str| [b"X", &(s.len() as u32).to_le_bytes()[..], s.as_bytes()].concat();
+        let pair = |p: [i32; 2]| [b"J", &p[0].to_le_bytes()[..], b"J", &p[1].to_le_bytes()[..], b"\x86"].concat();
+        [
+            b"\x80\x02}q\x00".to_vec(),
+            text("model"),
+            b"}".to_vec(),
+            text("w"),
+            b"ctorch._utils\n_rebuild_tensor_v2\nq\x01((".to_vec(),
+            text("storage"),
+            b"ctorch\nFloatStorage\n".to_vec(),
+            text("0"),
+            text("cpu"),
+            b"K\x06tQ".to_vec(),
+            vec![b'K', offset],
+            pair(shape),
+            pair(strides),
+            b"\x89ccollections\nOrderedDict\n)RtRq\x02ss.".to_vec(),
+        ]
+        .concat()
+    }
+
+    fn open_bytes(dir: &Path, bytes: &[u8]) -> Result<Weights> {
+        let path: PathBuf = dir.join("w.pth");
+        std::fs::write(&path, bytes).expect("a temporary folder");
+        Weights::open(&path)
+    }
+
+    fn floats() -> Vec<u8> {
+        (0..6).flat_map(|i| (i as f32).to_le_bytes()).collect()
+    }
+
+    #[test]
+    fn tensors_in_nested_dictionaries_are_read() -> anyhow::Result<()> {
+        let dir = tempfile::tempdir()?;
+        for (pickle, want) in [
+            (tensor(0, [2, 3], [3, 1]), vec![vec![0., 1., 2.], vec![3., 4., 5.]]),
+            (tensor(0, [2, 3], [1, 2]), vec![vec![0., 2., 4.], vec![1., 3., 5.]]),
+            (tensor(2, [1, 2], [9, 1]), vec![vec![2., 3.]]),
+        ] {
+            let weights = open_bytes(dir.path(), &archive(&pickle, &floats()))?;
+            assert_eq!(weights.names().collect::<Vec<_>>(), ["model.w"]);
+            assert_eq!(weights.read("model.w")?.to_vec2::<f32>()?, want);
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn what_could_run_or_grow_is_refused_before_it_is_read() -> anyhow::Result<()> {
+        let dir = tempfile::tempdir()?;
+        let laughs: Vec<u8> = (0..60).fold(b"\x80\x02]q\x00".to_vec(), |mut all, i| {
+            all.extend([b'h', i, b'h', i, 0x86, b'q', i + 1]);
+            all
+        });
+        let deep = [&b"\x80\x02)"[..], &[0x85; 100_000], b"."].concat();
+        for (pickle, words) in [
+            (b"\x80\x02cposix\nsystem\nX\x04\x00\x00\x00echo\x85R.".to_vec(), "`posix.system`"),
+            (b"\x80\x02cos\nsystem\nX\x04\x00\x00\x00echo\x85R.".to_vec(), "`os.system`"),
+            (b"\x80\x02cbuiltins\neval\n)R.".to_vec(), "`builtins.eval`"),
+            (b"\x80\x04\x8c\x02os\x8c\x06system\x93)R.".to_vec(), "operation 0x8c"),
+            (b"\x80\x02ios\nsystem\n.".to_vec(), "operation 0x69"),
+            (deep, "nested"),
+            (laughs, "grows"),
+            (b"\x80\x02X\xff\xff\xff\xffa.".to_vec(), "cut short"),
+            (b"\x80\x02\x8a\xff.".to_vec(), "255 bytes"),
+            (b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n)R.".to_vec(), "not known"),
+            (b"\x80\x02t.".to_vec(), "mark"),
+            (b"\x80\x02.".to_vec(), "empty"),
+            (b"\x80\x02h\x07.".to_vec(), "never was"),
+            (b"\x80\x02R.".to_vec(), "too few"),
+            (tensor(0, [2, 4], [4, 1]), "reach beyond"),
+            (tensor(0, [1_000_000_000, 1_000_000_000], [0, 0]), "reach beyond"),
+            (tensor(1, [2, 3], [3, 1]), "reach beyond"),
+            (tensor(0, [-1, 3], [3, 1]), "not known"),
+        ] {
+            let told = open_bytes(dir.path(), &archive(&pickle, &floats())).expect_err(words).to_string();
+            assert!(told.contains(words) && told.contains("w.pth") && !told.contains('\n'), "{words}: {told}");
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn a_compressed_entry_is_refused_unread() -> anyhow::Result<()> {
+        let dir = tempfile::tempdir()?;
+        let mut bytes = archive(&tensor(0, [2, 3], [3, 1]), &floats());
+        // Every entry claims to be deflated, and to be four gigabytes inside.
+        for at in 0..bytes.len() - 4 {
+            let (method, size) = match &bytes[at..at + 4] {
+                b"PK\x03\x04" => (8, 22),
+                b"PK\x01\x02" => (10, 24),
+                _ => continue,
+            };
+            bytes[at + method] = 8;
+            bytes[at + size..at + size + 4].copy_from_slice(&0xffff_fff0_u32.to_le_bytes());
+        }
+        let told = open_bytes(dir.path(), &bytes).expect_err("compressed").to_string();
+        assert!(told.contains("w.pth") && told.to_lowercase().contains("compress"), "{told}");
+        Ok(())
+    }
+
+    proptest! {
+        #[test]
+        fn nothing_ends_the_program(changes in proptest::collection::vec((0_usize..400, any::<u8>()), 1..6), cut in 0_usize..40) {
+            let dir = tempfile::tempdir().expect("a temporary folder");
+            let mut pickle = tensor(0, [2, 3], [3, 1]);
+            let length = pickle.len();
+            for &(at, byte) in &changes {
+                pickle[at % length] = byte;
+            }
+            pickle.truncate(length - cut.min(length));
+            if let Ok(weights) = open_bytes(dir.path(), &archive(&pickle, &floats())) {
+                for name in weights.names() {
+                    let _ = weights.read(name);
+                }
+            }
+            let mut whole = archive(&tensor(0, [2, 3], [3, 1]), &floats());
+            let length = whole.len();
+            for &(at, byte) in &changes {
+                whole[at * 7 % length] = byte;
+            }
+            let _ = open_bytes(dir.path(), &whole).map(|w| w.names().count());
+        }
+    }
 }

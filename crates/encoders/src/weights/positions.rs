@@ -78,8 +78,7 @@ mod tests {
     fn rows_of_class_and_registers_go_into_the_tokens() -> Result<()> {
         let tensor = |values: &[f32]| Tensor::from_slice(values, (1, values.len(), 1), &Device::Cpu);
         let table = tensor(&[10., 20., 1., 2., 3., 4.])?;
-        let tokens =
-            adapt(tensor(&[100.])?, Some(tensor(&[200.])?), &table, Table { prefix: 2, side: 2 }, 2)?;
+        let tokens = adapt(tensor(&[100.])?, Some(tensor(&[200.])?), &table, Table { prefix: 2, side: 2 }, 2)?;
         let flat = |t: &Tensor| t.flatten_all()?.to_vec1::<f32>();
         assert_eq!(flat(&tokens.class)?, [110.]);
         assert_eq!(flat(&tokens.registers.expect("registers"))?, [220.]);

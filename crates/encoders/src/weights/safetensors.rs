@@ -71,10 +71,7 @@ fn entries(path: &Path, file: usize) -> Result<BTreeMap<String, Entry>> {
         let (first, last) = (info.data_offsets.0 as u64, info.data_offsets.1 as u64);
         let bits = info.shape.iter().try_fold(info.dtype.bitsize() as u64, |n, &side| n.checked_mul(side as u64));
         if first > last || last > room || bits != Some((last - first).saturating_mul(8)) {
-            return Err(damaged(&format!(
-                "tensor `{name}` of shape {:?} claims bytes {first} to {last} of {room}",
-                info.shape
-            )));
+            return Err(damaged(&format!("tensor `{name}` of shape {:?} claims bytes {first} to {last} of {room}", info.shape)));
         }
         // Types that candle does not know can't be weights of an encoder.
         let Ok(dtype) = DType::try_from(info.dtype) else { continue };

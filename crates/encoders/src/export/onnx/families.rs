@@ -66,7 +66,8 @@ fn norm(g: &mut Builder<'_>, x: &str, name: &str, kind: NormKind) -> Result<Stri
     let channels = weight.elem_count();
     let groups = (1..=32.min(channels)).rev().find(|&n| channels.is_multiple_of(n)).unwrap_or(1);
     let ones = Tensor::ones(groups, candle_core::DType::F32, weight.device())?;
-    let (one, zero) = (g.constant(&format!("ones_{groups}"), &ones)?, g.constant(&format!("zeros_{groups}"), &ones.zeros_like()?)?);
+    let (one, zero) =
+        (g.constant(&format!("ones_{groups}"), &ones)?, g.constant(&format!("zeros_{groups}"), &ones.zeros_like()?)?);
     let shape = g.op("Shape", &[x], &[]);
     let y = g.reshape(x, &[0, groups as i64, -1]);
     let y = g.op("InstanceNormalization", &[&y, &one, &zero], &[epsilon]);

@@ -97,7 +97,9 @@ impl<'a> Builder<'a> {
                 Attribute::Float(name, v) => {
                     proto::Attribute { name: name.to_string(), f: Some(*v), r#type: ATTRIBUTE_FLOAT, ..plain() }
                 }
-                Attribute::Int(name, v) => proto::Attribute { name: name.to_string(), i: Some(*v), r#type: ATTRIBUTE_INT, ..plain() },
+                Attribute::Int(name, v) => {
+                    proto::Attribute { name: name.to_string(), i: Some(*v), r#type: ATTRIBUTE_INT, ..plain() }
+                }
                 Attribute::Ints(name, v) => {
                     proto::Attribute { name: name.to_string(), ints: v.clone(), r#type: ATTRIBUTE_INTS, ..plain() }
                 }

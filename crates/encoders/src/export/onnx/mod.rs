@@ -98,7 +98,8 @@ mod tests {
                 for output in &graph.output {
                     assert!(known.contains(&&output.name[..]), "{name}: {}", output.name);
                 }
-                let weights: usize = graph.initializer.iter().filter(|t| t.data_type == proto::FLOAT).map(|t| t.raw_data.len() / 4).sum();
+                let weights: usize =
+                    graph.initializer.iter().filter(|t| t.data_type == proto::FLOAT).map(|t| t.raw_data.len() / 4).sum();
                 assert!(weights >= b.finish().trainable_count() - 2 * dim, "{name}: weights were left out");
             }
         }
