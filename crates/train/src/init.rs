@@ -1,6 +1,6 @@
 //! A run's start from weights that exist: a run's encoder, or a file of another home.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use twinsight_encoders::weights::{ImportOptions, Weights, initialise};
 use twinsight_encoders::{EncoderSpec, peek_encoder};
@@ -61,7 +61,11 @@ pub fn settings(path: &Path) -> Result<Option<(&'static EncoderSpec, Layer)>> {
     Ok(Some((spec, Layer::new(format!("--init {}", path.display()), table))))
 }
 
-/// A run's encoder, or the file itself.
-fn file(path: &Path) -> Result<std::path::PathBuf> {
-    if path.join("config.toml").is_file() { Ok(encoder_file(path)?.0) } else { Ok(path.to_path_buf()) }
+/// A run's encoder, an exported folder's, or the file itself.
+fn file(path: &Path) -> Result<PathBuf> {
+    if path.join("config.toml").is_file() {
+        return Ok(encoder_file(path)?.0);
+    }
+    let exported = path.join("model.safetensors");
+    Ok(if exported.is_file() { exported } else { path.to_path_buf() })
 }

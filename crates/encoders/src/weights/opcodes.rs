@@ -13,31 +13,20 @@ const DEEPEST: u32 = 64;
 /// Objects, each copy counted.
 const MOST_OBJECTS: u64 = 2_000_000;
 
-/// What becomes of an object of a known kind.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Kind {
-    /// A plain container.
-    Container,
-    /// A tensor, or a part of what describes one.
-    Tensor,
-    /// Settings and numbers beside the weights, which are passed over.
-    Inert,
-}
-
-fn kind(module: &str, name: &str) -> Option<Kind> {
-    Some(match (module, name) {
-        ("collections", "OrderedDict" | "defaultdict") => Kind::Container,
-        ("torch._utils", "_rebuild_tensor_v2" | "_rebuild_parameter") | ("torch._tensor", "_rebuild_from_type_v2") => {
-            Kind::Tensor
-        }
-        ("torch.nn.parameter", "Parameter") | ("torch", "Tensor" | "Size" | "device") => Kind::Tensor,
-        ("torch", storage) if dtype(storage).is_some() || storage == "BoolStorage" => Kind::Tensor,
-        ("torch", "float32" | "float64" | "float16" | "bfloat16" | "int64" | "int32" | "uint8" | "bool") => Kind::Inert,
-        ("argparse", "Namespace") | ("_codecs", "encode") | ("__builtin__" | "builtins", "set") => Kind::Inert,
-        ("numpy", "dtype" | "ndarray") => Kind::Inert,
-        ("numpy.core.multiarray" | "numpy._core.multiarray", "scalar" | "_reconstruct") => Kind::Inert,
-        _ => return None,
-    })
+/// Whether objects of a kind are read (tensors, plain containers) or passed over (settings and numbers beside them).
+fn is_known(module: &str, name: &str) -> bool {
+    match (module, name) {
+        ("collections", "OrderedDict" | "defaultdict") => true,
+        ("torch._utils", "_rebuild_tensor_v2" | "_rebuild_parameter") | ("torch._tensor", "_rebuild_from_type_v2") => true,
+        ("torch.nn.parameter", "Parameter") | ("torch", "Tensor" | "Size" | "device" | "BoolStorage") => true,
+        ("torch", storage) if dtype(storage).is_some() => true,
+        // Inert: nothing in them is asked for.
+        ("torch", "float32" | "float64" | "float16" | "bfloat16" | "int64" | "int32" | "uint8" | "bool") => true,
+        ("argparse", "Namespace") | ("_codecs", "encode") | ("__builtin__" | "builtins", "set") => true,
+        ("numpy", "dtype" | "ndarray") => true,
+        ("numpy.core.multiarray" | "numpy._core.multiarray", "scalar" | "_reconstruct") => true,
+        _ => false,
+    }
 }
 
 /// Nesting and number of the parts of an object.
@@ -62,7 +51,7 @@ pub(super) fn check(pickle: &[u8]) -> Result<(), String> {
             0x80 => drop(take(&mut rest, 1)?),
             b'c' => {
                 let (module, name) = (line(&mut rest)?, line(&mut rest)?);
-                if kind(&module, &name).is_none() {
+                if !is_known(&module, &name) {
                     return Err(format!(
                         "holds an object of kind `{module}.{name}`; only tensors in plain containers are read, and nothing is ever \
                          run. Save the weights alone: torch.save(model.state_dict(), FILE)"
