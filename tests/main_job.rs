@@ -89,7 +89,9 @@ fn every_registry_can_be_listed() -> Result<()> {
         let names: Vec<&str> = rows.as_array().context("a list")?.iter().filter_map(|r| r["name"].as_str()).collect();
         ensure!(names.contains(&name), "{what}: {names:?}");
     }
-    for command in ["demo", "train", "resume", "data", "knn", "embed", "views", "list", "bench"] {
+    for command in
+        ["demo", "train", "resume", "data", "knn", "embed", "import", "export", "attention", "info", "views", "list", "bench"]
+    {
         let (code, text, _) = run(dir.path(), &[command, "--help"])?;
         ensure!(code == 0 && text.contains("Examples:"), "{command} --help has no examples");
     }

@@ -1,6 +1,6 @@
 //! `bench`: measurements by the program itself, and the same training step in PyTorch beside it.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
 
 use anyhow::{Context, Result, bail};
@@ -132,7 +132,7 @@ fn peers(args: &PeersArgs) -> Result<()> {
     if !args.peer.is_file() {
         bail!("{} is not a file: --peer must be the PyTorch program", args.peer.display());
     }
-    let program = build()?;
+    let program = shell::release()?;
     let (machine, version) = (Machine::here(), own_version()?);
     let path = shell::root().join(&args.out);
     for case in &args.cases {
@@ -182,17 +182,9 @@ fn label(pair: u32) -> String {
     if pair == 0 { "warm-up".into() } else { format!("round {pair}") }
 }
 
-/// Builds the program for release and says where it is.
-fn build() -> Result<PathBuf> {
-    shell::run(&mut shell::cargo(&["build", "--release", "--locked", "--package", "twinsight"]))?;
-    let metadata = metadata()?;
-    let name = format!("twinsight{}", std::env::consts::EXE_SUFFIX);
-    Ok(Path::new(metadata.target_directory.as_str()).join("release").join(name))
-}
-
 /// The program's version, with the commit where git tells it.
 fn own_version() -> Result<String> {
-    let metadata = metadata()?;
+    let metadata = shell::metadata()?;
     let package = metadata.packages.iter().find(|p| p.name == "twinsight").context("no package twinsight")?;
     let commit =
         Command::new("git").args(["describe", "--always", "--dirty", "--exclude", "*"]).current_dir(shell::root()).output();
@@ -201,10 +193,6 @@ fn own_version() -> Result<String> {
         Some(commit) => format!("{} ({commit})", package.version),
         None => package.version.to_string(),
     })
-}
-
-fn metadata() -> Result<cargo_metadata::Metadata> {
-    Ok(cargo_metadata::MetadataCommand::new().manifest_path(shell::root().join("Cargo.toml")).no_deps().exec()?)
 }
 
 fn measure(command: &mut Command, case: &Case, args: &PeersArgs) -> Result<Measurement> {

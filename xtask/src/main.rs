@@ -5,6 +5,7 @@ mod bench;
 mod ci;
 mod data;
 mod docs;
+mod interop;
 mod shell;
 mod tidy;
 mod train;
@@ -20,6 +21,7 @@ use clap::{Parser, Subcommand};
   cargo xtask ci
   cargo xtask data fetch cifar10
   cargo xtask train simclr-small -- --data ~/pictures
+  cargo xtask interop --python ~/torch/bin/python
   cargo xtask bench peers --python ~/torch/bin/python --peer train_step.py")]
 struct Cli {
     /// What to do.
@@ -43,6 +45,8 @@ enum Command {
     Docs,
     /// Train with a recipe.
     Train(train::TrainArgs),
+    /// Compare weights and features with PyTorch's homes, both ways.
+    Interop(interop::InteropArgs),
     /// Measure speed.
     Bench {
         /// What to measure.
@@ -58,6 +62,7 @@ fn main() -> ExitCode {
         Command::Data { command } => data::run(&command),
         Command::Docs => docs::run(),
         Command::Train(args) => train::run(&args),
+        Command::Interop(args) => interop::run(&args),
         Command::Bench { command } => bench::run(&command),
     };
     match done {

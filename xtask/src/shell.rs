@@ -25,6 +25,25 @@ pub fn twinsight(args: &[&str], extra: &[String]) -> Command {
     command
 }
 
+/// Builds the program for release and says where it is.
+///
+/// # Errors
+/// When it does not build.
+pub fn release() -> Result<PathBuf> {
+    run(&mut cargo(&["build", "--release", "--locked", "--package", "twinsight"]))?;
+    let metadata = metadata()?;
+    let name = format!("twinsight{}", std::env::consts::EXE_SUFFIX);
+    Ok(Path::new(metadata.target_directory.as_str()).join("release").join(name))
+}
+
+/// What cargo knows about the workspace's packages.
+///
+/// # Errors
+/// When the workspace cannot be read.
+pub fn metadata() -> Result<cargo_metadata::Metadata> {
+    Ok(cargo_metadata::MetadataCommand::new().manifest_path(root().join("Cargo.toml")).no_deps().exec()?)
+}
+
 /// Runs to the end, output passed through.
 ///
 /// # Errors

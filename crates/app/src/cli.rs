@@ -63,6 +63,32 @@ pub enum Command {
 
 An .npy file comes with an .images.csv beside it that names the image (and label) of each row.")]
     Embed(EmbedArgs),
+    /// Turn a file of weights from elsewhere into an encoder file of this program.
+    #[command(after_help = "Examples:
+  twinsight import resnet50.pth --encoder resnet50
+  twinsight import dinov2_vits14_reg4_pretrain.pth --encoder vit_small --image-size 224 --out dinov2.safetensors
+  twinsight import dino_checkpoint.pth --encoder vit_small --prefix student.backbone
+
+Files are read as .safetensors (also several with an index) and PyTorch's .pth, .pt and .bin; nothing in them is run. Names are
+those of torchvision, timm, transformers, DINO, DINOv2, MoCo, lightly or solo-learn; what was mapped, skipped and missing is told.")]
+    Import(ImportArgs),
+    /// Write a trained encoder in another form: safetensors, timm, torchvision, transformers, onnx.
+    #[command(after_help = "Examples:
+  twinsight export runs/pictures-simclr --format timm
+  twinsight export runs/pictures-dino --format onnx --out onnx
+  twinsight export encoder.safetensors --format transformers --out hub")]
+    Export(ExportArgs),
+    /// Draw what a vision transformer looks at in an image: attention of each head, and main directions of its patches.
+    #[command(after_help = "Examples:
+  twinsight attention runs/pictures-dino ~/pictures/cat.jpg --out maps
+  twinsight attention runs/pictures-dino ~/pictures/cat.jpg --out maps --size 448")]
+    Attention(AttentionArgs),
+    /// What an encoder costs: parameters, multiply-adds, length of a vector, memory of a training step.
+    #[command(after_help = "Examples:
+  twinsight info resnet50
+  twinsight info vit_small --size 96 --batch 64
+  twinsight info runs/pictures-simclr")]
+    Info(InfoArgs),
     /// Draw the views that a method makes of images, as a PNG sheet.
     #[command(after_help = "Examples:
   twinsight views ~/pictures/cat.jpg --out views.png
@@ -168,6 +194,15 @@ pub struct TrainArgs {
     /// Images a step.
     #[arg(long)]
     pub batch: Option<usize>,
+    /// Start from the weights of a run or a file: this program's, or what `import` reads [default: drawn from the seed].
+    #[arg(long, value_name = "PATH")]
+    pub init: Option<PathBuf>,
+    /// Leave parameters of the encoder as they are: a name in which * stands for anything; may be given again.
+    #[arg(long, value_name = "PATTERN")]
+    pub freeze: Vec<String>,
+    /// Compute what is inside the blocks again in the backward pass instead of keeping it: less memory, more time.
+    #[arg(long)]
+    pub checkpoint_activations: bool,
     /// Images in the encoder at a time, where a batch does not fit into memory; the gradients stay the batch's, but for batch norm, whose
     /// statistics are then each part's (--set network.norm=group has none) [default: the batch].
     #[arg(long)]
@@ -256,6 +291,9 @@ pub struct KnnArgs {
     /// Vote temperatures to choose from.
     #[arg(long, value_delimiter = ',', default_values_t = [0.03, 0.07, 0.1, 0.2])]
     pub temperature: Vec<f64>,
+    /// Where vectors come from: pooled, patch-mean, class+mean, last-N or depth-N.
+    #[arg(long, default_value = "pooled")]
+    pub features: String,
 }
 
 /// `embed`.
@@ -277,6 +315,75 @@ pub struct EmbedArgs {
     pub strict: bool,
     /// Images a forward pass.
     #[arg(long, default_value_t = 256)]
+    pub batch: usize,
+    /// Where vectors come from: pooled, patch-mean, class+mean, last-N or depth-N.
+    #[arg(long, default_value = "pooled")]
+    pub features: String,
+}
+
+/// `import`.
+#[derive(Debug, Args)]
+pub struct ImportArgs {
+    /// A file of weights, an index of several, or a folder of one.
+    pub file: PathBuf,
+    /// What it holds (see `list encoders`).
+    #[arg(long)]
+    pub encoder: String,
+    /// Where to [default: ENCODER.safetensors].
+    #[arg(long)]
+    pub out: Option<PathBuf>,
+    /// What the encoder's names begin with, where the file holds several networks.
+    #[arg(long)]
+    pub prefix: Option<String>,
+    /// Side of the images in pixels; a transformer's positions are resampled for it [default: the file's].
+    #[arg(long, value_name = "PIXELS")]
+    pub image_size: Option<usize>,
+    /// Mean of each channel that images are normalised by [default: ImageNet's for 3 channels, else 0.5].
+    #[arg(long, value_delimiter = ',')]
+    pub mean: Vec<f32>,
+    /// Standard deviation of each channel [default: ImageNet's for 3 channels, else 0.25].
+    #[arg(long, value_delimiter = ',')]
+    pub std: Vec<f32>,
+}
+
+/// `export`.
+#[derive(Debug, Args)]
+pub struct ExportArgs {
+    /// A run folder, or an encoder file.
+    pub run: PathBuf,
+    /// The form: safetensors, timm, torchvision, transformers or onnx.
+    #[arg(long, default_value = "safetensors")]
+    pub format: String,
+    /// The folder to write into [default: RUN/export-FORMAT, or beside the file].
+    #[arg(long)]
+    pub out: Option<PathBuf>,
+}
+
+/// `attention`.
+#[derive(Debug, Args)]
+pub struct AttentionArgs {
+    /// A run folder, or an encoder file.
+    pub run: PathBuf,
+    /// The image.
+    pub image: PathBuf,
+    /// The folder for the pictures.
+    #[arg(long)]
+    pub out: PathBuf,
+    /// Side in pixels at which the encoder looks, a multiple of its patches [default: that of its training].
+    #[arg(long, value_name = "PIXELS")]
+    pub size: Option<usize>,
+}
+
+/// `info`.
+#[derive(Debug, Args)]
+pub struct InfoArgs {
+    /// An encoder's name, a run folder, or an encoder file.
+    pub encoder: String,
+    /// Side of the images in pixels [default: 224, or the file's].
+    #[arg(long, value_name = "PIXELS")]
+    pub size: Option<usize>,
+    /// Images of a training step.
+    #[arg(long, default_value_t = 64)]
     pub batch: usize,
 }
 

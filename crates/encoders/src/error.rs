@@ -37,6 +37,25 @@ pub enum Error {
     /// A batch that the encoder cannot take.
     #[error("{0}")]
     BadInput(String),
+    /// A file of weights that is damaged, malicious or holds something else.
+    #[error("{path}: {reason}")]
+    BadWeights {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it and what was expected.
+        reason: String,
+    },
+    /// A format that can't hold an encoder.
+    #[error("{0}")]
+    Unsupported(String),
+    /// A file could not be written.
+    #[error("{path}: {source}")]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
     /// A file of weights does not say which encoder it holds, or says it wrongly.
     #[error("{path}: {reason}")]
     BadMetadata {

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use candle_core::Device;
-use twinsight_nn::{Builder, ParamStore, load_tensors, save_tensors};
+use twinsight_nn::{Builder, ParamStore, load_metadata, load_tensors, save_tensors};
 
 use crate::{Encoder, EncoderConfig, EncoderSpec, Error, Result, encoder};
 
@@ -49,6 +49,8 @@ pub fn save_encoder(
 /// An unknown name.
 pub fn describe(name: &str, config: &EncoderConfig) -> Result<BTreeMap<String, String>> {
     let spec = encoder(name)?;
+    // How it was trained is not what it is.
+    let config = &EncoderConfig { checkpoint_activations: false, freeze: Vec::new(), ..config.clone() };
     let json = serde_json::to_string(config).map_err(|e| Error::BadSetting {
         key: "encoder",
         value: name.into(),
@@ -72,11 +74,23 @@ pub fn load_encoder(path: &Path, device: &Device) -> Result<LoadedEncoder> {
     let spec = encoder(name).map_err(|e| bad(path, e.to_string()))?;
     let config: EncoderConfig =
         serde_json::from_str(json).map_err(|e| bad(path, format!("the settings under `{CONFIG}` are damaged: {e}")))?;
-    let builder = Builder::new(0, device);
+    let builder = Builder::zeros(device);
     let encoder = (spec.build)(&config, &builder)?;
     let params = builder.finish();
     params.load(&tensors, &path.display().to_string())?;
     Ok(LoadedEncoder { spec, encoder, params, metadata })
+}
+
+/// What a file written by [`save_encoder`] says that it holds: kind, settings, and all of its metadata. `None` for other files.
+///
+/// # Errors
+/// A file that can't be read.
+pub fn peek_encoder(path: &Path) -> Result<Option<(&'static EncoderSpec, EncoderConfig, BTreeMap<String, String>)>> {
+    let Ok(words) = load_metadata(path) else { return Ok(None) };
+    let (Some(name), Some(json)) = (words.get(NAME), words.get(CONFIG)) else { return Ok(None) };
+    let spec = encoder(name).map_err(|e| bad(path, e.to_string()))?;
+    let config = serde_json::from_str(json).map_err(|e| bad(path, format!("the settings under `{CONFIG}` are damaged: {e}")))?;
+    Ok(Some((spec, config, words)))
 }
 
 fn bad(path: &Path, reason: String) -> Error {

@@ -1,4 +1,4 @@
-//! Image encoders: residual networks and vision transformers under their PyTorch parameter names.
+//! Image encoders: residual networks, ConvNeXt and vision transformers under their PyTorch parameter names.
 //!
 //! An image batch (N, C, H, W) goes in, one vector an image comes out ([`Features`]). [`ENCODERS`] lists what there is;
 //! [`encoder`] finds one by name; [`save_encoder`] and [`load_encoder`] keep one in a file that describes itself.
@@ -19,21 +19,27 @@
 //! ```
 
 mod config;
+mod convnext;
+mod depth;
 mod error;
+pub mod export;
 mod file;
 mod position;
 mod registry;
 mod resnet;
 mod vit;
+pub mod weights;
 
 use candle_core::Tensor;
 use twinsight_nn::Mode;
 
-pub use config::{EncoderConfig, Stem};
+pub use config::{EncoderConfig, Ffn, MAX_CHANNELS, Stem};
+pub use convnext::{ConvNext, ConvNextShape};
+pub use depth::{FeatureSource, Probe};
 pub use error::{Error, Result};
-pub use file::{LoadedEncoder, describe, load_encoder, save_encoder};
+pub use file::{LoadedEncoder, describe, load_encoder, peek_encoder, save_encoder};
 pub use position::bicubic_matrix;
-pub use registry::{ENCODERS, EncoderSpec, Kind, encoder};
+pub use registry::{Arch, ENCODERS, EncoderSpec, Kind, encoder};
 pub use resnet::{ResNet, ResNetShape};
 pub use vit::{ViT, ViTShape};
 
@@ -42,8 +48,17 @@ pub use vit::{ViT, ViTShape};
 pub struct Features {
     /// (N, D): the global average (convolutional networks) or the class token after the final norm (transformers).
     pub pooled: Tensor,
-    /// (N, T, D): every token after the final norm, the class token first. `None` for convolutional networks.
+    /// (N, 1 + P, D): the class token and those of the patches, after the final norm. `None` for convolutional networks.
     pub tokens: Option<Tensor>,
+    /// (N, R, D): the register tokens after the final norm, where the transformer has any.
+    pub registers: Option<Tensor>,
+}
+
+impl Features {
+    /// Of a network without tokens: one vector an image, (N, D).
+    pub fn of_vectors(pooled: Tensor) -> Self {
+        Self { pooled, tokens: None, registers: None }
+    }
 }
 
 /// What a transformer sees of a batch's patches.
@@ -75,6 +90,23 @@ pub trait Encoder: Send + Sync {
     /// An encoder without patches, or a mask that does not fit them.
     fn forward_masked(&self, _x: &Tensor, _masking: &Masking, _mode: &Mode) -> Result<Features> {
         Err(Error::BadInput("the encoder has no patches that could be hidden; a vision transformer has".into()))
+    }
+
+    /// What the network has made of `x` after each of its depths, the last of which gives what [`Encoder::forward`] does: after
+    /// every block of a transformer (each time behind the final norm, as DINO's `get_intermediate_layers`), after every stage of a
+    /// convolutional network.
+    ///
+    /// # Errors
+    /// As [`Encoder::forward`].
+    fn depths(&self, x: &Tensor, mode: &Mode) -> Result<Vec<Features>>;
+
+    /// (N, heads, P): how much the class token looks at each patch in the last block, for each head; `None` for encoders
+    /// without attention.
+    ///
+    /// # Errors
+    /// As [`Encoder::forward`].
+    fn attention(&self, _x: &Tensor) -> Result<Option<Tensor>> {
+        Ok(None)
     }
 
     /// Patches that an image of `side` pixels is cut into; `None` for encoders without patches.

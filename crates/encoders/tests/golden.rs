@@ -52,6 +52,35 @@ fn vit_tiny_on_a_local_crop_equals_timm() -> Result<()> {
     Ok(())
 }
 
+#[test]
+fn convnext_atto_equals_timm() -> Result<()> {
+    let golden = Golden::load("encoder_convnext_atto")?;
+    let config = EncoderConfig { image_size: 64, stem: Stem::Imagenet, ..EncoderConfig::default() };
+    let (network, params) = build("convnext_atto", &config, golden.seed()?)?;
+    let y = network.forward(&tensor(&golden, "x")?, &EVAL_GRAD)?.pooled;
+    close(&golden, "pooled", &y)?;
+    gradients(&golden, &params, &y)?;
+    let config = EncoderConfig { checkpoint_activations: true, ..config };
+    let (network, params) = build("convnext_atto", &config, golden.seed()?)?;
+    gradients(&golden, &params, &network.forward(&tensor(&golden, "x")?, &EVAL_GRAD)?.pooled)
+}
+
+#[test]
+fn dinov2_small_with_registers_equals_timm() -> Result<()> {
+    let golden = Golden::load("encoder_dinov2_vits14")?;
+    let plain = EncoderConfig { image_size: 56, patch: Some(14), registers: 4, layer_scale: 1e-5, ..EncoderConfig::default() };
+    for config in [plain.clone(), EncoderConfig { checkpoint_activations: true, ..plain }] {
+        let (network, params) = build("vit_small", &config, golden.seed()?)?;
+        let features = network.forward(&tensor(&golden, "x")?, &EVAL_GRAD)?;
+        let (tokens, registers) = (features.tokens.context("tokens")?, features.registers.context("registers")?);
+        let (class, patches) = (tokens.narrow(1, 0, 1)?, tokens.narrow(1, 1, 16)?);
+        let all = Tensor::cat(&[class, registers, patches], 1)?;
+        close(&golden, "tokens", &all)?;
+        gradients(&golden, &params, &all)?;
+    }
+    Ok(())
+}
+
 fn resnet(case: &str, name: &str, stem: Stem, image_size: usize) -> Result<()> {
     let golden = Golden::load(case)?;
     let config = EncoderConfig { image_size, stem, ..EncoderConfig::default() };

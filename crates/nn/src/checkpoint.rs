@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
-use std::io::{self, BufWriter, Write};
+use std::io::{self, BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor};
@@ -98,13 +98,38 @@ pub fn load_tensors(path: &Path, device: &Device) -> Result<(BTreeMap<String, Te
         let dtype = DType::try_from(view.dtype()).map_err(|e| damaged(&e))?;
         tensors.insert(name, Tensor::from_raw_buffer(view.data(), dtype, view.shape(), device)?);
     }
+    Ok((tensors, words(&header).map_err(|e| damaged(&e))?))
+}
+
+/// The metadata of a file alone: of its bytes only the header is read.
+///
+/// # Errors
+/// A file that is missing or whose header is damaged.
+pub fn load_metadata(path: &Path) -> Result<BTreeMap<String, String>> {
+    let damaged = |e: &dyn std::fmt::Display| bad(path, format!("is damaged or no safetensors file ({e})"));
+    let failed = |source| Error::Io { path: path.to_path_buf(), source };
+    let mut file = File::open(path).map_err(failed)?;
+    let total = file.metadata().map_err(failed)?.len();
+    let mut length = [0; 8];
+    file.read_exact(&mut length).map_err(failed)?;
+    let length = u64::from_le_bytes(length);
+    if length > total - 8 {
+        return Err(damaged(&format!("its header claims {length} bytes, the file has {total}")));
+    }
+    let mut header = vec![0; length as usize];
+    file.read_exact(&mut header).map_err(failed)?;
+    let header: safetensors::tensor::Metadata = serde_json::from_slice(&header).map_err(|e| damaged(&e))?;
+    words(&header).map_err(|e| damaged(&e))
+}
+
+/// The words of a header, those that [`save_tensors`] put into one entry included.
+fn words(header: &safetensors::tensor::Metadata) -> std::result::Result<BTreeMap<String, String>, serde_json::Error> {
     let mut metadata: BTreeMap<String, String> =
         header.metadata().iter().flatten().map(|(k, v)| (k.clone(), v.clone())).collect();
     if let Some(text) = metadata.remove(WORDS) {
-        let words: BTreeMap<String, String> = serde_json::from_str(&text).map_err(|e| damaged(&e))?;
-        metadata.extend(words);
+        metadata.extend(serde_json::from_str::<BTreeMap<String, String>>(&text)?);
     }
-    Ok((tensors, metadata))
+    Ok(metadata)
 }
 
 /// The metadata key under which [`save_tensors`] puts all words.

@@ -30,6 +30,7 @@ pub enum Role {
 pub struct Parameter {
     name: Arc<str>,
     role: Role,
+    frozen: bool,
     var: Var,
     /// The same storage without the gradient flag.
     plain: Tensor,
@@ -46,12 +47,12 @@ impl Parameter {
         self.role
     }
 
-    /// Whether an optimizer may change it: everything but a buffer.
+    /// Whether an optimizer may change it: everything but buffers and what was frozen ([`Builder::freezing`]).
     pub fn is_trainable(&self) -> bool {
-        self.role != Role::Buffer
+        self.role != Role::Buffer && !self.frozen
     }
 
-    /// The tensor to compute with: part of the graph when `mode.grad` holds and this is no buffer, plain otherwise.
+    /// The tensor to compute with: part of the graph when `mode.grad` holds and it is trainable, plain otherwise.
     pub fn get(&self, mode: &Mode) -> &Tensor {
         if mode.grad && self.is_trainable() { self.var.as_tensor() } else { &self.plain }
     }
@@ -207,14 +208,34 @@ impl ParamStore {
 pub struct Builder {
     store: Arc<Mutex<ParamStore>>,
     prefix: String,
-    seed: u64,
+    /// What full names begin with that patterns of [`Builder::freezing`] leave out, and the patterns.
+    frozen: (usize, Arc<[String]>),
+    /// `None`: everything starts at 0.
+    seed: Option<u64>,
     device: Device,
 }
 
 impl Builder {
     /// A builder with an empty store. Starting values are drawn from (`seed`, name).
     pub fn new(seed: u64, device: &Device) -> Self {
-        Self { store: Arc::default(), prefix: String::new(), seed, device: device.clone() }
+        Self::with_seed(Some(seed), device)
+    }
+
+    /// A builder whose parameters all start at 0: for networks whose values come from elsewhere, or that are only looked at.
+    pub fn zeros(device: &Device) -> Self {
+        Self::with_seed(None, device)
+    }
+
+    fn with_seed(seed: Option<u64>, device: &Device) -> Self {
+        Self { store: Arc::default(), prefix: String::new(), frozen: (0, Arc::default()), seed, device: device.clone() }
+    }
+
+    /// The same builder, whose parameters are frozen where their names below it match one of `patterns`: they are no part of a
+    /// graph, and no optimizer changes them. `*` stands for any run of characters, dots too. Running statistics of a frozen norm go
+    /// on to follow the batches, as PyTorch's do.
+    pub fn freezing(&self, patterns: &[String]) -> Self {
+        let place = if self.prefix.is_empty() { 0 } else { self.prefix.len() + 1 };
+        Self { frozen: (place, patterns.into()), ..self.clone() }
     }
 
     /// The builder of the part `name`: `under("layer1").under("0")` registers below `layer1.0.`.
@@ -237,9 +258,9 @@ impl Builder {
         &self.device
     }
 
-    /// The seed of the starting values.
+    /// The seed of the starting values; 0 for a builder of zeros.
     pub fn seed(&self) -> u64 {
-        self.seed
+        self.seed.unwrap_or(0)
     }
 
     /// Registers a parameter of `shape` (PyTorch's layout) with starting values by `init`.
@@ -248,11 +269,24 @@ impl Builder {
     /// A name that is taken.
     pub fn parameter(&self, name: &str, shape: &[usize], role: Role, init: Init) -> Result<Parameter> {
         let full = self.full_name(name);
-        let values = init.values(&full, shape, self.seed);
+        let values = match self.seed {
+            Some(seed) => init.values(&full, shape, seed),
+            None => vec![0.0; shape.iter().product()],
+        };
         let var = Var::from_vec(values, shape, &self.device)?;
-        let parameter = Parameter { name: full.into(), role, plain: var.as_detached_tensor(), var };
+        let (place, patterns) = &self.frozen;
+        let frozen = patterns.iter().any(|pattern| matches_pattern(pattern, &full[*place..]));
+        let parameter = Parameter { name: full.into(), role, frozen, plain: var.as_detached_tensor(), var };
         self.lock().push(parameter.clone())?;
         Ok(parameter)
+    }
+
+    /// What was registered so far below this builder's prefix, in order.
+    pub fn registered(&self) -> Vec<Parameter> {
+        let below = |p: &&Parameter| {
+            self.prefix.is_empty() || p.name.strip_prefix(&*self.prefix).is_some_and(|rest| rest.starts_with('.'))
+        };
+        self.lock().params.iter().filter(below).cloned().collect()
     }
 
     /// The store with everything registered so far, through this builder and those made from it.
@@ -265,10 +299,53 @@ impl Builder {
     }
 }
 
+/// Whether `name` is `pattern`, in which `*` stands for any run of characters.
+pub fn matches_pattern(pattern: &str, name: &str) -> bool {
+    let mut parts = pattern.split('*');
+    let Some(mut rest) = parts.next().and_then(|first| name.strip_prefix(first)) else { return false };
+    let mut last = None;
+    for part in parts {
+        if let Some(middle) = last.replace(part) {
+            let Some(at) = rest.find(middle) else { return false };
+            rest = &rest[at + middle.len()..];
+        }
+    }
+    last.map_or(rest.is_empty(), |end| rest.ends_with(end))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::DrawKey;
+
+    #[test]
+    fn patterns_match_whole_names() {
+        for (pattern, name, want) in [
+            ("layer1.*", "layer1.0.conv1.weight", true),
+            ("layer1.*", "layer10.0.conv1.weight", false),
+            ("*.bn?.weight", "layer1.0.bn1.weight", false),
+            ("*.norm*.weight", "blocks.3.norm1.weight", true),
+            ("conv1.weight", "conv1.weight", true),
+            ("conv1", "conv1.weight", false),
+            ("*", "anything", true),
+            ("a*a", "a", false),
+            ("", "", true),
+        ] {
+            assert_eq!(matches_pattern(pattern, name), want, "{pattern} on {name}");
+        }
+    }
+
+    #[test]
+    fn frozen_parameters_are_no_part_of_a_graph() -> Result<()> {
+        let b = Builder::new(0, &Device::Cpu).under("backbone").freezing(&["conv*".to_string()]);
+        let frozen = b.under("conv1").parameter("weight", &[2], Role::Weight, Init::Constant(1.0))?;
+        let free = b.under("fc").parameter("weight", &[2], Role::Weight, Init::Constant(1.0))?;
+        let mode = Mode::train(DrawKey { seed: 0, step: 0, pass: 0 });
+        let gradients = (frozen.get(&mode) * free.get(&mode))?.sum_all()?.backward()?;
+        assert!(gradients.get(frozen.var()).is_none() && gradients.get(free.var()).is_some());
+        assert_eq!(b.finish().trainable().map(Parameter::name).collect::<Vec<_>>(), ["backbone.fc.weight"]);
+        Ok(())
+    }
 
     fn two() -> Result<(ParamStore, Parameter)> {
         let b = Builder::new(3, &Device::Cpu);

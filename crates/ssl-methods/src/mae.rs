@@ -270,8 +270,11 @@ impl Decoder {
             .collect();
         let places = Tensor::from_vec(places, (n, patches + 1, 1), x.device())?.expand((n, patches + 1, dim))?.contiguous()?;
         let mut x = x.contiguous()?.gather(&places, 1)?.broadcast_add(&self.positions)?;
-        let layers: Vec<_> =
-            self.blocks.iter().map(|(norm1, attn, norm2, mlp)| TransformerLayers { norm1, attn, norm2, mlp }).collect();
+        let layers: Vec<_> = self
+            .blocks
+            .iter()
+            .map(|(norm1, attn, norm2, mlp)| TransformerLayers { norm1, attn, norm2, mlp, scales: None })
+            .collect();
         x = transformer_blocks(&x, &layers, mode)?;
         let x = self.pixels.forward(&self.norm.forward(&x, mode)?, mode)?;
         Ok(x.narrow(1, 1, patches)?)

@@ -6,7 +6,7 @@
 
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
-use twinsight_encoders::{EncoderConfig, Stem};
+use twinsight_encoders::{EncoderConfig, Ffn, Stem};
 use twinsight_nn::{NormKind, OptimizerConfig, Precision};
 use twinsight_ssl_methods::{METHODS, method};
 
@@ -75,11 +75,20 @@ pub struct DataConfig {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct NetworkConfig {
-    /// `auto`, `cifar` or `imagenet`: the first layers of a ResNet.
+    /// `auto`, `cifar` or `imagenet`: the first layers of a ResNet or ConvNeXt.
     pub stem: Stem,
-    /// The side of a ViT's patches in pixels; 0 takes 4 up to 64 pixels and 16 above.
+    /// The side of a ViT's patches in pixels; 0 takes 4 up to 64 pixels and 16 above. Of a ConvNeXt, 0 takes what the stem says.
     pub patch: usize,
-    /// Stochastic depth of a ViT, 0 to below 1.
+    /// Register tokens of a ViT.
+    #[serde(default)]
+    pub registers: usize,
+    /// What the factors of a ViT's branches start at (DINOv2: 1e-5); 0 for none.
+    #[serde(default)]
+    pub layer_scale: f64,
+    /// `mlp`, or `swiglu` for a ViT's gated layers.
+    #[serde(default)]
+    pub ffn: Ffn,
+    /// Stochastic depth of a ViT or ConvNeXt, 0 to below 1.
     pub drop_path: f64,
     /// Of ResNets: every block starts as the identity (its last batch norm at 0).
     pub zero_init_residual: bool,
@@ -89,6 +98,15 @@ pub struct NetworkConfig {
     /// `f32`, or `bf16` to keep what ResNets' blocks need for the backward pass in half the memory.
     #[serde(default)]
     pub precision: Precision,
+    /// Keep only what goes into each block, and compute the rest again in the backward pass: less memory, more time.
+    #[serde(default)]
+    pub checkpoint_activations: bool,
+    /// Parameters of the encoder that are not trained: names in which `*` stands for any run of characters.
+    #[serde(default)]
+    pub freeze: Vec<String>,
+    /// A file of weights, or a run, that the encoder starts from; empty for a drawn start.
+    #[serde(default)]
+    pub init: String,
 }
 
 /// How weights are updated.
@@ -215,7 +233,12 @@ impl RunConfig {
             matches!(key, "data.path" | "data.workers" | "data.strict") || key.starts_with("log.") || key.starts_with("eval.")
         };
         let read = |text: &str| toml::from_str::<Table>(text).map_err(|e| Error::Config(e.message().replace('\n', " ")));
-        let (ours, theirs) = (read(&self.to_toml()?)?, read(text)?);
+        // A run of an earlier version lacks keys that came since; they have their defaults.
+        let theirs = match Self::parse(text) {
+            Ok(config) => read(&config.to_toml()?)?,
+            Err(_) => read(text)?,
+        };
+        let ours = read(&self.to_toml()?)?;
         let mut keys = dotted_keys(&ours);
         keys.extend(dotted_keys(&theirs));
         keys.sort_unstable();
@@ -268,6 +291,11 @@ impl RunConfig {
             drop_path: self.network.drop_path,
             zero_init_residual: self.network.zero_init_residual,
             norm: self.network.norm,
+            registers: self.network.registers,
+            layer_scale: self.network.layer_scale,
+            ffn: self.network.ffn,
+            checkpoint_activations: self.network.checkpoint_activations,
+            freeze: self.network.freeze.clone(),
         }
     }
 
@@ -297,6 +325,8 @@ impl RunConfig {
         within("data.held_out", self.data.held_out, 0.0, 0.5)?;
         within("data.workers", self.data.workers as f64, 0.0, 1024.0)?;
         within("network.drop_path", self.network.drop_path, 0.0, 0.99)?;
+        within("network.registers", self.network.registers as f64, 0.0, 1024.0)?;
+        within("network.layer_scale", self.network.layer_scale, 0.0, 1e3)?;
         within("optimizer.momentum", self.optimizer.momentum, 0.0, 0.9999)?;
         within("optimizer.beta1", self.optimizer.beta1, 0.0, 0.9999)?;
         within("optimizer.beta2", self.optimizer.beta2, 0.0, 0.99999)?;
@@ -351,10 +381,16 @@ fn defaults() -> Table {
         network: NetworkConfig {
             stem: Stem::Auto,
             patch: 0,
+            registers: 0,
+            layer_scale: 0.0,
+            ffn: Ffn::Mlp,
             drop_path: 0.0,
             zero_init_residual: false,
             norm: NormKind::Batch,
             precision: Precision::F32,
+            checkpoint_activations: false,
+            freeze: Vec::new(),
+            init: String::new(),
         },
         optimizer: OptimizerSettings {
             kind: "sgd".into(),

@@ -4,6 +4,7 @@
 //! The program is a thin shell around this crate: [`RunConfig::resolve`] makes a configuration, [`Trainer::create`] or
 //! [`Trainer::resume`] a run, [`Trainer::run`] trains it while an [`observe::Observer`] is told what happens.
 
+pub mod attention;
 pub mod bench;
 pub mod config;
 pub mod data;
@@ -12,6 +13,8 @@ pub mod evaluate;
 pub mod export;
 pub mod folder;
 pub mod health;
+pub mod init;
+pub mod inspect;
 pub mod layers;
 pub mod loader;
 pub mod observe;
@@ -27,5 +30,5 @@ pub use error::{Diagnosis, Error, Result};
 pub use folder::RunFolder;
 pub use layers::Layer;
 pub use recipe::{RECIPES, RecipeSpec, recipe};
-pub use trained::Trained;
+pub use trained::{Trained, encoder_file, load_network};
 pub use trainer::{Outcome, RunResult, Trainer};

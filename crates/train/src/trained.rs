@@ -1,12 +1,12 @@
 //! A trained encoder, found in a run folder or an encoder file, with what is needed to feed it.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use candle_core::Device;
 use serde::Deserialize;
 use twinsight_augment::{Normalize, ViewPlan};
 use twinsight_datasets::Dataset;
-use twinsight_encoders::Encoder;
+use twinsight_encoders::{Encoder, FeatureSource, LoadedEncoder, Probe};
 
 use crate::evaluate::{Evaluation, Features, Score, encode};
 use crate::{Error, Result, RunConfig, RunFolder};
@@ -29,20 +29,7 @@ impl Trained {
     /// Neither of the two, a run that is not finished, a damaged file.
     pub fn load(path: &Path) -> Result<Self> {
         let device = Device::Cpu;
-        let (file, run) = if path.is_dir() {
-            let (folder, config) = RunFolder::open(path)?;
-            let file = folder.encoder_path();
-            if !file.exists() {
-                let reason =
-                    format!("the run is not finished: there is no encoder yet; go on with: twinsight resume {}", path.display());
-                return Err(Error::run(path, reason));
-            }
-            (file, Some(config))
-        } else if path.is_file() {
-            (path.to_path_buf(), None)
-        } else {
-            return Err(Error::run(path, "no such run folder or encoder file"));
-        };
+        let (file, run) = encoder_file(path)?;
         let loaded = twinsight_encoders::load_encoder(&file, &device)?;
         let text = loaded.metadata.get("normalize");
         let text = text.ok_or_else(|| Error::run(&file, "does not say how images are normalised"))?;
@@ -65,6 +52,17 @@ impl Trained {
         encode(dataset, &*self.encoder, &self.plan, batch, &self.device)
     }
 
+    /// The same with vectors from another place of the encoder than its last layer's.
+    ///
+    /// # Errors
+    /// A place that the encoder does not have.
+    pub fn with_features(self, source: FeatureSource) -> Result<Self> {
+        Ok(match source {
+            FeatureSource::Pooled => self,
+            source => Self { encoder: Box::new(Probe::new(self.encoder, source)?), ..self },
+        })
+    }
+
     /// k-NN accuracy of its features by `evaluation`'s protocol.
     ///
     /// # Errors
@@ -72,6 +70,36 @@ impl Trained {
     pub fn score(&self, evaluation: &Evaluation) -> Result<Score> {
         evaluation.score(&*self.encoder, &self.device)
     }
+}
+
+/// The encoder file of a run folder, with the run's settings; or `path` itself where it is a file.
+///
+/// # Errors
+/// Neither of the two, a run that is not finished.
+pub fn encoder_file(path: &Path) -> Result<(PathBuf, Option<RunConfig>)> {
+    if path.is_dir() {
+        let (folder, config) = RunFolder::open(path)?;
+        let file = folder.encoder_path();
+        if !file.exists() {
+            let reason =
+                format!("the run is not finished: there is no encoder yet; go on with: twinsight resume {}", path.display());
+            return Err(Error::run(path, reason));
+        }
+        Ok((file, Some(config)))
+    } else if path.is_file() {
+        Ok((path.to_path_buf(), None))
+    } else {
+        Err(Error::run(path, "no such run folder or encoder file"))
+    }
+}
+
+/// The network of a run folder or an encoder file with its parameters and metadata, and the run's settings.
+///
+/// # Errors
+/// As [`encoder_file`]; a damaged file.
+pub fn load_network(path: &Path) -> Result<(LoadedEncoder, Option<RunConfig>)> {
+    let (file, run) = encoder_file(path)?;
+    Ok((twinsight_encoders::load_encoder(&file, &Device::Cpu)?, run))
 }
 
 /// Mean and standard deviation of each channel.

@@ -24,7 +24,7 @@ use crate::health::{Health, Watch};
 use crate::loader::{Loader, LoaderConfig, steps_per_epoch};
 use crate::observe::{Event, Observer, StepReport};
 use crate::tensorboard::EventFile;
-use crate::{Error, Result, report, sheet};
+use crate::{Error, Result, init, report, sheet};
 
 /// How a run ended.
 #[derive(Debug, Clone, PartialEq)]
@@ -123,6 +123,7 @@ impl Trainer {
         }
         let data = RunData::open(&mut config)?;
         let (method, optimizer, per_epoch, device) = build(&config, &data)?;
+        init::start(&*method, &config)?;
         try_views(&*method, &device)?;
         let folder = RunFolder::create(out, &config)?;
         let lock = folder.lock()?;
@@ -216,6 +217,8 @@ impl Trainer {
             let mut loader = StateLoader::new(tensors, place.display().to_string());
             trainer.visit_state(&mut loader)?;
             loader.finish()?;
+        } else {
+            init::start(&*trainer.method, &trainer.config)?;
         }
         Ok(trainer)
     }
@@ -297,9 +300,10 @@ impl Trainer {
         metrics.append(&json!({"event": "baselines", "knn_pixels": pixels.headline(), "knn_random": random.headline()}))?;
         events.scalars(0, &[("knn/pixels", pixels.headline()), ("knn/random", random.headline())])?;
         observer.event(&Event::Note(format!(
-            "before training, k-NN accuracy is {:.1} % on pixels and {:.1} % on the untrained encoder",
+            "before training, k-NN accuracy is {:.1} % on pixels and {:.1} % on the encoder {}",
             pixels.headline() * 100.0,
-            random.headline() * 100.0
+            random.headline() * 100.0,
+            if self.config.network.init.is_empty() { "untrained" } else { "that it starts from" }
         )));
         Ok(())
     }

@@ -67,7 +67,7 @@ struct Trained {
 /// # Errors
 /// When the program fails, or leaves no figures (unlabelled images have none).
 pub fn run(args: &MethodsArgs) -> Result<()> {
-    let program = args.program.clone().map_or_else(super::build, Ok)?;
+    let program = args.program.clone().map_or_else(shell::release, Ok)?;
     let listed = listed(&shell::output(Command::new(&program).args(["list", "methods", "--json"]))?)?;
     if let Some(unknown) = args.methods.iter().find(|m| !listed.contains(m)) {
         bail!("there is no method `{unknown}`; there are {}", listed.join(", "));

@@ -20,7 +20,7 @@ pub fn run(args: &EmbedArgs, output: &Output) -> Result<ExitCode> {
     if !["npy", "csv"].contains(&ending.as_str()) {
         bail!("--out {}: expected a file ending in .npy or .csv", args.out.display());
     }
-    let trained = Trained::load(&args.run)?;
+    let trained = Trained::load(&args.run)?.with_features(args.features.parse()?)?;
     let (data, opened) = open_for(&trained, args.data.as_deref(), args.strict, |_| None)?;
     let named = Output::skipped(&opened.report.bad_files);
     let dataset = match (args.test, opened.test) {

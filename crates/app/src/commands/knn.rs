@@ -17,7 +17,7 @@ use crate::output::Output;
 /// # Errors
 /// Images without labels, settings out of range.
 pub fn run(args: &KnnArgs, output: &Output) -> Result<ExitCode> {
-    let trained = Trained::load(&args.run)?;
+    let trained = Trained::load(&args.run)?.with_features(args.features.parse()?)?;
     let (data, opened) =
         open_for(&trained, args.data.as_deref(), false, |of_run| args.limit.map_or(of_run, |l| (l > 0).then_some(l)))?;
     let skipped = Output::skipped(&opened.report.bad_files);

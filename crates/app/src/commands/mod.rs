@@ -1,9 +1,13 @@
 //! The commands, one file each, and what they share.
 
+mod attention;
 mod bench;
 mod data;
 mod demo;
 mod embed;
+mod export;
+mod import;
+mod info;
 mod knn;
 mod list;
 mod methods_page;
@@ -35,6 +39,10 @@ pub fn run(command: Command, output: &Output) -> Result<ExitCode> {
         Command::Knn(args) => knn::run(&args, output),
         Command::Embed(args) => embed::run(&args, output),
         Command::Views(args) => views::run(&args, output),
+        Command::Import(args) => import::run(&args, output),
+        Command::Export(args) => export::run(&args, output),
+        Command::Attention(args) => attention::run(&args, output),
+        Command::Info(args) => info::run(&args, output),
         Command::List(args) => list::run(&args, output),
         Command::Bench { command: BenchCommand::Step(args) } => bench::step(&args, output),
         Command::Bench { command: BenchCommand::Kernels(args) } => bench::kernels(&args, output),

@@ -9,7 +9,7 @@ use anyhow::{Context, Result, bail};
 use serde_json::json;
 use toml::{Table, Value};
 use twinsight_train::observe::Progress;
-use twinsight_train::{Outcome, RunConfig, Trainer};
+use twinsight_train::{Outcome, RunConfig, Trainer, init};
 
 use super::{free_folder, layers, set_in};
 use crate::cli::{Labels, OnCollapse, ResumeArgs, TrainArgs};
@@ -65,7 +65,23 @@ pub fn run(args: &TrainArgs, output: &Output) -> Result<ExitCode> {
     if let Some(workers) = args.workers {
         set_in(&mut options, "data", "workers", Value::Integer(workers as i64));
     }
-    let config = RunConfig::resolve(&layers(&args.settings, options)?)?;
+    if let Some(path) = &args.init {
+        set_in(&mut options, "network", "init", path.display().to_string().into());
+    }
+    if !args.freeze.is_empty() {
+        let patterns = args.freeze.iter().map(|p| Value::from(p.as_str())).collect();
+        set_in(&mut options, "network", "freeze", Value::Array(patterns));
+    }
+    if args.checkpoint_activations {
+        set_in(&mut options, "network", "checkpoint_activations", Value::Boolean(true));
+    }
+    let mut layers = layers(&args.settings, options)?;
+    if let Some((_, layer)) = args.init.as_deref().map(init::settings).transpose()?.flatten() {
+        // What the file says counts more than a recipe, and less than what was asked for.
+        let recipes = layers.iter().take_while(|l| l.recipe).count();
+        layers.insert(recipes, layer);
+    }
+    let config = RunConfig::resolve(&layers)?;
     if config.data.path.is_empty() {
         bail!("--data is missing: name a folder of images, or a data set of `twinsight list datasets`");
     }

@@ -36,12 +36,24 @@ impl Linear {
         })
     }
 
+    /// A layer with a bias whose weight is that of a 1×1 convolution, (outputs, inputs, 1, 1).
+    ///
+    /// # Errors
+    /// A name that is taken.
+    pub fn pointwise(b: &Builder, inputs: usize, outputs: usize, init: Init) -> Result<Self> {
+        Ok(Self {
+            weight: b.parameter("weight", &[outputs, inputs, 1, 1], Role::Weight, init)?,
+            bias: Some(b.parameter("bias", &[outputs], Role::Bias, Init::Constant(0.0))?),
+        })
+    }
+
     /// (…, inputs) → (…, outputs).
     ///
     /// # Errors
     /// A last axis of another size.
     pub fn forward(&self, x: &Tensor, mode: &Mode) -> Result<Tensor> {
-        Ok(twinsight_kernels::linear(x, self.weight.get(mode), self.bias.as_ref().map(|b| b.get(mode)))?)
+        let weight = self.weight.get(mode).flatten_from(1)?;
+        Ok(twinsight_kernels::linear(x, &weight, self.bias.as_ref().map(|b| b.get(mode)))?)
     }
 
     /// Weight and bias, if it has one.

@@ -8,7 +8,7 @@ mod group_norm;
 mod linear;
 mod norm;
 
-pub use attention::{Attention, Mlp, TransformerLayers, transformer_blocks};
+pub use attention::{Attention, Mlp, SwiGlu, TransformerLayers, transformer_blocks};
 pub use block::{BlockShortcut, ConvNorm, ResidualBlock, residual_blocks};
 pub use conv::Conv2d;
 pub use drop_path::DropPath;

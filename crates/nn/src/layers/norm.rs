@@ -176,4 +176,10 @@ impl LayerScale {
     pub fn forward(&self, x: &Tensor, mode: &Mode) -> Result<Tensor> {
         Ok(x.broadcast_mul(self.gamma.get(mode))?)
     }
+
+    /// Weight and bias of a linear layer with these factors after it.
+    pub(super) fn folded(&self, layer: Affine<'_>, mode: &Mode) -> Result<(Tensor, Tensor)> {
+        let gamma = self.gamma.get(mode);
+        Ok((layer.weight.broadcast_mul(&gamma.unsqueeze(1)?)?, layer.bias.mul(gamma)?))
+    }
 }

@@ -1,0 +1,188 @@
+//! Weights in: files of tensors as people have them, read without running anything and within bounds, and their names and
+//! layouts turned into an encoder's.
+
+mod adopt;
+mod layouts;
+mod opcodes;
+mod pickle;
+mod positions;
+mod safetensors;
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom};
+use std::path::{Path, PathBuf};
+
+use candle_core::{DType, Device, Tensor};
+
+use crate::{Error, Result};
+
+pub use adopt::{Adopted, ImportOptions, ImportReport, import, initialise};
+pub(crate) use layouts::{Form, Layout, Source, layout, layouts_of};
+
+/// The tensors of a file (or of several that belong together), by name; nothing but names, shapes and places is in memory.
+#[derive(Debug)]
+pub struct Weights {
+    files: Vec<PathBuf>,
+    entries: BTreeMap<String, Entry>,
+    /// Kinds of objects in a pickle that are no tensors and were passed over.
+    passed_over: Vec<String>,
+}
+
+/// Where a tensor lies.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Entry {
+    file: usize,
+    offset: u64,
+    dtype: DType,
+    shape: Vec<usize>,
+    /// Steps in elements along each axis; `None` for rows one after the other.
+    strides: Option<Vec<usize>>,
+}
+
+impl Weights {
+    /// Looks into a `.safetensors` file, an index of several (`model.safetensors.index.json`), a PyTorch `.pth`, `.pt`, `.bin` or
+    /// `.ckpt` file, or a folder that holds one of them.
+    ///
+    /// Pickles are read, never run: what is neither a tensor nor a plain container ends the reading with its name, but for a few
+    /// inert kinds (`argparse.Namespace`, NumPy's scalars) that are passed over. Memory stays within what the file's own size
+    /// allows, whatever sizes it claims.
+    ///
+    /// # Errors
+    /// A missing, damaged or malicious file: one line that names it.
+    pub fn open(path: &Path) -> Result<Self> {
+        let file = if path.is_dir() { inside(path)? } else { path.to_path_buf() };
+        let name = file.file_name().map(|n| n.to_string_lossy().to_lowercase()).unwrap_or_default();
+        if name.ends_with(".json") {
+            return safetensors::open_index(&file);
+        }
+        let mut head = [0; 8];
+        let count = File::open(&file).and_then(|f| read_up_to(f, &mut head)).map_err(|e| bad(&file, e))?;
+        match &head[..count] {
+            [b'P', b'K', 3, 4, ..] => pickle::open(&file),
+            [0x80, 2..=5, ..] => Err(bad(
+                &file,
+                "is a pickle of PyTorch's older form; save it again with torch.save(torch.load(FILE, weights_only=True), FILE)",
+            )),
+            _ => safetensors::open(&file),
+        }
+    }
+
+    /// All names, in order.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.entries.keys().map(String::as_str)
+    }
+
+    /// Whether there is a tensor called `name`.
+    pub fn contains(&self, name: &str) -> bool {
+        self.entries.contains_key(name)
+    }
+
+    /// The shape of the tensor `name`.
+    pub fn shape(&self, name: &str) -> Option<&[usize]> {
+        self.entries.get(name).map(|e| &e.shape[..])
+    }
+
+    /// Kinds of objects that were passed over.
+    pub fn passed_over(&self) -> &[String] {
+        &self.passed_over
+    }
+
+    /// Reads the tensor `name` as `f32`.
+    ///
+    /// # Errors
+    /// No such tensor, whole numbers, a value that is not finite, a file that changed meanwhile.
+    pub fn read(&self, name: &str) -> Result<Tensor> {
+        let Some(entry) = self.entries.get(name) else {
+            return Err(bad(&self.files[0], format!("has no tensor `{name}`")));
+        };
+        let path = &self.files[entry.file];
+        let size = entry.dtype.size_in_bytes();
+        let count: usize = entry.shape.iter().product();
+        let span = match &entry.strides {
+            None => count,
+            Some(_) if count == 0 => 0,
+            Some(strides) => 1 + entry.shape.iter().zip(strides).map(|(n, step)| (n - 1) * step).sum::<usize>(),
+        };
+        let mut bytes = vec![0; span * size];
+        let mut file = File::open(path).map_err(|e| bad(path, e))?;
+        file.seek(SeekFrom::Start(entry.offset)).and_then(|_| file.read_exact(&mut bytes)).map_err(|e| bad(path, e))?;
+        let flat = Tensor::from_raw_buffer(&bytes, entry.dtype, &[span], &Device::Cpu)?;
+        let flat = match entry.dtype {
+            DType::F32 | DType::F64 | DType::F16 | DType::BF16 => flat.to_dtype(DType::F32)?,
+            other => return Err(bad(path, format!("tensor `{name}` holds numbers of type {other:?}, expected floats"))),
+        };
+        let mut values = flat.to_vec1::<f32>()?;
+        if let Some(strides) = &entry.strides {
+            values = gather(&values, &entry.shape, strides);
+        }
+        if let Some(value) = values.iter().find(|v| !v.is_finite()) {
+            return Err(bad(path, format!("tensor `{name}` holds {value}: weights must be finite")));
+        }
+        Ok(Tensor::from_vec(values, entry.shape.as_slice(), &Device::Cpu)?)
+    }
+
+    /// The file that is named in errors.
+    pub(crate) fn path(&self) -> &Path {
+        &self.files[0]
+    }
+}
+
+/// The file of weights in a folder.
+fn inside(folder: &Path) -> Result<PathBuf> {
+    const NAMES: [&str; 6] = [
+        "model.safetensors",
+        "model.safetensors.index.json",
+        "encoder.safetensors",
+        "pytorch_model.bin",
+        "model.pth",
+        "model.pt",
+    ];
+    let found = NAMES.iter().map(|name| folder.join(name)).find(|p| p.is_file());
+    found.ok_or_else(|| bad(folder, format!("holds none of {}", NAMES.join(", "))))
+}
+
+/// Elements of a strided tensor, row by row.
+fn gather(values: &[f32], shape: &[usize], strides: &[usize]) -> Vec<f32> {
+    let count: usize = shape.iter().product();
+    let mut index = vec![0; shape.len()];
+    (0..count)
+        .map(|_| {
+            let at: usize = index.iter().zip(strides).map(|(i, step)| i * step).sum();
+            for axis in (0..shape.len()).rev() {
+                index[axis] += 1;
+                if index[axis] < shape[axis] {
+                    break;
+                }
+                index[axis] = 0;
+            }
+            values[at]
+        })
+        .collect()
+}
+
+fn read_up_to(mut file: File, buffer: &mut [u8]) -> std::io::Result<usize> {
+    let mut count = 0;
+    while count < buffer.len() {
+        match file.read(&mut buffer[count..])? {
+            0 => break,
+            n => count += n,
+        }
+    }
+    Ok(count)
+}
+
+fn bad(path: &Path, reason: impl std::fmt::Display) -> Error {
+    Error::BadWeights { path: path.into(), reason: reason.to_string() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn strided_tensors_are_put_in_order() {
+        assert_eq!(gather(&[0., 1., 2., 3., 4., 5.], &[3, 2], &[1, 3]), [0., 3., 1., 4., 2., 5.]);
+        assert_eq!(gather(&[7.], &[], &[]), [7.]);
+    }
+}

@@ -1,0 +1,365 @@
+//! PyTorch's files: a zip archive of a pickle and the tensors' bytes. candle reads the pickle into plain objects and runs nothing.
+//!
+//! Before it does, the pickle is walked ([`check`]). Tensors are then taken from the objects here too, since candle's own way ends
+//! the program where arguments are missing.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::fs::File;
+use std::io::{BufReader, Read};
+use std::path::Path;
+
+use candle_core::DType;
+use candle_core::pickle::{Object, Stack};
+use zip::{CompressionMethod, ZipArchive};
+
+use super::opcodes::check;
+use super::{Entry, Weights, bad};
+use crate::Result;
+
+/// The longest pickle that is read; those of checkpoints have a few hundred kilobytes.
+const LONGEST: u64 = 32 << 20;
+/// Tensors may share memory, but not so often that reading all of them would fill it.
+const MOST_COPIES: u64 = 4;
+
+/// Looks into a file.
+pub(super) fn open(path: &Path) -> Result<Weights> {
+    let refuse = |reason: String| bad(path, reason);
+    let file = File::open(path).map_err(|e| bad(path, e))?;
+    let total = file.metadata().map_err(|e| bad(path, e))?.len();
+    let mut zip =
+        ZipArchive::new(BufReader::new(file)).map_err(|e| refuse(format!("is damaged or no file of PyTorch's ({e})")))?;
+    // Bytes of every entry: place and length in the file.
+    let mut places: HashMap<String, (u64, u64)> = HashMap::new();
+    let mut pickles = Vec::new();
+    for i in 0..zip.len() {
+        let entry = zip.by_index(i).map_err(|e| refuse(format!("is damaged: {e}")))?;
+        let name = entry.name().map_err(|e| refuse(format!("is damaged: {e}")))?.into_owned();
+        if entry.compression() != CompressionMethod::Stored || entry.size() != entry.compressed_size() || entry.encrypted() {
+            return Err(refuse(format!(
+                "holds `{name}` compressed ({} bytes that claim to be {}); PyTorch compresses nothing, so this is refused",
+                entry.compressed_size(),
+                entry.size()
+            )));
+        }
+        let start = entry.data_start().ok_or_else(|| refuse(format!("does not say where `{name}` lies")))?;
+        if start.checked_add(entry.size()).is_none_or(|end| end > total) {
+            return Err(refuse(format!("is damaged: `{name}` reaches beyond its end")));
+        }
+        if let Some(folder) = name.strip_suffix("data.pkl") {
+            pickles.push((i, folder.to_string()));
+        }
+        places.insert(name, (start, entry.size()));
+    }
+    let [(number, folder)] = &pickles[..] else {
+        return Err(refuse(format!("holds {} pickles, expected one `data.pkl`: no file of PyTorch's torch.save", pickles.len())));
+    };
+    if let Some(&(_, length)) = places.get(&format!("{folder}byteorder")).filter(|p| p.1 < 16) {
+        let mut order = String::new();
+        let mut entry = zip.by_name(&format!("{folder}byteorder")).map_err(|e| refuse(e.to_string()))?;
+        entry.by_ref().take(length).read_to_string(&mut order).map_err(|e| bad(path, e))?;
+        if order.trim() != "little" {
+            return Err(refuse(format!("has numbers in {order} byte order, expected little")));
+        }
+    }
+    let entry = zip.by_index(*number).map_err(|e| refuse(e.to_string()))?;
+    if entry.size() > LONGEST {
+        return Err(refuse(format!("holds a pickle of {} bytes, expected at most {LONGEST}", entry.size())));
+    }
+    let mut pickle = Vec::with_capacity(entry.size() as usize);
+    entry.take(LONGEST).read_to_end(&mut pickle).map_err(|e| bad(path, e))?;
+    check(&pickle).map_err(refuse)?;
+
+    let mut stack = Stack::empty();
+    stack.read_loop(&mut &pickle[..]).map_err(|e| refuse(format!("holds a damaged pickle: {e}")))?;
+    let object = stack.finalize().map_err(|e| refuse(format!("holds a damaged pickle: {e}")))?;
+    let mut found = Found { folder, places: &places, entries: BTreeMap::new(), passed_over: BTreeSet::new(), bytes: 0 };
+    found.walk("", &object).map_err(refuse)?;
+    if found.bytes > total.saturating_mul(MOST_COPIES) {
+        return Err(refuse(format!("claims tensors of {} bytes in a file of {total}", found.bytes)));
+    }
+    let (entries, passed_over) = (found.entries, found.passed_over.into_iter().collect());
+    Ok(Weights { files: vec![path.into()], entries, passed_over })
+}
+
+/// The numbers of a storage of PyTorch's.
+pub(super) fn dtype(storage: &str) -> Option<DType> {
+    Some(match storage {
+        "FloatStorage" => DType::F32,
+        "DoubleStorage" => DType::F64,
+        "HalfStorage" => DType::F16,
+        "BFloat16Storage" => DType::BF16,
+        "ByteStorage" | "CharStorage" => DType::U8,
+        "ShortStorage" => DType::I16,
+        "IntStorage" => DType::I32,
+        "LongStorage" => DType::I64,
+        _ => return None,
+    })
+}
+
+/// The tensors found so far.
+struct Found<'a> {
+    folder: &'a str,
+    places: &'a HashMap<String, (u64, u64)>,
+    entries: BTreeMap<String, Entry>,
+    passed_over: BTreeSet<String>,
+    bytes: u64,
+}
+
+impl Found<'_> {
+    fn walk(&mut self, name: &str, object: &Object) -> Result<(), String> {
+        let below = |key: &str| if name.is_empty() { key.to_string() } else { format!("{name}.{key}") };
+        match object {
+            Object::Dict(pairs) => {
+                for (key, value) in pairs {
+                    match key {
+                        Object::Unicode(key) => self.walk(&below(key), value)?,
+                        Object::Int(key) => self.walk(&below(&key.to_string()), value)?,
+                        _ => {}
+                    }
+                }
+            }
+            Object::List(items) | Object::Tuple(items) => {
+                for (i, item) in items.iter().enumerate() {
+                    self.walk(&below(&i.to_string()), item)?;
+                }
+            }
+            Object::Reduce { callable, args } => match (&**callable, &**args) {
+                (Object::Class { module_name, class_name }, Object::Tuple(args)) => {
+                    self.reduced(name, (module_name, class_name), args)?;
+                }
+                _ => self.pass_over(callable),
+            },
+            Object::Build { callable, .. } => match &**callable {
+                Object::Reduce { callable, .. } => self.pass_over(callable),
+                other => self.walk(name, other)?,
+            },
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn pass_over(&mut self, callable: &Object) {
+        if let Object::Class { module_name, class_name } = callable {
+            self.passed_over.insert(format!("{module_name}.{class_name}"));
+        }
+    }
+
+    fn reduced(&mut self, name: &str, class: (&str, &str), args: &[Object]) -> Result<(), String> {
+        match (class, args) {
+            (("torch._utils", "_rebuild_tensor_v2"), args) => {
+                let entry = self.tensor(args).ok_or_else(|| format!("describes tensor `{name}` in a way that is not known"))?;
+                let entry = entry.map_err(|what| format!("tensor `{name}`: {what}"))?;
+                let count: u64 = entry.shape.iter().map(|&n| n as u64).product();
+                self.bytes = self.bytes.saturating_add(count * entry.dtype.size_in_bytes() as u64);
+                self.entries.insert(name.to_string(), entry);
+                Ok(())
+            }
+            (("torch._utils", "_rebuild_parameter"), [inner, ..]) => self.walk(name, inner),
+            (
+                ("torch._tensor", "_rebuild_from_type_v2"),
+                [Object::Class { module_name, class_name }, _, Object::Tuple(args), ..],
+            ) => self.reduced(name, (module_name, class_name), args),
+            ((module, class), _) => {
+                self.passed_over.insert(format!("{module}.{class}"));
+                Ok(())
+            }
+        }
+    }
+
+    /// `None` where the arguments are not those of a tensor; an error where they lie.
+    fn tensor(&self, args: &[Object]) -> Option<Result<Entry, String>> {
+        let [Object::PersistentLoad(storage), offset, Object::Tuple(shape), Object::Tuple(strides), ..] = args else {
+            return None;
+        };
+        let Object::Tuple(storage) = &**storage else { return None };
+        let [_, Object::Class { class_name, .. }, Object::Unicode(key), ..] = &storage[..] else { return None };
+        let (offset, shape, strides) = (index(offset)?, indices(shape)?, indices(strides)?);
+        if shape.len() != strides.len() {
+            return None;
+        }
+        let Some(dtype) = dtype(class_name) else { return Some(Err(format!("numbers of kind {class_name} are not known"))) };
+        let Some(&(start, length)) = self.places.get(&format!("{}data/{key}", self.folder)) else {
+            return Some(Err(format!("its bytes `data/{key}` are missing")));
+        };
+        let size = dtype.size_in_bytes() as u64;
+        let room = length / size;
+        let count = shape.iter().try_fold(1_u64, |n, &side| n.checked_mul(side as u64));
+        let last = shape
+            .iter()
+            .zip(&strides)
+            .try_fold(offset as u64, |at, (&n, &step)| at.checked_add((n as u64).saturating_sub(1).checked_mul(step as u64)?));
+        match (count, last) {
+            (Some(0), _) => {}
+            (Some(count), Some(last)) if count <= room && last < room => {}
+            _ => return Some(Err(format!("shape {shape:?} and strides {strides:?} reach beyond its {length} bytes"))),
+        }
+        let mut step = 1;
+        let contiguous = shape.iter().zip(&strides).rev().all(|(&n, &stride)| {
+            let fits = n == 1 || stride == step;
+            step *= n;
+            fits
+        });
+        let offset = start + offset as u64 * size;
+        Some(Ok(Entry { file: 0, offset, dtype, shape, strides: (!contiguous).then_some(strides) }))
+    }
+}
+
+fn index(object: &Object) -> Option<usize> {
+    match object {
+        Object::Int(n) => usize::try_from(*n).ok(),
+        Object::Long(n) => usize::try_from(*n).ok(),
+        _ => None,
+    }
+}
+
+fn indices(objects: &[Object]) -> Option<Vec<usize>> {
+    objects.iter().map(index).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Cursor, Write};
+    use std::path::PathBuf;
+
+    use proptest::prelude::*;
+    use zip::ZipWriter;
+    use zip::write::SimpleFileOptions;
+
+    use super::*;
+
+    /// A file as torch.save writes it: a pickle and one storage.
+    fn archive(pickle: &[u8], storage: &[u8]) -> Vec<u8> {
+        let mut zip = ZipWriter::new(Cursor::new(Vec::new()));
+        let plain = SimpleFileOptions::default().compression_method(CompressionMethod::Stored);
+        for (name, bytes) in [("m/data.pkl", pickle), ("m/byteorder", b"little"), ("m/data/0", storage)] {
+            zip.start_file(name, plain).expect("a name");
+            zip.write_all(bytes).expect("memory");
+        }
+        zip.finish().expect("memory").into_inner()
+    }
+
+    /// {"model": {"w": a tensor of `shape` by `strides` from `offset` in a storage of floats}}.
+    fn tensor(offset: u8, shape: [i32; 2], strides: [i32; 2]) -> Vec<u8> {
+        let text = |s: &str| [b"X", &(s.len() as u32).to_le_bytes()[..], s.as_bytes()].concat();
+        let pair = |p: [i32; 2]| [b"J", &p[0].to_le_bytes()[..], b"J", &p[1].to_le_bytes()[..], b"\x86"].concat();
+        [
+            b"\x80\x02}q\x00".to_vec(),
+            text("model"),
+            b"}".to_vec(),
+            text("w"),
+            b"ctorch._utils\n_rebuild_tensor_v2\nq\x01((".to_vec(),
+            text("storage"),
+            b"ctorch\nFloatStorage\n".to_vec(),
+            text("0"),
+            text("cpu"),
+            b"K\x06tQ".to_vec(),
+            vec![b'K', offset],
+            pair(shape),
+            pair(strides),
+            b"\x89ccollections\nOrderedDict\n)RtRq\x02ss.".to_vec(),
+        ]
+        .concat()
+    }
+
+    fn open_bytes(dir: &Path, bytes: &[u8]) -> Result<Weights> {
+        let path: PathBuf = dir.join("w.pth");
+        std::fs::write(&path, bytes).expect("a temporary folder");
+        Weights::open(&path)
+    }
+
+    fn floats() -> Vec<u8> {
+        (0..6).flat_map(|i| (i as f32).to_le_bytes()).collect()
+    }
+
+    #[test]
+    fn tensors_in_nested_dictionaries_are_read() -> anyhow::Result<()> {
+        let dir = tempfile::tempdir()?;
+        for (pickle, want) in [
+            (tensor(0, [2, 3], [3, 1]), vec![vec![0., 1., 2.], vec![3., 4., 5.]]),
+            (tensor(0, [2, 3], [1, 2]), vec![vec![0., 2., 4.], vec![1., 3., 5.]]),
+            (tensor(2, [1, 2], [9, 1]), vec![vec![2., 3.]]),
+        ] {
+            let weights = open_bytes(dir.path(), &archive(&pickle, &floats()))?;
+            assert_eq!(weights.names().collect::<Vec<_>>(), ["model.w"]);
+            assert_eq!(weights.read("model.w")?.to_vec2::<f32>()?, want);
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn what_could_run_or_grow_is_refused_before_it_is_read() -> anyhow::Result<()> {
+        let dir = tempfile::tempdir()?;
+        let laughs: Vec<u8> = (0..60).fold(b"\x80\x02]q\x00".to_vec(), |mut all, i| {
+            all.extend([b'h', i, b'h', i, 0x86, b'q', i + 1]);
+            all
+        });
+        let deep = [&b"\x80\x02)"[..], &[0x85; 100_000], b"."].concat();
+        for (pickle, words) in [
+            (b"\x80\x02cposix\nsystem\nX\x04\x00\x00\x00echo\x85R.".to_vec(), "`posix.system`"),
+            (b"\x80\x02cos\nsystem\nX\x04\x00\x00\x00echo\x85R.".to_vec(), "`os.system`"),
+            (b"\x80\x02cbuiltins\neval\n)R.".to_vec(), "`builtins.eval`"),
+            (b"\x80\x04\x8c\x02os\x8c\x06system\x93)R.".to_vec(), "operation 0x8c"),
+            (b"\x80\x02ios\nsystem\n.".to_vec(), "operation 0x69"),
+            (deep, "nested"),
+            (laughs, "grows"),
+            (b"\x80\x02X\xff\xff\xff\xffa.".to_vec(), "cut short"),
+            (b"\x80\x02\x8a\xff.".to_vec(), "255 bytes"),
+            (b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n)R.".to_vec(), "not known"),
+            (b"\x80\x02t.".to_vec(), "mark"),
+            (b"\x80\x02.".to_vec(), "empty"),
+            (b"\x80\x02h\x07.".to_vec(), "never was"),
+            (b"\x80\x02R.".to_vec(), "too few"),
+            (tensor(0, [2, 4], [4, 1]), "reach beyond"),
+            (tensor(0, [1_000_000_000, 1_000_000_000], [0, 0]), "reach beyond"),
+            (tensor(1, [2, 3], [3, 1]), "reach beyond"),
+            (tensor(0, [-1, 3], [3, 1]), "not known"),
+        ] {
+            let told = open_bytes(dir.path(), &archive(&pickle, &floats())).expect_err(words).to_string();
+            assert!(told.contains(words) && told.contains("w.pth") && !told.contains('\n'), "{words}: {told}");
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn a_compressed_entry_is_refused_unread() -> anyhow::Result<()> {
+        let dir = tempfile::tempdir()?;
+        let mut bytes = archive(&tensor(0, [2, 3], [3, 1]), &floats());
+        // Every entry claims to be deflated, and to be four gigabytes inside.
+        for at in 0..bytes.len() - 4 {
+            let (method, size) = match &bytes[at..at + 4] {
+                b"PK\x03\x04" => (8, 22),
+                b"PK\x01\x02" => (10, 24),
+                _ => continue,
+            };
+            bytes[at + method] = 8;
+            bytes[at + size..at + size + 4].copy_from_slice(&0xffff_fff0_u32.to_le_bytes());
+        }
+        let told = open_bytes(dir.path(), &bytes).expect_err("compressed").to_string();
+        assert!(told.contains("w.pth") && told.to_lowercase().contains("compress"), "{told}");
+        Ok(())
+    }
+
+    proptest! {
+        #[test]
+        fn nothing_ends_the_program(changes in proptest::collection::vec((0_usize..400, any::<u8>()), 1..6), cut in 0_usize..40) {
+            let dir = tempfile::tempdir().expect("a temporary folder");
+            let mut pickle = tensor(0, [2, 3], [3, 1]);
+            let length = pickle.len();
+            for &(at, byte) in &changes {
+                pickle[at % length] = byte;
+            }
+            pickle.truncate(length - cut.min(length));
+            if let Ok(weights) = open_bytes(dir.path(), &archive(&pickle, &floats())) {
+                for name in weights.names() {
+                    let _ = weights.read(name);
+                }
+            }
+            let mut whole = archive(&tensor(0, [2, 3], [3, 1]), &floats());
+            let length = whole.len();
+            for &(at, byte) in &changes {
+                whole[at * 7 % length] = byte;
+            }
+            let _ = open_bytes(dir.path(), &whole).map(|w| w.names().count());
+        }
+    }
+}
