@@ -9,10 +9,11 @@ use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use md5::Md5;
 use sha2::{Digest, Sha256};
 use ureq::Agent;
 
-use crate::{DatasetSpec, Error, RemoteFile, Result};
+use crate::{Checksum, DatasetSpec, Error, RemoteFile, Result};
 
 /// Is told how a download goes.
 pub trait Progress {
@@ -49,7 +50,7 @@ pub fn fetch(spec: &DatasetSpec, dir: &Path, progress: &mut dyn Progress) -> Res
     if spec.files.is_empty() {
         return Err(Error::NotFound(format!("{}: is built into the program; there is nothing to download", spec.name)));
     }
-    let folder = dir.join(spec.name);
+    let folder = dir.join(spec.folder());
     std::fs::create_dir_all(&folder).map_err(Error::io(&folder))?;
     spec.files.iter().map(|file| fetch_file(file, &folder, progress)).collect()
 }
@@ -61,7 +62,7 @@ pub fn fetch(spec: &DatasetSpec, dir: &Path, progress: &mut dyn Progress) -> Res
 pub fn fetch_file(file: &RemoteFile, folder: &Path, progress: &mut dyn Progress) -> Result<PathBuf> {
     let path = folder.join(file.name);
     if path.exists() {
-        if matches(&path, file.sha256)? {
+        if matches(&path, file.checksum)? {
             return Ok(path);
         }
         progress.note(&format!("{}: has another checksum than expected and is downloaded again", path.display()));
@@ -105,7 +106,7 @@ fn from_mirror(url: &str, file: &RemoteFile, path: &Path, progress: &mut dyn Pro
         let before = size(&partial);
         match transfer(&agent, url, &partial, file.name, progress) {
             Ok(()) => {
-                if matches(&partial, file.sha256)? {
+                if matches(&partial, file.checksum)? {
                     return std::fs::rename(&partial, path).map_err(Error::io(path));
                 }
                 std::fs::remove_file(&partial).map_err(Error::io(&partial))?;
@@ -203,11 +204,17 @@ fn transfer(
     }
 }
 
-fn matches(path: &Path, sha256: &str) -> Result<bool> {
-    let mut file = File::open(path).map_err(Error::io(path))?;
-    let mut hash = Sha256::new();
-    std::io::copy(&mut file, &mut hash).map_err(Error::io(path))?;
-    Ok(format!("{:x}", hash.finalize()) == sha256)
+fn matches(path: &Path, checksum: Checksum) -> Result<bool> {
+    fn of<D: Digest + Write>(path: &Path) -> Result<String> {
+        let mut file = File::open(path).map_err(Error::io(path))?;
+        let mut hash = D::new();
+        std::io::copy(&mut file, &mut hash).map_err(Error::io(path))?;
+        Ok(hash.finalize().iter().map(|b| format!("{b:02x}")).collect())
+    }
+    Ok(match checksum {
+        Checksum::Sha256(expected) => of::<Sha256>(path)? == expected,
+        Checksum::Md5(expected) => of::<Md5>(path)? == expected,
+    })
 }
 
 /// HTTPS, or HTTP to this machine (tests).
@@ -286,7 +293,12 @@ mod tests {
 
     fn remote(urls: Vec<&'static str>, of: &[u8]) -> RemoteFile {
         let hash: String = Sha256::digest(of).iter().map(|b| format!("{b:02x}")).collect();
-        RemoteFile { name: "file.bin", urls: Box::leak(urls.into_boxed_slice()), sha256: Box::leak(hash.into_boxed_str()) }
+        RemoteFile {
+            name: "file.bin",
+            urls: Box::leak(urls.into_boxed_slice()),
+            size: None,
+            checksum: Checksum::Sha256(Box::leak(hash.into_boxed_str())),
+        }
     }
 
     #[test]
