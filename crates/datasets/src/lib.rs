@@ -11,6 +11,7 @@ mod dataset;
 pub mod decode;
 #[cfg(feature = "download")]
 pub mod download;
+pub mod duplicates;
 mod encoded;
 mod error;
 #[cfg(feature = "fashion-mnist-mini")]
@@ -24,6 +25,7 @@ mod open;
 pub mod packed;
 mod place;
 mod registry;
+pub mod shards;
 mod sources;
 mod unpack;
 

@@ -1,7 +1,7 @@
 //! Tar archives: WebDataset shards, and plain archives of folders.
 //!
 //! Members whose names agree up to the first dot are one sample: an image (`.jpg`, `.png`, …), and perhaps its label (`.cls`, or `label` in
-//! `.json`). Where no member is a label, folders in the names may be, by the rule for folders. Only the headers are read when an archive
+//! `.json`, whose `class` is a name that goes before both). Where no member is a label, folders in the names may be, by the rule for folders. Only the headers are read when an archive
 //! is opened; images are then read from their places in it, in any order, or window by window as a stream with a shuffle buffer would
 //! give them ([`crate::Dataset::order`]). Gzipped archives can't be read so: their images are copied into a temporary file first.
 
@@ -150,10 +150,11 @@ fn walk<R: Read>(
                 entries.bad.push(BadFile { id: name, reason: "its label is no text".into() });
             } else if ending == "cls" {
                 sample.label = Some(text.trim().to_string()).filter(|l| !l.is_empty());
-            } else if sample.label.is_none() {
-                let parsed: Option<Value> = serde_json::from_str(&text).ok();
-                let label = parsed.as_ref().and_then(|v| v.get("label").or_else(|| v.get("cls"))).filter(|v| !v.is_null());
-                sample.label = label.map(|v| v.as_str().map_or_else(|| v.to_string(), String::from));
+            } else if let Ok(about) = serde_json::from_str::<Value>(&text) {
+                let name = about.get("class").and_then(Value::as_str).map(String::from);
+                let label = about.get("label").or_else(|| about.get("cls")).filter(|v| !v.is_null());
+                let label = || label.map(|v| v.as_str().map_or_else(|| v.to_string(), String::from));
+                sample.label = name.or_else(|| sample.label.take()).or_else(label);
             }
         }
     }
