@@ -44,8 +44,12 @@ pub enum Command {
     /// Data sets: list, fetch, look into.
     #[command(after_help = "Examples:
   twinsight data list
-  twinsight data fetch cifar10
-  twinsight data info ~/pictures")]
+  twinsight data fetch cifar10 eurosat
+  twinsight data info ~/pictures
+  twinsight data check ~/pictures
+  twinsight data convert ~/pictures --out shards
+  twinsight data convert ~/pictures --size 64 --out pictures.safetensors
+  twinsight data split ~/pictures --test 0.2 --out split.csv")]
     Data {
         /// What to do with data sets.
         #[command(subcommand)]
@@ -256,22 +260,74 @@ pub struct ResumeArgs {
 pub enum DataCommand {
     /// The data sets that can be named.
     List,
-    /// Download a data set into the cache (or TWINSIGHT_DATA), checked by its checksums.
+    /// Download data sets into the cache (or TWINSIGHT_DATA), checked by their checksums.
     Fetch {
-        /// Its name.
-        name: String,
+        /// Their names.
+        #[arg(required = true)]
+        names: Vec<String>,
         /// Another folder than the cache.
         #[arg(long)]
         dir: Option<PathBuf>,
+        /// Only check what is there; reach for no network.
+        #[arg(long)]
+        offline: bool,
     },
-    /// What a folder or data set holds: counts, sizes, labels, files that can't be read.
+    /// What a folder, file or data set holds: counts, sizes, labels, files that can't be read.
     Info {
-        /// A folder, or the name of a data set.
+        /// A folder, a manifest, an archive or table, or the name of a data set.
         data: String,
         /// Fail at the first image that can't be read.
         #[arg(long)]
         strict: bool,
     },
+    /// Decode every image; list those that can't be, with the reason, and those that occur twice.
+    Check {
+        /// A folder, a manifest, an archive or table, or the name of a data set.
+        data: String,
+        /// Fail at the first image that can't be read.
+        #[arg(long)]
+        strict: bool,
+    },
+    /// Write the images as WebDataset shards, or decoded and of one size as a packed file.
+    Convert(ConvertArgs),
+    /// Write a manifest that splits the images of a folder into training and test images, class by class.
+    Split(SplitArgs),
+}
+
+/// `data convert`.
+#[derive(Debug, Args)]
+pub struct ConvertArgs {
+    /// A folder, a manifest, an archive or table, or the name of a data set.
+    pub data: String,
+    /// Where to: a folder for shards, or a packed file ending in .safetensors.
+    #[arg(long)]
+    pub out: PathBuf,
+    /// Side of the images of a packed file in pixels: shorter side resized to it, middle square taken [default: 256, or the images' own
+    /// up to 64].
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=4096))]
+    pub size: Option<u32>,
+    /// Images a shard.
+    #[arg(long, default_value_t = 5000)]
+    pub shard: usize,
+    /// Fail at the first image that can't be read.
+    #[arg(long)]
+    pub strict: bool,
+}
+
+/// `data split`.
+#[derive(Debug, Args)]
+pub struct SplitArgs {
+    /// A folder of images.
+    pub data: PathBuf,
+    /// Where to: a manifest ending in .csv.
+    #[arg(long)]
+    pub out: PathBuf,
+    /// The share of test images.
+    #[arg(long, default_value_t = 0.1)]
+    pub test: f64,
+    /// Decides which.
+    #[arg(long, default_value_t = 0)]
+    pub seed: u64,
 }
 
 /// `knn`.
@@ -401,6 +457,9 @@ pub struct ViewsArgs {
     /// Sets of views an image.
     #[arg(long, default_value_t = 2)]
     pub draws: usize,
+    /// A row for every step of the first view by itself, at its full strength.
+    #[arg(long)]
+    pub steps: bool,
     /// Settings.
     #[command(flatten)]
     pub settings: SettingArgs,
@@ -442,6 +501,27 @@ pub enum BenchCommand {
     Step(BenchStepArgs),
     /// Rates of every operation, beside the highest that the machine reaches.
     Kernels(BenchKernelsArgs),
+    /// Images a second of decoding and views, without training.
+    Data(BenchDataArgs),
+}
+
+/// `bench data`.
+#[derive(Debug, Args)]
+pub struct BenchDataArgs {
+    /// A folder of images (or an archive, table or manifest).
+    pub data: String,
+    /// The method whose views are made.
+    #[arg(long, default_value = "simclr")]
+    pub method: String,
+    /// Side of the views in pixels.
+    #[arg(long, default_value_t = 32)]
+    pub size: usize,
+    /// Images to make views of; those of the folder are repeated.
+    #[arg(long, default_value_t = 2000)]
+    pub count: usize,
+    /// Threads.
+    #[arg(long, default_value_t = 1)]
+    pub threads: usize,
 }
 
 /// `bench kernels`.

@@ -52,16 +52,7 @@ fn steps(plan: &ViewPlan, images: &[DynamicImage], seconds: f64) -> Result<()> {
         let name = format!("  {} (always)", text.split(' ').next().unwrap_or_default());
         let transforms = match step.cloned() {
             None => vec![spec.transforms[0].clone()],
-            Some(mut step) => {
-                match &mut step {
-                    Transform::HorizontalFlip { p } | Transform::ColorJitter { p, .. } | Transform::Grayscale { p } => *p = 1.0,
-                    Transform::GaussianBlur { p, .. } | Transform::Solarize { p, .. } | Transform::RandomErasing { p, .. } => {
-                        *p = 1.0;
-                    }
-                    _ => {}
-                }
-                vec![crop, step]
-            }
+            Some(step) => vec![crop, step.with_probability(1.0)],
         };
         one.groups[0].spec = ViewSpec { size: spec.size, transforms };
         one.groups.truncate(1);

@@ -56,4 +56,24 @@ pub enum Error {
         /// What the resizer said.
         reason: String,
     },
+    /// A picture's channels can't become the plan's.
+    #[error("an image of {found} channels can't become a view of {expected}; views of other than 1 or 3 need as many as they have")]
+    WrongChannels {
+        /// The image's channels.
+        found: usize,
+        /// The plan's.
+        expected: usize,
+    },
+    /// A view could not be written as JPEG.
+    #[error("JPEG of a {width}×{height}×{channels} view: {reason}")]
+    Jpeg {
+        /// The view's width in pixels.
+        width: usize,
+        /// The view's height in pixels.
+        height: usize,
+        /// The view's channels.
+        channels: usize,
+        /// Why not.
+        reason: String,
+    },
 }

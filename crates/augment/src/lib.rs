@@ -16,7 +16,9 @@
 //! randomness, are in [`ops`].
 //!
 //! # Kinds of images
-//! Any 8- or 16-bit image of 1 to 4 channels is taken (floating-point images too, cut to 8 bits). The crop is resized at the image's own
+//! Views have 1 to 16 channels. Those of other than 1 and 3 (satellites' bands, say) are made of images with as many, by
+//! [`render_raster`] from a [`Raster`]; plans for them may hold no step that needs colour. For views of 1 and 3 channels
+//! any 8- or 16-bit image of 1 to 4 channels is taken (floating-point images too, cut to 8 bits). The crop is resized at the image's own
 //! depth; then 16 bits become 8 (`v / 257`, rounded), an alpha channel is dropped (as PIL's `convert("RGB")` does: pixels that were
 //! transparent show the colour stored under them), and colour becomes the plan's [`ViewPlan::channels`]: gray is
 //! replicated to three channels, colour becomes ITU-R 601 luma. In one-channel views brightness, contrast, blur, solarise and
@@ -37,10 +39,12 @@
 
 mod draw;
 mod error;
+pub mod masks;
 mod normalize;
 pub mod ops;
 mod pixels;
 mod plan;
+mod raster;
 mod render;
 pub mod sample;
 mod transform;
@@ -51,6 +55,7 @@ pub use error::{Error, Result};
 pub use normalize::Normalize;
 pub use pixels::Pixels;
 pub use plan::{ViewGroup, ViewPlan, ViewSpec};
-pub use render::{render, render_image};
+pub use raster::{Levels, Raster};
+pub use render::{render, render_image, render_raster};
 pub use transform::{Interpolation, Transform};
 pub use views::{ByolViews, DinoViews, SimclrViews};

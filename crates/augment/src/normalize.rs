@@ -14,10 +14,10 @@ pub struct Normalize {
 
 impl Normalize {
     /// The statistics of ImageNet's training images that torchvision's and most papers' models use; for one channel their averages
-    /// (0.449, 0.226).
+    /// (0.449, 0.226), and for other numbers of channels these in each.
     pub fn imagenet(channels: usize) -> Self {
         match channels {
-            1 => Self { mean: vec![0.449], std: vec![0.226] },
+            n if n != 3 => Self { mean: vec![0.449; n], std: vec![0.226; n] },
             _ => Self { mean: vec![0.485, 0.456, 0.406], std: vec![0.229, 0.224, 0.225] },
         }
     }

@@ -7,7 +7,7 @@ use image::{DynamicImage, GrayImage, RgbImage};
 
 use crate::ops::vectorised;
 
-/// An 8-bit image of 1 or 3 channels, in planes.
+/// An 8-bit image of 1 to 16 channels, in planes.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Pixels {
     width: usize,
@@ -40,7 +40,7 @@ impl Pixels {
         self.height
     }
 
-    /// 1 (gray) or 3 (red, green, blue).
+    /// 1 (gray), 3 (red, green, blue), or up to 16 of any meaning.
     pub fn channels(&self) -> usize {
         self.channels
     }
@@ -61,7 +61,7 @@ impl Pixels {
         &mut self.data[c * area..(c + 1) * area]
     }
 
-    /// The red, green and blue planes, or nothing when there is one channel.
+    /// The red, green and blue planes, or nothing when there are other than three channels.
     pub(crate) fn rgb_mut(&mut self) -> Option<(&mut [u8], &mut [u8], &mut [u8])> {
         if self.channels != 3 {
             return None;
@@ -90,6 +90,11 @@ impl Pixels {
             (4, 1) => join_luma::<4>(raw, &mut self.data),
             (3, 3) => split_rgb::<3>(raw, &mut self.data),
             (4, 3) => split_rgb::<4>(raw, &mut self.data),
+            (from, to) if from == to => {
+                for (c, plane) in self.data.chunks_exact_mut(area.max(1)).enumerate() {
+                    plane.iter_mut().zip(raw[c..].iter().step_by(from)).for_each(|(to, &level)| *to = level);
+                }
+            }
             _ => panic!("{from} channels cannot become {to}: from 1 to 4 and to 1 or 3 are known"),
         }
     }
@@ -100,12 +105,12 @@ impl Pixels {
         self.data.resize(width * height * channels, 0);
     }
 
-    /// The image as interleaved pixels: `Luma8` or `Rgb8`.
+    /// The image as interleaved pixels: `Luma8` or `Rgb8`; of other than 1 and 3 channels the first three (or the first, of two).
     pub fn to_image(&self) -> DynamicImage {
         let (w, h) = (self.width as u32, self.height as u32);
         let area = self.width * self.height;
-        if self.channels == 1 {
-            let data = self.data.clone();
+        if self.channels < 3 {
+            let data = self.data[..area].to_vec();
             return GrayImage::from_raw(w, h, data).expect("a plane has one level a pixel").into();
         }
         let mut raw = Vec::with_capacity(3 * area);

@@ -37,7 +37,8 @@ pub struct ViewPlan {
     pub groups: Vec<ViewGroup>,
     /// What is done to levels last; as many channels as the plan.
     pub normalize: Normalize,
-    /// Channels of every view: 1 (gray) or 3 (red, green, blue). Images with others are converted.
+    /// Channels of every view: 1 (gray) or 3 (red, green, blue), to which images with others are converted; or up to 16, which an
+    /// image must have itself.
     pub channels: usize,
 }
 
@@ -109,8 +110,8 @@ impl ViewPlan {
     /// # Errors
     /// [`Error::BadSetting`] for the first that is not, under the name that the option structs give it.
     pub fn check(&self) -> Result<()> {
-        let plan = Checker { group: "plan" };
-        plan.require("channels", self.channels, matches!(self.channels, 1 | 3), "1 (gray) or 3 (colour)")?;
+        let plan = Checker { group: "plan", channels: self.channels };
+        plan.require("channels", self.channels, (1..=16).contains(&self.channels), "1 (gray), 3 (colour) or up to 16")?;
         let Normalize { mean, std } = &self.normalize;
         let fits = |values: &[f32]| values.len() == self.channels && values.iter().all(|v| v.is_finite());
         let expected = format!("{} finite numbers, one a channel", self.channels);
@@ -119,7 +120,7 @@ impl ViewPlan {
         plan.require("normalize.std", format!("{std:?}"), positive, &format!("{expected}, all above 0"))?;
         plan.require("groups", "empty", !self.groups.is_empty(), "one group of views or more")?;
         for group in &self.groups {
-            let check = Checker { group: &group.name };
+            let check = Checker { group: &group.name, channels: self.channels };
             check.require("count", group.count, group.count > 0, "1 or more")?;
             check.require("size", group.spec.size, (1..=MOST_SIDE).contains(&group.spec.size), "1 to 16384")?;
             check.geometry(&group.spec)?;
@@ -135,6 +136,7 @@ const MOST_SIDE: usize = 16384;
 /// Checks the settings of one group and names it in errors.
 struct Checker<'a> {
     group: &'a str,
+    channels: usize,
 }
 
 impl Checker<'_> {
@@ -148,6 +150,12 @@ impl Checker<'_> {
 
     fn probability(&self, key: &str, p: f32) -> Result<()> {
         self.require(key, p, (0.0..=1.0).contains(&p), "a probability, 0 to 1")
+    }
+
+    /// What needs colour, or one channel that stands for it, is refused for views of other numbers of channels.
+    fn colour(&self, key: &str, found: impl ToString, is_off: bool) -> Result<()> {
+        let holds = is_off || matches!(self.channels, 1 | 3);
+        self.require(key, found, holds, &format!("0, since views of {} channels have no colour", self.channels))
     }
 
     fn amount(&self, key: &str, amount: f32, most: f32) -> Result<()> {
@@ -195,9 +203,14 @@ impl Checker<'_> {
                 self.amount("jitter_brightness", brightness, 100.0)?;
                 self.amount("jitter_contrast", contrast, 100.0)?;
                 self.amount("jitter_saturation", saturation, 100.0)?;
-                self.amount("jitter_hue", hue, 0.5)
+                self.amount("jitter_hue", hue, 0.5)?;
+                self.colour("jitter_saturation", saturation, p == 0.0 || saturation == 0.0)?;
+                self.colour("jitter_hue", hue, p == 0.0 || hue == 0.0)
             }
-            Transform::Grayscale { p } => self.probability("gray_p", p),
+            Transform::Grayscale { p } => {
+                self.probability("gray_p", p)?;
+                self.colour("gray_p", p, p == 0.0)
+            }
             Transform::GaussianBlur { p, sigma, kernel } => {
                 self.probability("blur_p", p)?;
                 self.range("blur_sigma", sigma, 0.0, false, f32::MAX)?;
@@ -209,6 +222,34 @@ impl Checker<'_> {
                 self.probability("erase_p", p)?;
                 self.range("erase_scale", scale, 0.0, true, 1.0)?;
                 self.range("erase_ratio", ratio, 0.0, false, f32::MAX)
+            }
+            Transform::Affine { p, degrees, translate, scale, shear } => {
+                self.probability("affine_p", p)?;
+                self.require("affine_degrees", degrees, (0.0..=360.0).contains(&degrees), "0 to 360")?;
+                self.require("affine_translate", translate, (0.0..=1.0).contains(&translate), "a share of the side, 0 to 1")?;
+                self.range("affine_scale", scale, 0.0, false, 100.0)?;
+                self.require("affine_shear", shear, (0.0..90.0).contains(&shear), "degrees, 0 to below 90")
+            }
+            Transform::ChannelDrop { p } => self.probability("channel_drop_p", p),
+            Transform::Posterize { p, bits } => {
+                self.probability("posterize_p", p)?;
+                self.require("posterize_bits", bits, (1..=8).contains(&bits), "1 to 8")
+            }
+            Transform::Equalize { p } => self.probability("equalize_p", p),
+            Transform::Jpeg { p, quality: (least, most) } => {
+                self.probability("jpeg_p", p)?;
+                self.require("jpeg_quality_min", least, (1..=100).contains(&least), "1 to 100")?;
+                self.require("jpeg_quality_max", most, (least..=100).contains(&most), "jpeg_quality_min to 100")?;
+                self.colour("jpeg_p", p, p == 0.0)
+            }
+            Transform::Cutout { p, size } => {
+                self.probability("cutout_p", p)?;
+                self.require("cutout_size", size, (0.0..=1.0).contains(&size), "a share of the side, 0 to 1")
+            }
+            Transform::HidePatches { p, patch, share, .. } => {
+                self.probability("hide_p", p)?;
+                self.require("hide_patch", patch, (1..=MOST_SIDE).contains(&patch), "1 to 16384")?;
+                self.require("hide_share", share, (0.0..=1.0).contains(&share), "a share of the patches, 0 to 1")
             }
         }
     }
@@ -262,7 +303,24 @@ mod tests {
 
     #[test]
     fn bad_plans_are_refused() {
-        assert!(refusal(|p| p.channels = 2).contains("`channels` of `plan` is 2"));
+        assert!(refusal(|p| p.channels = 17).contains("`channels` of `plan` is 17"));
+        let bands = |p: &mut ViewPlan| (p.channels, p.normalize) = (5, Normalize::imagenet(5));
+        assert!(refusal(bands).contains("`jitter_saturation` of `view` is 0.8"));
+        let steps = [
+            ("affine_scale_min", Transform::Affine { p: 1.0, degrees: 5.0, translate: 0.1, scale: (0.0, 1.0), shear: 0.0 }),
+            ("affine_shear", Transform::Affine { p: 1.0, degrees: 5.0, translate: 0.1, scale: (1.0, 1.0), shear: 90.0 }),
+            ("channel_drop_p", Transform::ChannelDrop { p: 1.1 }),
+            ("posterize_bits", Transform::Posterize { p: 0.5, bits: 0 }),
+            ("equalize_p", Transform::Equalize { p: -1.0 }),
+            ("jpeg_quality_max", Transform::Jpeg { p: 0.5, quality: (50, 40) }),
+            ("cutout_size", Transform::Cutout { p: 0.5, size: 1.5 }),
+            ("hide_patch", Transform::HidePatches { p: 0.5, patch: 0, share: 0.5, blocks: false }),
+            ("hide_share", Transform::HidePatches { p: 0.5, patch: 4, share: f32::NAN, blocks: true }),
+        ];
+        for (key, step) in steps {
+            let told = refusal(|p| p.groups[0].spec.transforms.push(step));
+            assert!(told.contains(&format!("`{key}`")), "{key}: {told}");
+        }
         assert!(refusal(|p| p.normalize = Normalize::imagenet(1)).contains("`normalize.mean`"));
         assert!(refusal(|p| p.normalize.std[1] = 0.0).contains("`normalize.std`"));
         assert!(refusal(|p| p.groups.clear()).contains("`groups`"));

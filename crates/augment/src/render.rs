@@ -10,7 +10,8 @@ use crate::error::{Error, Result};
 use crate::ops::{self, BlurScratch, Region, Resample, Window, vectorised};
 use crate::pixels::Pixels;
 use crate::plan::{ViewPlan, ViewSpec};
-use crate::sample;
+use crate::raster::Raster;
+use crate::{masks, sample};
 use crate::transform::{Interpolation, Transform, default_kernel};
 
 /// Makes view `view` of `image` and writes it to `out`: channels × size × size, normalised.
@@ -20,6 +21,25 @@ use crate::transform::{Interpolation, Transform, default_kernel};
 /// # Errors
 /// When the plan has no such view, `out` has another length than [`ViewPlan::view_len`], or the image has no pixels.
 pub fn render(plan: &ViewPlan, view: usize, image: &DynamicImage, key: DrawKey, out: &mut [f32]) -> Result<()> {
+    render_from(plan, view, Source::Image(image), key, out)
+}
+
+/// As [`render`], of an image of as many channels as the plan's views (1 to 16).
+///
+/// # Errors
+/// As [`render`]; an image of another number of channels.
+pub fn render_raster(plan: &ViewPlan, view: usize, image: &Raster<'_>, key: DrawKey, out: &mut [f32]) -> Result<()> {
+    render_from(plan, view, Source::Raster(image), key, out)
+}
+
+/// What a view is made of.
+#[derive(Clone, Copy)]
+enum Source<'a> {
+    Image(&'a DynamicImage),
+    Raster(&'a Raster<'a>),
+}
+
+fn render_from(plan: &ViewPlan, view: usize, image: Source<'_>, key: DrawKey, out: &mut [f32]) -> Result<()> {
     let spec = find(plan, view)?;
     let area = spec.size * spec.size;
     if out.len() != plan.channels * area {
@@ -47,7 +67,7 @@ pub fn render(plan: &ViewPlan, view: usize, image: &DynamicImage, key: DrawKey, 
 /// When the plan has no such view or the image has no pixels.
 pub fn render_image(plan: &ViewPlan, view: usize, image: &DynamicImage, key: DrawKey) -> Result<DynamicImage> {
     let spec = find(plan, view)?;
-    with_pixels(plan, spec, image, key, |pixels| pixels.to_image())
+    with_pixels(plan, spec, Source::Image(image), key, |pixels| pixels.to_image())
 }
 
 fn find(plan: &ViewPlan, view: usize) -> Result<&ViewSpec> {
@@ -60,32 +80,45 @@ struct Scratch {
     pixels: Pixels,
     resample: Resample,
     blur: BlurScratch,
+    old: Vec<u8>,
 }
 
 fn with_pixels<T>(
     plan: &ViewPlan,
     spec: &ViewSpec,
-    image: &DynamicImage,
+    image: Source<'_>,
     key: DrawKey,
     take: impl FnOnce(&Pixels) -> T,
 ) -> Result<T> {
     thread_local! {
         static SCRATCH: RefCell<Scratch> = RefCell::default();
     }
-    SCRATCH.with_borrow_mut(|Scratch { pixels, resample, blur }| {
+    SCRATCH.with_borrow_mut(|Scratch { pixels, resample, blur, old }| {
         let mut draws = Draws::new(key);
-        let (window, interpolation) = window(spec, image, &mut draws)?;
-        ops::load(image, window, interpolation, (spec.size, spec.size, plan.channels), resample, pixels)?;
+        let (width, height, channels) = match image {
+            Source::Image(image) => (image.width(), image.height(), usize::from(image.color().channel_count())),
+            Source::Raster(image) => (image.width, image.height, image.channels),
+        };
+        if channels != plan.channels && !(matches!(plan.channels, 1 | 3) && matches!(image, Source::Image(_))) {
+            return Err(Error::WrongChannels { found: channels, expected: plan.channels });
+        }
+        let (window, interpolation) = window(spec, width, height, &mut draws)?;
+        let size = (spec.size, spec.size);
+        match image {
+            Source::Image(image) => {
+                ops::load(image, window, interpolation, (size.0, size.1, plan.channels), resample, pixels)?;
+            }
+            Source::Raster(image) => ops::load_raster(image, window, interpolation, size, resample, pixels)?,
+        }
         for transform in &spec.transforms {
-            apply(transform, plan, &mut draws, pixels, blur);
+            apply(transform, plan, &mut draws, pixels, blur, old)?;
         }
         Ok(take(pixels))
     })
 }
 
 /// The part of the image that the plan's geometry asks for.
-fn window(spec: &ViewSpec, image: &DynamicImage, draws: &mut Draws) -> Result<(Window, Interpolation)> {
-    let (width, height) = (image.width(), image.height());
+fn window(spec: &ViewSpec, width: u32, height: u32, draws: &mut Draws) -> Result<(Window, Interpolation)> {
     if width == 0 || height == 0 {
         return Err(Error::EmptyImage { width, height });
     }
@@ -107,8 +140,17 @@ fn whole(width: u32, height: u32) -> Window {
 }
 
 /// One step after the geometry.
-fn apply(transform: &Transform, plan: &ViewPlan, draws: &mut Draws, pixels: &mut Pixels, scratch: &mut BlurScratch) {
+fn apply(
+    transform: &Transform,
+    plan: &ViewPlan,
+    draws: &mut Draws,
+    pixels: &mut Pixels,
+    scratch: &mut BlurScratch,
+    old: &mut Vec<u8>,
+) -> Result<()> {
     let size = pixels.width() as u32;
+    // What is hidden: the level that normalisation takes to 0, a channel.
+    let hidden = || (0..plan.channels).map(|c| plan.normalize.zero_level(c)).collect::<Vec<u8>>();
     match *transform {
         Transform::RandomResizedCrop { .. } | Transform::Resize { .. } | Transform::CenterCrop => {}
         Transform::HorizontalFlip { p } => {
@@ -151,16 +193,63 @@ fn apply(transform: &Transform, plan: &ViewPlan, draws: &mut Draws, pixels: &mut
             if draws.coin(p)
                 && let Some(region) = sample::erase_region(draws, size, size, scale, ratio)
             {
-                let levels = [0, 1, 2].map(|c| plan.normalize.zero_level(c.min(plan.channels - 1)));
-                ops::erase(pixels, region, &levels[..plan.channels]);
+                ops::erase(pixels, region, &hidden());
+            }
+        }
+        Transform::Affine { p, degrees, translate, scale, shear } => {
+            if draws.coin(p) {
+                let affine = sample::affine(draws, (size, size), degrees, translate, scale, shear);
+                ops::affine_with(pixels, &affine, &hidden(), old);
+            }
+        }
+        Transform::ChannelDrop { p } => {
+            if draws.coin(p) {
+                let c = draws.below(plan.channels as u32) as usize;
+                ops::drop_channel(pixels, c, plan.normalize.zero_level(c));
+            }
+        }
+        Transform::Posterize { p, bits } => {
+            if draws.coin(p) {
+                ops::posterize(pixels, bits);
+            }
+        }
+        Transform::Equalize { p } => {
+            if draws.coin(p) {
+                ops::equalize(pixels);
+            }
+        }
+        Transform::Jpeg { p, quality: (least, most) } => {
+            if draws.coin(p) {
+                let quality = u32::from(least) + draws.below(u32::from(most.saturating_sub(least)) + 1);
+                ops::jpeg(pixels, quality as u8)?;
+            }
+        }
+        Transform::Cutout { p, size: share } => {
+            if draws.coin(p) {
+                let region = sample::cutout_region(draws, size, size, share);
+                ops::erase(pixels, region, &hidden());
+            }
+        }
+        Transform::HidePatches { p, patch, share, blocks } => {
+            if draws.coin(p) {
+                let grid = (size as usize).div_ceil(patch);
+                let mask = if blocks { masks::block_patches } else { masks::random_patches }(draws, grid, grid, share);
+                let levels = hidden();
+                let side = patch.min(size as usize) as u32;
+                for (i, _) in mask.into_iter().enumerate().filter(|(_, m)| *m) {
+                    let (left, top) = ((i % grid) as u32 * side, (i / grid) as u32 * side);
+                    ops::erase(pixels, Region { left, top, width: side, height: side }, &levels);
+                }
             }
         }
     }
+    Ok(())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::raster::Levels;
     use crate::{Normalize, SimclrViews};
 
     const KEY: DrawKey = DrawKey { seed: 0, epoch: 0, sample: 0, view: 0 };
@@ -175,6 +264,27 @@ mod tests {
         render(&plan, 0, &image, KEY, &mut out).unwrap();
         assert!((out[1] - f32::from(raw[3]) / 255.0).abs() < 1e-6);
         assert!((out[1024] - f32::from(raw[1]) / 255.0).abs() < 1e-6);
+    }
+
+    #[test]
+    fn bands_are_resized_each_by_itself_and_need_a_plan_of_as_many() {
+        let bytes: Vec<u8> = (0..20 * 15 * 7).map(|i| (i * 31 % 256) as u8).collect();
+        let words: Vec<u16> = bytes.iter().map(|&v| u16::from(v) * 257).collect();
+        let views = SimclrViews { jitter_saturation: 0.0, jitter_hue: 0.0, gray_p: 0.0, ..SimclrViews::default() };
+        let plan = ViewPlan::simclr(12, 7, &views);
+        plan.check().unwrap();
+        let view = |levels| {
+            let mut out = vec![f32::NAN; plan.view_len(0)];
+            render_raster(&plan, 0, &Raster::new(20, 15, 7, levels).unwrap(), KEY, &mut out).unwrap();
+            out
+        };
+        let (eight, sixteen) = (view(Levels::Bytes(&bytes)), view(Levels::Words(&words)));
+        assert!(eight.iter().zip(&sixteen).all(|(a, b)| a.is_finite() && (a - b).abs() < 0.1));
+        let other = Raster::new(20, 15, 1, Levels::Bytes(&bytes[..300])).unwrap();
+        let told = render_raster(&plan, 0, &other, KEY, &mut [0.0; 1008]).unwrap_err().to_string();
+        assert!(told.contains("1 channels") && told.contains("of 7"), "{told}");
+        assert!(render(&plan, 0, &DynamicImage::new_rgb8(9, 9), KEY, &mut [0.0; 1008]).is_err());
+        assert!(Raster::new(20, 15, 17, Levels::Bytes(&bytes)).is_err() && Raster::new(0, 1, 1, Levels::Bytes(&[])).is_err());
     }
 
     #[test]

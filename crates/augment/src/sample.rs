@@ -2,7 +2,7 @@
 //! distributions can be tested, and used, without pixels. They follow torchvision's `get_params`.
 
 use crate::draw::Draws;
-use crate::ops::Region;
+use crate::ops::{Affine, Region};
 
 /// The factors and the order of one colour jitter.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -74,6 +74,39 @@ pub fn erase_region(draws: &mut Draws, width: u32, height: u32, scale: (f32, f32
         }
     }
     None
+}
+
+/// An affine change of a `width` × `height` view, as torchvision's `RandomAffine` draws it: angle uniform in ± `degrees`, shifts uniform in
+/// ± `translate` of the side and rounded to whole pixels, scale uniform in `scale`, shears uniform in ± `shear` degrees.
+pub fn affine(
+    draws: &mut Draws,
+    (width, height): (u32, u32),
+    degrees: f32,
+    translate: f32,
+    scale: (f32, f32),
+    shear: f32,
+) -> Affine {
+    let mut about = |most: f64| draws.uniform(-most, most);
+    let angle = about(f64::from(degrees));
+    let mut shift = |side: u32| about(f64::from(translate) * f64::from(side)).round_ties_even();
+    let translate = (shift(width), shift(height));
+    let scale = draws.uniform(f64::from(scale.0), f64::from(scale.1));
+    let mut about = || draws.uniform(-f64::from(shear), f64::from(shear));
+    Affine { angle, translate, scale, shear: (about(), about()) }
+}
+
+/// The square of a cutout: `size` of the shorter side long, about a uniformly drawn pixel, cut at the edges. It may be empty.
+pub fn cutout_region(draws: &mut Draws, width: u32, height: u32, size: f32) -> Region {
+    let side = (f64::from(size) * f64::from(width.min(height))).round() as i64;
+    let part = |center: u32, length: u32| {
+        let start = i64::from(center) - side / 2;
+        let end = (start + side).min(i64::from(length));
+        let start = start.max(0);
+        (start as u32, (end - start).max(0) as u32)
+    };
+    let (row, column) = (draws.below(height), draws.below(width));
+    let ((top, height), (left, width)) = (part(row, height), part(column, width));
+    Region { left, top, width, height }
 }
 
 /// Two sides, rounded half to even, whose product is a random share of `area` and whose quotient is a random ratio.

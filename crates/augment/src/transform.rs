@@ -98,6 +98,66 @@ pub enum Transform {
         /// Height over width: least and most, drawn uniformly in its logarithm.
         ratio: (f32, f32),
     },
+    /// Rotation, shift, scaling and shear about the centre (torchvision's `RandomAffine`, bilinear); what comes from outside is
+    /// filled as by `RandomErasing`.
+    ///
+    /// Draws: coin; if it fell, angle, shift across, shift down, scale, shear along x, shear along y.
+    Affine {
+        /// How often, 0..=1.
+        p: f32,
+        /// Rotation, uniform in ± this many degrees.
+        degrees: f32,
+        /// Shift, uniform in ± this share of the side, 0..=1, rounded to whole pixels.
+        translate: f32,
+        /// Scaling, uniform: least and most, above 0.
+        scale: (f32, f32),
+        /// Shear along either axis, uniform in ± this many degrees, below 90.
+        shear: f32,
+    },
+    /// One channel, each as likely, filled as by `RandomErasing`. Draws: coin; if it fell, the channel.
+    ChannelDrop {
+        /// How often, 0..=1.
+        p: f32,
+    },
+    /// Only the highest bits of every level kept. Draws: coin.
+    Posterize {
+        /// How often, 0..=1.
+        p: f32,
+        /// How many bits, 1..=8.
+        bits: u8,
+    },
+    /// Levels spread so that each occurs about as often, a channel at a time. Draws: coin.
+    Equalize {
+        /// How often, 0..=1.
+        p: f32,
+    },
+    /// Written as JPEG and read again. Draws: coin; if it fell, quality. Views of 1 or 3 channels.
+    Jpeg {
+        /// How often, 0..=1.
+        p: f32,
+        /// The quality, a whole number drawn uniformly: least and most, 1..=100.
+        quality: (u8, u8),
+    },
+    /// A square about a uniformly drawn pixel, cut at the edges, filled as by `RandomErasing` (DeVries and Taylor 2017, "Cutout").
+    /// Draws: coin; if it fell, row and column of the centre.
+    Cutout {
+        /// How often, 0..=1.
+        p: f32,
+        /// The square's side as a share of the view's, 0..=1.
+        size: f32,
+    },
+    /// Square patches of the view's grid filled as by `RandomErasing`: at random as MAE hides them, or in blocks as BEiT and iBOT do
+    /// ([`crate::masks`]). A last, smaller row or column of patches counts as whole ones. Draws: coin; if it fell, what the mask draws.
+    HidePatches {
+        /// How often, 0..=1.
+        p: f32,
+        /// The patches' side in pixels, from 1.
+        patch: usize,
+        /// The share of patches that is hidden, 0..=1.
+        share: f32,
+        /// Whether in blocks.
+        blocks: bool,
+    },
 }
 
 impl Transform {
@@ -107,6 +167,48 @@ impl Transform {
     /// torchvision's defaults of random erasing (Zhong et al. 2017), with probability `p`.
     pub fn erasing(p: f32) -> Self {
         Self::RandomErasing { p, scale: (0.02, 0.33), ratio: (0.3, 3.3) }
+    }
+
+    /// How often the step happens; `None` for those that always do.
+    pub fn probability(&self) -> Option<f32> {
+        match *self {
+            Self::RandomResizedCrop { .. } | Self::Resize { .. } | Self::CenterCrop => None,
+            Self::HorizontalFlip { p }
+            | Self::ColorJitter { p, .. }
+            | Self::Grayscale { p }
+            | Self::GaussianBlur { p, .. }
+            | Self::Solarize { p, .. }
+            | Self::RandomErasing { p, .. }
+            | Self::Affine { p, .. }
+            | Self::ChannelDrop { p }
+            | Self::Posterize { p, .. }
+            | Self::Equalize { p }
+            | Self::Jpeg { p, .. }
+            | Self::Cutout { p, .. }
+            | Self::HidePatches { p, .. } => Some(p),
+        }
+    }
+
+    /// The same step with another probability, where it has one.
+    #[must_use]
+    pub fn with_probability(mut self, new: f32) -> Self {
+        match &mut self {
+            Self::RandomResizedCrop { .. } | Self::Resize { .. } | Self::CenterCrop => {}
+            Self::HorizontalFlip { p }
+            | Self::ColorJitter { p, .. }
+            | Self::Grayscale { p }
+            | Self::GaussianBlur { p, .. }
+            | Self::Solarize { p, .. }
+            | Self::RandomErasing { p, .. }
+            | Self::Affine { p, .. }
+            | Self::ChannelDrop { p }
+            | Self::Posterize { p, .. }
+            | Self::Equalize { p }
+            | Self::Jpeg { p, .. }
+            | Self::Cutout { p, .. }
+            | Self::HidePatches { p, .. } => *p = new,
+        }
+        self
     }
 
     /// Whether the step belongs to the geometry that begins a view.

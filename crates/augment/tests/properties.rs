@@ -3,7 +3,9 @@
 use image::{DynamicImage, ImageBuffer, Luma, LumaA, Rgb, Rgba};
 use proptest::prelude::*;
 use rayon::prelude::*;
-use twinsight_augment::{ByolViews, DinoViews, DrawKey, SimclrViews, ViewPlan, render, render_image};
+use twinsight_augment::{
+    ByolViews, DinoViews, DrawKey, Levels, Raster, SimclrViews, ViewPlan, render, render_image, render_raster,
+};
 
 /// A picture of noise with `channels` channels of 8 or 16 bits.
 fn picture(width: u32, height: u32, channels: usize, deep: bool, seed: u32) -> DynamicImage {
@@ -24,11 +26,30 @@ fn picture(width: u32, height: u32, channels: usize, deep: bool, seed: u32) -> D
     image.expect("as many values as the picture needs")
 }
 
+/// Every step that is off by default, half of the time.
+fn everything() -> SimclrViews {
+    SimclrViews {
+        affine_p: 0.5,
+        affine_degrees: 180.0,
+        affine_shear: 30.0,
+        channel_drop_p: 0.5,
+        posterize_p: 0.5,
+        equalize_p: 0.5,
+        jpeg_p: 0.5,
+        cutout_p: 0.5,
+        hide_p: 0.5,
+        hide_blocks: true,
+        ..SimclrViews::default()
+    }
+}
+
 fn plans(size: usize, local: usize, channels: usize) -> Vec<ViewPlan> {
     let busy = SimclrViews { erase_p: 1.0, solarize_p: 0.5, blur_p: 1.0, ..SimclrViews::default() };
+    let all = everything();
     vec![
         ViewPlan::simclr(size, channels, &SimclrViews::for_size(size)),
         ViewPlan::simclr(size, channels, &busy),
+        ViewPlan::simclr(size, channels, &all),
         ViewPlan::byol(size, channels, &ByolViews::default()),
         ViewPlan::dino(size, local, 2, channels, &DinoViews::default()),
         ViewPlan::eval(size, channels),
@@ -73,6 +94,41 @@ proptest! {
     }
 }
 
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 64, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn any_number_of_channels_goes_through_what_needs_no_colour(
+        (width, height) in (1_u32..=300, 1_u32..=300),
+        channels in 1_usize..=16,
+        deep in any::<bool>(),
+        size in 1_usize..=40,
+        seed in any::<u32>(),
+    ) {
+        let count = width as usize * height as usize * channels;
+        let words: Vec<u16> = (0..count).map(|i| ((i as u32 ^ seed).wrapping_mul(2_654_435_761) >> 16) as u16).collect();
+        let bytes: Vec<u8> = words.iter().map(|&v| v as u8).collect();
+        let levels = if deep { Levels::Words(&words) } else { Levels::Bytes(&bytes) };
+        let image = Raster::new(width, height, channels, levels).unwrap();
+        let views = SimclrViews { jitter_saturation: 0.0, jitter_hue: 0.0, gray_p: 0.0, jpeg_p: 0.0, ..everything() };
+        let plan = ViewPlan::simclr(size, channels, &views);
+        plan.check().unwrap();
+        // What needs colour is refused when the plan is made.
+        let colour = ViewPlan::simclr(size, channels, &SimclrViews::default());
+        prop_assert_eq!(colour.check().is_ok(), matches!(channels, 1 | 3));
+        for view in 0..2 {
+            let key = DrawKey { seed: seed.into(), epoch: 1, sample: 2, view };
+            let mut out = [vec![f32::NAN; plan.view_len(0)], vec![f32::NAN; plan.view_len(0)]];
+            for out in &mut out {
+                render_raster(&plan, view as usize, &image, key, out).unwrap();
+            }
+            prop_assert_eq!(out[0].len(), channels * size * size);
+            prop_assert!(out[0].iter().all(|v| v.is_finite() && v.abs() < 3.0));
+            prop_assert_eq!(&out[0], &out[1]);
+        }
+    }
+}
+
 #[test]
 fn threads_and_order_change_nothing() {
     let images: Vec<_> = (0..40).map(|i| picture(20 + i * 7, 300 - i * 7, 1 + i as usize % 4, i % 3 == 0, i)).collect();
@@ -97,7 +153,7 @@ fn other_keys_give_other_views() {
     let key = DrawKey { seed: 1, epoch: 1, sample: 1, view: 1 };
     let others =
         [DrawKey { seed: 2, ..key }, DrawKey { epoch: 2, ..key }, DrawKey { sample: 2, ..key }, DrawKey { view: 2, ..key }];
-    for plan in &plans(32, 16, 3)[..4] {
+    for plan in &plans(32, 16, 3)[..5] {
         let first = view_of(plan, 0, &image, key);
         assert!(others.iter().all(|&other| view_of(plan, 0, &image, other) != first));
     }

@@ -109,6 +109,12 @@ fn every_step_happens_as_often_as_it_should() {
             ("blur", Transform::GaussianBlur { p, sigma: (1.0, 2.0), kernel: None }),
             ("solarize", Transform::Solarize { p, threshold: 100 }),
             ("erase", Transform::RandomErasing { p, scale: (0.2, 0.33), ratio: (0.5, 2.0) }),
+            ("affine", Transform::Affine { p, degrees: 0.0, translate: 0.0, scale: (0.5, 0.6), shear: 0.0 }),
+            ("channel", Transform::ChannelDrop { p }),
+            ("posterize", Transform::Posterize { p, bits: 2 }),
+            ("equalize", Transform::Equalize { p }),
+            ("cutout", Transform::Cutout { p, size: 0.5 }),
+            ("hide", Transform::HidePatches { p, patch: 2, share: 0.5, blocks: true }),
         ];
         for (what, step) in steps {
             // A hue turned by less than one step may leave the picture as it is.

@@ -38,6 +38,19 @@ pub trait Dataset: Send + Sync {
     /// An index past the end, an image that can't be read.
     fn get(&self, index: usize) -> Result<Sample>;
 
+    /// The encoded content of image number `index`, where it lies encoded: what a copy of the data set can keep as it is.
+    fn encoded(&self, index: usize) -> Option<Result<Vec<u8>>> {
+        let _ = index;
+        None
+    }
+
+    /// The order in which epoch `epoch` of a run with `seed` should see the images, where the source has a wish: a permutation that
+    /// reads large archives from front to back. `None`: any order is as good.
+    fn order(&self, seed: u64, epoch: u64) -> Option<Vec<u32>> {
+        let _ = (seed, epoch);
+        None
+    }
+
     /// The label of image number `index`, without decoding it.
     fn label(&self, index: usize) -> Option<u32>;
 
@@ -133,6 +146,15 @@ impl Dataset for Subset {
             Some(&i) => self.whole.get(i),
             None => Err(Error::BadSetting(format!("{}: image {index} of {} does not exist", self.name(), self.len()))),
         }
+    }
+    fn encoded(&self, index: usize) -> Option<Result<Vec<u8>>> {
+        self.index.get(index).and_then(|&i| self.whole.encoded(i))
+    }
+    fn order(&self, seed: u64, epoch: u64) -> Option<Vec<u32>> {
+        let whole = self.whole.order(seed, epoch)?;
+        let mut places = vec![Vec::new(); self.whole.len()];
+        (0..).zip(&self.index).for_each(|(place, &i): (u32, _)| places[i].push(place));
+        Some(whole.into_iter().flat_map(|i| std::mem::take(&mut places[i as usize])).collect())
     }
     fn label(&self, index: usize) -> Option<u32> {
         self.index.get(index).and_then(|&i| self.whole.label(i))

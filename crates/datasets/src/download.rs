@@ -9,10 +9,11 @@ use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use md5::Md5;
 use sha2::{Digest, Sha256};
 use ureq::Agent;
 
-use crate::{DatasetSpec, Error, RemoteFile, Result};
+use crate::{Checksum, DatasetSpec, Error, Layout, RemoteFile, Result, unpack};
 
 /// Is told how a download goes.
 pub trait Progress {
@@ -40,8 +41,15 @@ const TRIES: u32 = 4;
 const FIRST_WAIT: Duration = Duration::from_millis(500);
 #[cfg(test)]
 const FIRST_WAIT: Duration = Duration::from_millis(5);
+/// How long a server may take to answer, and to send a whole file. A connection that stalls ends with the latter; what came is kept, and
+/// the next try goes on from it.
+#[cfg(not(test))]
+const PATIENCE: (Duration, Duration) = (Duration::from_secs(60), Duration::from_secs(600));
+#[cfg(test)]
+const PATIENCE: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(2));
 
-/// Downloads all files of `spec` into `dir/NAME/`; those that are there already are checked and kept.
+/// Downloads all files of `spec` into `dir/NAME/`; those that are there already are checked and kept. An archive of a folder of images
+/// is unpacked.
 ///
 /// # Errors
 /// A data set that is built in, addresses that can't be reached, contents with another checksum, a full disk.
@@ -49,9 +57,33 @@ pub fn fetch(spec: &DatasetSpec, dir: &Path, progress: &mut dyn Progress) -> Res
     if spec.files.is_empty() {
         return Err(Error::NotFound(format!("{}: is built into the program; there is nothing to download", spec.name)));
     }
-    let folder = dir.join(spec.name);
+    let folder = dir.join(spec.folder());
     std::fs::create_dir_all(&folder).map_err(Error::io(&folder))?;
-    spec.files.iter().map(|file| fetch_file(file, &folder, progress)).collect()
+    let files = spec.files.iter().map(|file| fetch_file(file, &folder, progress)).collect::<Result<Vec<_>>>()?;
+    if let (Layout::Folder(_), [archive]) = (spec.layout, &files[..]) {
+        progress.note(&format!("{}: unpacking", archive.display()));
+        unpack(archive, &folder)?;
+    }
+    Ok(files)
+}
+
+/// The files of `spec` in `dir/NAME/` where all of them are there and right, without reaching for the network.
+///
+/// # Errors
+/// A data set that is built in, a file that is missing or has another checksum.
+pub fn present(spec: &DatasetSpec, dir: &Path) -> Result<Vec<PathBuf>> {
+    if spec.files.is_empty() {
+        return Err(Error::NotFound(format!("{}: is built into the program; there is nothing to download", spec.name)));
+    }
+    let folder = dir.join(spec.folder());
+    let check = |file: &RemoteFile| {
+        let path = folder.join(file.name);
+        match path.exists() && matches(&path, file.checksum)? {
+            true => Ok(path),
+            false => Err(Error::NotFound(format!("{}: is missing or damaged, and --offline forbids to download it", path.display()))),
+        }
+    };
+    spec.files.iter().map(check).collect()
 }
 
 /// Downloads one file into `folder`.
@@ -61,7 +93,7 @@ pub fn fetch(spec: &DatasetSpec, dir: &Path, progress: &mut dyn Progress) -> Res
 pub fn fetch_file(file: &RemoteFile, folder: &Path, progress: &mut dyn Progress) -> Result<PathBuf> {
     let path = folder.join(file.name);
     if path.exists() {
-        if matches(&path, file.sha256)? {
+        if matches(&path, file.checksum)? {
             return Ok(path);
         }
         progress.note(&format!("{}: has another checksum than expected and is downloaded again", path.display()));
@@ -86,9 +118,8 @@ fn client(url: &str) -> Agent {
     let config = Agent::config_builder()
         .https_only(secure)
         .timeout_connect(Some(Duration::from_secs(20)))
-        .timeout_recv_response(Some(Duration::from_secs(60)))
-        // A stalled connection ends here; what came is kept, and the next try goes on from it.
-        .timeout_recv_body(Some(Duration::from_secs(600)))
+        .timeout_recv_response(Some(PATIENCE.0))
+        .timeout_recv_body(Some(PATIENCE.1))
         .http_status_as_error(false);
     if secure { config.build().into() } else { config.proxy(None).build().into() }
 }
@@ -103,9 +134,9 @@ fn from_mirror(url: &str, file: &RemoteFile, path: &Path, progress: &mut dyn Pro
     let (mut wait, mut failures, mut restarted) = (FIRST_WAIT, 0, false);
     loop {
         let before = size(&partial);
-        match transfer(&agent, url, &partial, file.name, progress) {
+        match transfer(&agent, url, &partial, file, progress) {
             Ok(()) => {
-                if matches(&partial, file.sha256)? {
+                if matches(&partial, file.checksum)? {
                     return std::fs::rename(&partial, path).map_err(Error::io(path));
                 }
                 std::fs::remove_file(&partial).map_err(Error::io(&partial))?;
@@ -153,7 +184,7 @@ fn transfer(
     agent: &Agent,
     url: &str,
     partial: &Path,
-    name: &str,
+    file: &RemoteFile,
     progress: &mut dyn Progress,
 ) -> std::result::Result<(), Trouble> {
     let disk = |e: std::io::Error| Trouble::Disk(Error::io(partial)(e));
@@ -179,7 +210,7 @@ fn transfer(
         429 | 500..=599 => return Err(Trouble::Cut(format!("the server answered {status}"))),
         _ => return Err(Trouble::Final(format!("the server answered {status}"))),
     };
-    progress.start(name, length.map(|l| l + already), already);
+    progress.start(file.name, length.map(|l| l + already), already);
     let mut out: File =
         OpenOptions::new().create(true).write(true).append(append).truncate(!append).open(partial).map_err(disk)?;
     let mut body = response.body_mut().as_reader();
@@ -190,8 +221,11 @@ fn transfer(
         if count == 0 {
             break;
         }
-        out.write_all(&buffer[..count]).map_err(disk)?;
         received += count as u64;
+        if let Some(size) = file.size.filter(|&size| already + received > size) {
+            return Err(Trouble::Final(format!("the server sends more than the {size} bytes that the file has")));
+        }
+        out.write_all(&buffer[..count]).map_err(disk)?;
         progress.advance(count as u64);
     }
     out.sync_all().map_err(disk)?;
@@ -203,11 +237,17 @@ fn transfer(
     }
 }
 
-fn matches(path: &Path, sha256: &str) -> Result<bool> {
-    let mut file = File::open(path).map_err(Error::io(path))?;
-    let mut hash = Sha256::new();
-    std::io::copy(&mut file, &mut hash).map_err(Error::io(path))?;
-    Ok(format!("{:x}", hash.finalize()) == sha256)
+fn matches(path: &Path, checksum: Checksum) -> Result<bool> {
+    fn of<D: Digest + Write>(path: &Path) -> Result<String> {
+        let mut file = File::open(path).map_err(Error::io(path))?;
+        let mut hash = D::new();
+        std::io::copy(&mut file, &mut hash).map_err(Error::io(path))?;
+        Ok(hash.finalize().iter().map(|b| format!("{b:02x}")).collect())
+    }
+    Ok(match checksum {
+        Checksum::Sha256(expected) => of::<Sha256>(path)? == expected,
+        Checksum::Md5(expected) => of::<Md5>(path)? == expected,
+    })
 }
 
 /// HTTPS, or HTTP to this machine (tests).
@@ -232,6 +272,8 @@ mod tests {
         IgnoreRange,
         NotFound,
         Busy,
+        /// Announces everything, sends so many bytes, and then nothing more for a minute.
+        Stall(usize),
     }
 
     /// A server on this machine that serves `content`; returns its address and the ranges it was asked for.
@@ -270,11 +312,17 @@ mod tests {
                 let place = if from > 0 { place.as_str() } else { "" };
                 let head = format!("HTTP/1.1 {status}\r\nContent-Length: {}\r\n{place}Connection: close\r\n\r\n", body.len());
                 let sent = match act {
-                    Act::Cut(n) => &body[..n.min(body.len())],
+                    Act::Cut(n) | Act::Stall(n) => &body[..n.min(body.len())],
                     _ => &body[..],
                 };
                 // A client that hung up first is part of some tests.
                 let _ = stream.write_all(head.as_bytes()).and_then(|()| stream.write_all(sent));
+                if matches!(act, Act::Stall(_)) {
+                    std::thread::spawn(move || {
+                        std::thread::sleep(Duration::from_secs(60));
+                        drop(stream);
+                    });
+                }
             }
         });
         (Box::leak(format!("http://{address}/file.bin").into_boxed_str()), asked)
@@ -286,7 +334,12 @@ mod tests {
 
     fn remote(urls: Vec<&'static str>, of: &[u8]) -> RemoteFile {
         let hash: String = Sha256::digest(of).iter().map(|b| format!("{b:02x}")).collect();
-        RemoteFile { name: "file.bin", urls: Box::leak(urls.into_boxed_slice()), sha256: Box::leak(hash.into_boxed_str()) }
+        RemoteFile {
+            name: "file.bin",
+            urls: Box::leak(urls.into_boxed_slice()),
+            size: None,
+            checksum: Checksum::Sha256(Box::leak(hash.into_boxed_str())),
+        }
     }
 
     #[test]
@@ -373,6 +426,42 @@ mod tests {
         let (url, asked) = serve(content(), vec![Act::Busy]);
         let text = fetch_file(&remote(vec![url], &content()), dir.path(), &mut Silent).expect_err("busy for ever").to_string();
         assert!(text.contains("503") && asked.lock().expect("unpoisoned").len() == TRIES as usize, "{text}");
+        Ok(())
+    }
+
+    #[test]
+    fn a_server_that_stalls_is_left_after_a_while_and_what_it_sent_is_kept() -> anyhow::Result<()> {
+        let dir = tempfile::tempdir()?;
+        let (url, asked) = serve(content(), vec![Act::Stall(30_000), Act::Whole]);
+        let start = std::time::Instant::now();
+        let path = fetch_file(&remote(vec![url], &content()), dir.path(), &mut Silent)?;
+        assert_eq!(std::fs::read(&path)?, content());
+        assert!(start.elapsed() < Duration::from_secs(30), "it was waited for");
+        let asked = asked.lock().expect("unpoisoned").clone();
+        assert!(asked.len() == 2 && asked[1].is_some_and(|from| from > 0 && from <= 30_000), "{asked:?}");
+        Ok(())
+    }
+
+    #[test]
+    fn a_server_that_sends_more_than_the_file_has_is_stopped() -> anyhow::Result<()> {
+        let dir = tempfile::tempdir()?;
+        let (url, _) = serve(content(), vec![Act::Whole]);
+        let file = RemoteFile { size: Some(50_000), ..remote(vec![url], &content()) };
+        let text = fetch_file(&file, dir.path(), &mut Silent).expect_err("too much").to_string();
+        assert!(text.contains("more than the 50000 bytes") && !dir.path().join("file.bin").exists(), "{text}");
+        assert!(size(&dir.path().join("file.bin.partial")) <= 50_000);
+        Ok(())
+    }
+
+    #[test]
+    fn md5_is_a_checksum_too_and_present_tells_without_the_network() -> anyhow::Result<()> {
+        let dir = tempfile::tempdir()?;
+        let path = dir.path().join("x");
+        std::fs::write(&path, b"hello")?;
+        assert!(matches(&path, Checksum::Md5("5d41402abc4b2a76b9719d911017c592"))?);
+        assert!(!matches(&path, Checksum::Md5("00000000000000000000000000000000"))?);
+        let text = present(crate::dataset("cifar10")?, dir.path()).expect_err("nothing there").to_string();
+        assert!(text.contains("cifar-10-binary.tar.gz"), "{text}");
         Ok(())
     }
 

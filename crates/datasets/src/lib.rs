@@ -1,5 +1,5 @@
-//! Images for training and evaluation, labelled or not, from wherever they lie: folders, IDX files, CIFAR binaries, and a small
-//! data set embedded in the library.
+//! Images for training and evaluation, labelled or not, from wherever they lie: folders, manifests, tar shards, Parquet tables, npz and
+//! IDX files, CIFAR's and STL-10's binaries, packed files, and a small data set embedded in the library.
 //!
 //! Everything is a [`Dataset`]: a numbered list of images, each with an optional label. [`open`] takes a path or the name of an
 //! entry of [`DATASETS`] and says in a [`ScanReport`] how labels were understood and which files can't be read. The crate
@@ -8,20 +8,34 @@
 #[cfg(feature = "candle-datasets")]
 pub mod candle;
 mod dataset;
+pub mod decode;
 #[cfg(feature = "download")]
 pub mod download;
+pub mod duplicates;
+mod encoded;
 mod error;
 #[cfg(feature = "fashion-mnist-mini")]
 mod fashion_mini;
 pub mod folder;
 pub mod formats;
+mod kept;
+mod labels;
 mod memory;
 mod open;
+pub mod packed;
+mod place;
 mod registry;
+pub mod shards;
+mod sources;
+mod unpack;
 
 pub use dataset::{Dataset, Sample, Subset, hold_out, spread, verify};
+pub use encoded::{EncodedImages, Scan};
 pub use error::{Error, Result};
 pub use folder::SingleImage;
+pub use kept::InMemory;
 pub use memory::PackedImages;
+pub use packed::PackedFile;
 pub use open::{BadFile, LabelMode, OpenOptions, Opened, ScanReport, open};
-pub use registry::{DATASETS, DatasetSpec, Layout, RemoteFile, data_dir, dataset};
+pub use unpack::unpack;
+pub use registry::{Checksum, DATASETS, DatasetSpec, Layout, RemoteFile, SplitSizes, data_dir, dataset};

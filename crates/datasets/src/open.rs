@@ -4,11 +4,12 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use crate::dataset::spread;
-use crate::folder::{self, ImageFolder};
-use crate::formats::{cifar, idx};
-use crate::registry::{DATASETS, DatasetSpec, Layout};
-use crate::{Dataset, Error, Result, Subset, data_dir};
+use crate::decode::has_image_ending;
+use crate::formats::{cifar, idx, manifest, npz, stl10, webdataset};
+use crate::registry::{DATASETS, DatasetSpec, Layout, find};
+use crate::sources::{assemble, load};
+use crate::unpack::unpack;
+use crate::{Dataset, Error, PackedImages, Result, Subset, data_dir, folder, packed};
 
 /// Whether sub-folders are labels.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -90,23 +91,28 @@ impl fmt::Display for BadFile {
     }
 }
 
-/// Opens a data set of the registry by name, or a folder of images ([`crate::folder`] says how it is understood). A folder in
-/// the current one that has a data set's name wins over the name.
+/// Opens a data set of the registry by name, a folder or a file.
+///
+/// A folder holds images ([`crate::folder`] says how it is understood), or at its top tar shards, Parquet tables, IDX files, CIFAR's or
+/// STL-10's binaries, or one npz file; a file is a manifest (`.csv`, `.tsv`, `.jsonl`), an archive (`.tar`, `.tar.gz`), a table
+/// (`.parquet`), arrays (`.npz`) or a packed file (`.safetensors`, of [`crate::packed::pack`]). A folder in the current one that has a
+/// data set's name wins over the name.
 ///
 /// # Errors
 /// No such path or name (with the nearest name), a folder without images, a data set that was not downloaded (with the
 /// command that does), under `strict` the first bad file.
 pub fn open(name_or_path: &str, options: &OpenOptions) -> Result<Opened> {
     let path = Path::new(name_or_path);
-    match DATASETS.iter().find(|d| d.name == name_or_path) {
+    match find(name_or_path) {
         // The cache itself may be the current folder.
-        Some(spec) if !path.is_dir() || same(path, &options.cache.join(spec.name)) => {
-            limited(open_named(spec, options)?, options)
+        Some(spec) if !path.is_dir() || same(path, &options.cache.join(spec.folder())) => {
+            match open_named(spec, options)? {
+                opened if matches!(spec.layout, Layout::Folder(_)) => Ok(opened),
+                opened => limited(opened, options),
+            }
         }
         _ if path.is_dir() => open_folder(path, options),
-        _ if path.is_file() => {
-            Err(Error::NotFound(format!("{name_or_path}: is a file, expected a folder of images or a data set's name")))
-        }
+        _ if path.is_file() => open_file(path, options),
         _ => {
             let nearest = DATASETS
                 .iter()
@@ -127,58 +133,151 @@ fn same(a: &Path, b: &Path) -> bool {
 }
 
 fn open_folder(path: &Path, options: &OpenOptions) -> Result<Opened> {
+    if let Some(opened) = open_known_files(path, options)? {
+        return limited(opened, options);
+    }
     let (splits, left_out) = folder::splits(path)?;
     let mut report = ScanReport::default();
-    let scan = ImageFolder::scan(&splits.train, options.labels, None, options.strict)?;
-    report.understood.clone_from(&scan.understood);
+    let found = folder::scan(&splits.train, options.labels, None, options.strict)?;
+    report.understood.clone_from(&found.understood);
     if !left_out.is_empty() {
         report.understood.push_str(&format!("; beside the splits and left out: {}", left_out.join(", ")));
     }
-    let classes = scan.folder.classes().unwrap_or_default().to_vec();
-    let train = load(scan, path, &splits.train, options.limit, options, &mut report)?;
+    let classes = found.images.classes().unwrap_or_default().to_vec();
+    let prefix = |split: &Path| split.strip_prefix(path).ok().filter(|p| !p.as_os_str().is_empty()).map(Path::to_path_buf);
+    let train = load(found, prefix(&splits.train).as_deref(), options.limit, options, &mut report)?;
     let Some(folder) = splits.test else { return Ok(Opened { train, test: None, report }) };
-    let scan = ImageFolder::scan(&folder, options.labels, Some(&classes), options.strict)?;
-    if !classes.is_empty() && scan.folder.classes().is_none() {
-        report.understood.push_str(&format!("; test images are not labelled: {}", scan.understood));
+    let found = folder::scan(&folder, options.labels, Some(&classes), options.strict)?;
+    if !classes.is_empty() && found.images.classes().is_none() {
+        report.understood.push_str(&format!("; test images are not labelled: {}", found.understood));
     }
-    let test = load(scan, path, &folder, options.limit.map(test_limit), options, &mut report)?;
+    let test = load(found, prefix(&folder).as_deref(), options.limit.map(test_limit), options, &mut report)?;
     Ok(Opened { train, test: Some(test), report })
 }
 
-/// Cuts a scanned split down to the limit, and decodes it at once where it is small enough.
-fn load(
-    scan: folder::Scan,
-    whole: &Path,
-    root: &Path,
-    limit: Option<usize>,
-    options: &OpenOptions,
-    report: &mut ScanReport,
-) -> Result<Arc<dyn Dataset>> {
-    let folder = match limit {
-        Some(limit) => {
-            let index = spread(&scan.folder, limit)?;
-            scan.folder.keep(&index)
+/// A folder that holds archives, tables or binaries of a known form at its top (or, as on the Hugging Face Hub, in `data`); `None` where
+/// it does not.
+fn open_known_files(path: &Path, options: &OpenOptions) -> Result<Option<Opened>> {
+    let names = |folder: &Path| -> Result<Vec<PathBuf>> {
+        let mut found = Vec::new();
+        for entry in std::fs::read_dir(folder).map_err(Error::io(folder))? {
+            let path = entry.map_err(Error::io(folder))?.path();
+            if path.is_file() && !path.file_name().is_some_and(|n| n.as_encoded_bytes().starts_with(b".")) {
+                found.push(path);
+            }
         }
-        None => scan.folder,
+        found.sort_unstable();
+        Ok(found)
     };
-    let prefix = root.strip_prefix(whole).ok().filter(|p| !p.as_os_str().is_empty());
-    let mut add = |bad: Vec<BadFile>| {
-        report.bad_files.extend(bad.into_iter().map(|b| match prefix {
-            Some(p) => BadFile { id: format!("{}/{}", p.display(), b.id), ..b },
-            None => b,
-        }));
-    };
-    add(scan.bad);
-    if folder.decoded_bytes() > options.keep_bytes {
-        return Ok(Arc::new(folder));
+    let mut files = names(path)?;
+    if files.iter().any(|f| has_image_ending(f)) {
+        return Ok(None);
     }
-    let (kept, bad) = folder.into_memory(options.strict)?;
-    add(bad);
-    Ok(Arc::new(kept))
+    let data = path.join("data");
+    if data.is_dir() && !files.iter().any(|f| webdataset::is_archive(f) || has_ending(f, "parquet")) {
+        let below = names(&data)?;
+        if below.iter().any(|f| has_ending(f, "parquet")) {
+            files = below;
+        }
+    }
+    let has = |name: &str| files.iter().any(|f| f.file_name().is_some_and(|n| n == name));
+    let of_ending = |ending: &str| files.iter().filter(|f| has_ending(f, ending)).cloned().collect::<Vec<_>>();
+    for zip in ["", ".gz"] {
+        let file = |split: &str, kind: &str| path.join(format!("{split}-{kind}-ubyte{zip}"));
+        if has(&format!("train-images-idx3-ubyte{zip}")) {
+            return open_idx(path, &file).map(Some);
+        }
+    }
+    if has("train_X.bin") && has("train_y.bin") {
+        let (train, test) = stl10::labelled(path)?;
+        return Ok(Some(both(train, test)));
+    }
+    for (first, kind) in [("data_batch_1.bin", cifar::Kind::Ten), ("train.bin", cifar::Kind::Hundred)] {
+        if has(first) {
+            let (train, test) = cifar::read_both(path, kind)?;
+            return Ok(Some(both(train, test)));
+        }
+    }
+    let tables = of_ending("parquet");
+    if !tables.is_empty() {
+        return open_parquet(path, &tables, options).map(Some);
+    }
+    let shards: Vec<PathBuf> = files.iter().filter(|f| webdataset::is_archive(f)).cloned().collect();
+    if !shards.is_empty() {
+        // The limit is applied while the samples are still undecoded.
+        let opened = assemble(path, webdataset::read(&shards, &options.cache)?, options)?;
+        return Ok(Some(opened));
+    }
+    match &of_ending("npz")[..] {
+        [one] => open_npz(one, &[]).map(Some),
+        _ => Ok(None),
+    }
+}
+
+/// A file that is a data set: a manifest, an archive, a table, a packed file.
+fn open_file(path: &Path, options: &OpenOptions) -> Result<Opened> {
+    let is = |endings: &[&str]| endings.iter().any(|e| has_ending(path, e));
+    if webdataset::is_archive(path) {
+        assemble(path, webdataset::read(&[path.to_path_buf()], &options.cache)?, options)
+    } else if is(&manifest::ENDINGS) {
+        assemble(path, manifest::read(path)?, options)
+    } else if is(&["parquet"]) {
+        open_parquet(path, &[path.to_path_buf()], options)
+    } else if is(&["npz"]) {
+        limited(open_npz(path, &[])?, options)
+    } else if is(&["safetensors"]) {
+        limited(packed::open(path)?, options)
+    } else {
+        let known = "a folder of images, a file ending in .csv, .tsv, .jsonl, .tar, .tar.gz, .parquet, .npz or .safetensors";
+        Err(Error::NotFound(format!("{}: is a file of no known kind; expected {known}, or a data set's name", path.display())))
+    }
+}
+
+fn has_ending(path: &Path, ending: &str) -> bool {
+    path.extension().is_some_and(|e| e.eq_ignore_ascii_case(ending))
+}
+
+#[cfg(feature = "parquet")]
+fn open_parquet(path: &Path, files: &[PathBuf], options: &OpenOptions) -> Result<Opened> {
+    assemble(path, crate::formats::parquet::read(files, &options.cache)?, options)
+}
+
+#[cfg(not(feature = "parquet"))]
+fn open_parquet(path: &Path, _: &[PathBuf], _: &OpenOptions) -> Result<Opened> {
+    Err(Error::NotFound(format!("{}: this build leaves Parquet out (feature parquet)", path.display())))
+}
+
+fn open_npz(path: &Path, classes: &[&str]) -> Result<Opened> {
+    let npz::Splits { train, test, understood } = npz::read(path, classes)?;
+    let report = ScanReport { bad_files: Vec::new(), understood };
+    Ok(Opened { train: Arc::new(train), test: test.map(|t| Arc::new(t) as Arc<dyn Dataset>), report })
+}
+
+/// IDX files under MNIST's names in a folder; `file` makes a path of a split and a kind.
+fn open_idx(path: &Path, file: &dyn Fn(&str, &str) -> PathBuf) -> Result<Opened> {
+    let name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+    let most = |labels: &Path| idx::read(labels).map(|l| l.data.iter().copied().max().unwrap_or(0));
+    let (train, test) = (file("train", "labels-idx1"), file("t10k", "labels-idx1"));
+    let mut count = 0;
+    for labels in [&train, &test] {
+        count = if labels.exists() { count.max(usize::from(most(labels)?) + 1) } else { count };
+    }
+    let classes: Vec<String> = (0..count).map(|i| i.to_string()).collect();
+    let read = |split: &str, labels: &Path| {
+        idx::dataset(&name, &file(split, "images-idx3"), labels.exists().then_some(labels), classes.clone())
+    };
+    let trained = read("train", &train)?;
+    let tested = file("t10k", "images-idx3").exists().then(|| read("t10k", &test)).transpose()?;
+    let report = ScanReport { bad_files: Vec::new(), understood: format!("labels come with the data set: {count} classes") };
+    Ok(Opened { train: Arc::new(trained), test: tested.map(|t| Arc::new(t) as Arc<dyn Dataset>), report })
+}
+
+fn both(train: PackedImages, test: PackedImages) -> Opened {
+    Opened { train: Arc::new(train), test: Some(Arc::new(test)), report: known() }
 }
 
 fn open_named(spec: &DatasetSpec, options: &OpenOptions) -> Result<Opened> {
-    let dir = options.cache.join(spec.name);
+    let dir = options.cache.join(spec.folder());
     let missing = spec.files.iter().map(|f| dir.join(f.name)).find(|p| !p.exists());
     if let Some(path) = missing {
         return Err(Error::NotFound(format!(
@@ -207,6 +306,14 @@ fn open_named(spec: &DatasetSpec, options: &OpenOptions) -> Result<Opened> {
             let archive = dir.join(spec.files[0].name);
             cifar::read_both(&archive, kind)?
         }
+        Layout::Stl10 => stl10::labelled(&dir.join(spec.files[0].name))?,
+        Layout::Stl10Unlabelled => {
+            let train = stl10::unlabelled(&dir.join(spec.files[0].name), &options.cache)?;
+            let report = ScanReport { bad_files: Vec::new(), understood: "no labels: these are STL-10's images without".into() };
+            return Ok(Opened { train: Arc::new(train), test: None, report });
+        }
+        Layout::Npz => return open_npz(&dir.join(spec.files[0].name), spec.classes),
+        Layout::Folder(below) => return open_folder(&unpack(&dir.join(spec.files[0].name), &dir)?.join(below), options),
     };
     Ok(Opened { train: Arc::new(train), test: Some(Arc::new(test)), report: known() })
 }
@@ -223,6 +330,6 @@ fn limited(opened: Opened, options: &OpenOptions) -> Result<Opened> {
 }
 
 /// Test images under a limit of training images.
-fn test_limit(train: usize) -> usize {
+pub(crate) fn test_limit(train: usize) -> usize {
     (train / 5).max(1)
 }

@@ -1,7 +1,8 @@
 //! The loader: threads that turn images into batches of views ahead of the training step, in an order that depends on
 //! the seed and the epoch alone.
 //!
-//! Batch `b` of epoch `e` holds the samples `order(e)[b·size .. (b+1)·size]`; the last, smaller batch of an epoch is left
+//! Batch `b` of epoch `e` holds the samples `order(e)[b·size .. (b+1)·size]`, where the order is [`epoch_order`] or what the
+//! data set asks for ([`Dataset::order`]: archives too large for memory are read from front to back); the last, smaller batch of an epoch is left
 //! out. Each view is drawn from the stream of (seed, epoch, sample, view), so that neither the number of threads nor a
 //! resume in the middle of an epoch changes a pixel. At most `threads + 2` batches are held at once, and fewer where they would
 //! take more than half a gigabyte.
@@ -223,7 +224,9 @@ impl Shared {
             let order = match &state.order {
                 Some((e, order)) if *e == epoch => order.clone(),
                 _ => {
-                    let order = Arc::new(epoch_order(self.config.dataset.len(), self.config.seed, epoch));
+                    let LoaderConfig { dataset, seed, .. } = &self.config;
+                    let wish = dataset.order(*seed, epoch);
+                    let order = Arc::new(wish.unwrap_or_else(|| epoch_order(dataset.len(), *seed, epoch)));
                     state.order = Some((epoch, order.clone()));
                     order
                 }

@@ -27,7 +27,7 @@ const GALLERY_NEIGHBOURS: usize = 8;
 const COLOURS: [&str; 10] =
     ["#4e79a7", "#f28e2b", "#e15759", "#76b7b2", "#59a14f", "#edc948", "#b07aa1", "#ff9da7", "#9c755f", "#bab0ac"];
 
-/// Writes the report into the run folder.
+/// Writes the report into the run folder; `unreadable` are the images that were left out, with the reason.
 ///
 /// # Errors
 /// A failing forward pass, a full disk.
@@ -37,6 +37,7 @@ pub fn write(
     data: &RunData,
     encoder: &dyn Encoder,
     result: &RunResult,
+    unreadable: &[String],
     device: &Device,
 ) -> Result<()> {
     let shown = &data.shown;
@@ -72,6 +73,10 @@ pub fn write(
         "<section><h2>Nearest neighbours</h2><p>Left: an image; right: those whose features are most similar.</p>{}</section>\n",
         gallery(&features, &thumbs)?
     ));
+    if !unreadable.is_empty() {
+        let items: String = unreadable.iter().map(|text| format!("<li>{}</li>", escape(text))).collect();
+        line(format_args!("<section><h2>Left out</h2><p>Files that can't be read:</p><ul>{items}</ul></section>\n"));
+    }
     line(format_args!("<section><h2>Configuration</h2><pre>{}</pre></section>\n", escape(&config.to_toml()?)));
     page.push_str("</main></body></html>\n");
     folder.write("report.html", page.as_bytes())

@@ -517,7 +517,9 @@ impl Trainer {
         metrics.sync()?;
         let text = serde_json::to_string_pretty(&result).map_err(|e| Error::Config(e.to_string()))?;
         self.folder.write("result.json", format!("{text}\n").as_bytes())?;
-        report::write(&self.folder, &self.config, &self.data, self.method.encoder(), &result, &self.device)?;
+        let found = self.bad.iter().map(|(id, reason)| format!("{id}: {reason}"));
+        let left_out: Vec<String> = self.data.report.bad_files.iter().map(ToString::to_string).chain(found).collect();
+        report::write(&self.folder, &self.config, &self.data, self.method.encoder(), &result, &left_out, &self.device)?;
         observer.event(&Event::Note(format!("report: {}", self.folder.path("report.html").display())));
         Ok(result)
     }

@@ -39,8 +39,15 @@ impl Golden {
     /// # Errors
     /// When the file is missing or damaged, or holds an element type that no golden file uses.
     pub fn load(name: &str) -> Result<Self> {
-        let path = golden_dir().join(format!("{name}.safetensors"));
-        let bytes = std::fs::read(&path).with_context(|| format!("golden file {}", path.display()))?;
+        Self::read(&golden_dir().join(format!("{name}.safetensors")))
+    }
+
+    /// Reads the file `path`.
+    ///
+    /// # Errors
+    /// As [`Golden::load`].
+    pub fn read(path: &std::path::Path) -> Result<Self> {
+        let bytes = std::fs::read(path).with_context(|| format!("golden file {}", path.display()))?;
         let (_, metadata) = SafeTensors::read_metadata(&bytes)?;
         let case = metadata
             .metadata()
@@ -60,7 +67,8 @@ impl Golden {
             };
             tensors.insert(key, GoldenTensor { shape: view.shape().to_vec(), data });
         }
-        Ok(Self { name: name.to_string(), tensors, case: serde_json::from_str(case)? })
+        let name = path.file_stem().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+        Ok(Self { name, tensors, case: serde_json::from_str(case)? })
     }
 
     /// The tensor `key`.

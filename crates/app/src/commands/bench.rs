@@ -1,11 +1,12 @@
-//! `bench`: throughput of a training step, and of every operation by itself.
+//! `bench`: throughput of a training step, of every operation by itself, and of decoding with views.
 
 use std::process::ExitCode;
 
 use anyhow::{Result, bail};
-use twinsight_train::bench::{BenchStep, Precision, bench_kernels, bench_step};
+use twinsight_datasets::{OpenOptions, open};
+use twinsight_train::bench::{BenchData, BenchStep, Precision, bench_data, bench_kernels, bench_step};
 
-use crate::cli::{BenchKernelsArgs, BenchStepArgs, PrecisionArg};
+use crate::cli::{BenchDataArgs, BenchKernelsArgs, BenchStepArgs, PrecisionArg};
 use crate::output::Output;
 
 /// `bench step`.
@@ -86,6 +87,31 @@ pub fn kernels(args: &BenchKernelsArgs, output: &Output) -> Result<ExitCode> {
             args.filter.as_deref().unwrap_or("")
         );
     }
+    output.finish(&report)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// `bench data`.
+///
+/// # Errors
+/// No such images, an unknown method, settings out of range.
+pub fn data(args: &BenchDataArgs, output: &Output) -> Result<ExitCode> {
+    let options = OpenOptions { limit: Some(args.count), keep_bytes: 0, ..OpenOptions::default() };
+    let opened = open(&args.data, &options)?;
+    Output::skipped(&opened.report.bad_files);
+    let BenchDataArgs { size, count, threads, .. } = *args;
+    let bench = BenchData { method: args.method.clone(), size, count, threads };
+    let report = bench_data(&bench, &*opened.train)?;
+    output.say(format!(
+        "{} views of {} images at {} pixels on {} threads: {} images/s ({} µs to decode, {} µs for the views of an image)",
+        report.method,
+        report.count,
+        report.size,
+        report.threads,
+        report.images_per_s,
+        report.decode_us,
+        report.views_us
+    ));
     output.finish(&report)?;
     Ok(ExitCode::SUCCESS)
 }

@@ -46,6 +46,7 @@ pub fn run(command: Command, output: &Output) -> Result<ExitCode> {
         Command::List(args) => list::run(&args, output),
         Command::Bench { command: BenchCommand::Step(args) } => bench::step(&args, output),
         Command::Bench { command: BenchCommand::Kernels(args) } => bench::kernels(&args, output),
+        Command::Bench { command: BenchCommand::Data(args) } => bench::data(&args, output),
     }
 }
 

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use anyhow::{Context, Result, bail};
 use serde_json::json;
 use toml::Table;
-use twinsight_augment::Normalize;
+use twinsight_augment::{Interpolation, Normalize, Transform, ViewGroup, ViewPlan, ViewSpec};
 use twinsight_datasets::{Dataset, OpenOptions, SingleImage, open};
 use twinsight_nn::write_atomic;
 use twinsight_ssl_methods::{ViewContext, method};
@@ -44,6 +44,7 @@ pub fn run(args: &ViewsArgs, output: &Output) -> Result<ExitCode> {
     config.data.image_size = image_size;
     let patch = config.encoder_config(channels).resolved_patch();
     let plan = (method(&config.method)?.views)(&config.options, &ViewContext { image_size, channels, patch, normalize })?;
+    let plan = if args.steps { each_step(&plan) } else { plan };
     let count = args.count.min(dataset.len());
     let samples: Vec<usize> = (0..count).map(|i| i * dataset.len() / count).collect();
     let layout = SheetLayout { draws: args.draws, ..SheetLayout::default() };
@@ -54,4 +55,21 @@ pub fn run(args: &ViewsArgs, output: &Output) -> Result<ExitCode> {
     output.say(format!("{} views of {count} images in {}", plan.view_count(), args.out.display()));
     output.finish(&json!({"images": count, "views": plan.view_count(), "out": args.out}))?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// A view for every step of a plan's first view, each done for certain after the whole image was resized (the crop: by itself).
+fn each_step(plan: &ViewPlan) -> ViewPlan {
+    let spec = plan.view(0);
+    let resize = Transform::Resize { shorter: None, interpolation: Interpolation::Bilinear };
+    let alone = |step: &Transform| match step.is_geometry() {
+        true => vec![step.clone()],
+        false => vec![resize.clone(), step.clone().with_probability(1.0)],
+    };
+    let crops = spec.transforms.iter().filter(|t| matches!(t, Transform::RandomResizedCrop { .. }));
+    let others = spec.transforms.iter().filter(|t| !t.is_geometry());
+    let groups = crops.chain(others).map(|step| {
+        let name = format!("{step:?}").split([' ', '(']).next().unwrap_or_default().to_string();
+        ViewGroup { name, count: 1, spec: ViewSpec { size: spec.size, transforms: alone(step) } }
+    });
+    ViewPlan { groups: groups.collect(), ..plan.clone() }
 }

@@ -11,24 +11,28 @@ pub fn luma(red: u8, green: u8, blue: u8) -> u8 {
 
 /// Every level times `factor` (0 black, 1 unchanged).
 pub fn adjust_brightness(pixels: &mut Pixels, factor: f64) {
-    blend_with_level(pixels, 0, factor);
+    blend_with_level(pixels.data_mut(), 0, factor);
 }
 
-/// Every level's distance from the image's mean luma (rounded to a level) times `factor` (0 flat gray, 1 unchanged).
+/// Every level's distance from the image's mean luma (rounded to a level) times `factor` (0 flat gray, 1 unchanged). In images of
+/// other than three channels each has its own mean.
 pub fn adjust_contrast(pixels: &mut Pixels, factor: f64) {
     let area = pixels.width() * pixels.height();
     if area == 0 {
         return;
     }
-    let sum = match pixels.rgb_mut() {
-        Some((red, green, blue)) => sum_luma(red, green, blue),
-        None => pixels.data().iter().map(|&v| u64::from(v)).sum(),
-    };
-    let mean = (sum as f64 / area as f64 + 0.5) as u8;
-    blend_with_level(pixels, mean, factor);
+    let mean = |sum: u64| (sum as f64 / area as f64 + 0.5) as u8;
+    if let Some((red, green, blue)) = pixels.rgb_mut() {
+        let mean = mean(sum_luma(red, green, blue));
+        return blend_with_level(pixels.data_mut(), mean, factor);
+    }
+    for plane in pixels.data_mut().chunks_exact_mut(area) {
+        let mean = mean(plane.iter().map(|&v| u64::from(v)).sum());
+        blend_with_level(plane, mean, factor);
+    }
 }
 
-/// Every pixel's distance from its own luma times `factor` (0 gray, 1 unchanged). One-channel images stay as they are.
+/// Every pixel's distance from its own luma times `factor` (0 gray, 1 unchanged). Images of other than three channels stay as they are.
 pub fn adjust_saturation(pixels: &mut Pixels, factor: f64) {
     let alpha = factor as f32;
     let Some((red, green, blue)) = pixels.rgb_mut() else { return };
@@ -43,7 +47,7 @@ pub fn adjust_saturation(pixels: &mut Pixels, factor: f64) {
     );
 }
 
-/// Colour replaced by luma in all three channels. One-channel images stay as they are.
+/// Colour replaced by luma in all three channels. Images of other than three channels stay as they are.
 pub fn grayscale(pixels: &mut Pixels) {
     let Some((red, green, blue)) = pixels.rgb_mut() else { return };
     vectorised(
@@ -78,9 +82,8 @@ fn blend(from: u8, to: u8, factor: f32) -> u8 {
     floor(mixed.clamp(0.0, 255.0)) as u8
 }
 
-fn blend_with_level(pixels: &mut Pixels, level: u8, factor: f64) {
+fn blend_with_level(data: &mut [u8], level: u8, factor: f64) {
     let alpha = factor as f32;
-    let data = pixels.data_mut();
     vectorised(
         #[inline(always)]
         || {

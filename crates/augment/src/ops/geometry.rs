@@ -8,6 +8,7 @@ use image::DynamicImage;
 
 use crate::error::{Error, Result};
 use crate::pixels::Pixels;
+use crate::raster::{Levels, Raster};
 use crate::transform::Interpolation;
 
 /// A rectangle of whole pixels.
@@ -137,6 +138,38 @@ pub(crate) fn load(
         D::ImageRgba16(i) => job.words::<U16x4>(i.as_raw(), scratch, pixels),
         other => job.bytes::<U8x3>(other.to_rgb8().as_raw(), scratch, pixels),
     }
+}
+
+/// As [`load`], of a raster whose channels are the view's: each is resized by itself.
+pub(crate) fn load_raster(
+    image: &Raster<'_>,
+    window: Window,
+    interpolation: Interpolation,
+    to: (usize, usize),
+    scratch: &mut Resample,
+    pixels: &mut Pixels,
+) -> Result<()> {
+    let (width, height) = to;
+    let job = Job { source: (image.width, image.height), window, interpolation, to: (width, height, 1) };
+    pixels.reshape(width, height, image.channels);
+    let Resample { resizer, bytes, words } = scratch;
+    for c in 0..image.channels {
+        let out = pixels.plane_mut(c);
+        match image.levels {
+            Levels::Bytes(raw) => {
+                bytes.clear();
+                bytes.extend(raw[c..].iter().step_by(image.channels));
+                job.resample::<U8>(bytes, resizer, out)?;
+            }
+            Levels::Words(raw) => {
+                let plane: Vec<u16> = raw[c..].iter().step_by(image.channels).copied().collect();
+                words.resize(width * height, 0);
+                job.resample::<U16>(bytemuck::cast_slice(&plane), resizer, bytemuck::cast_slice_mut(words))?;
+                out.iter_mut().zip(&*words).for_each(|(to, &v)| *to = ((u32::from(v) + 128) / 257) as u8);
+            }
+        }
+    }
+    Ok(())
 }
 
 struct Job {

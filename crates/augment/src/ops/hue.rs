@@ -6,7 +6,7 @@
 use super::{floor, vectorised};
 use crate::pixels::Pixels;
 
-/// Turns every colour's hue by `turn` of the circle (−0.5..=0.5). One-channel images stay as they are.
+/// Turns every colour's hue by `turn` of the circle (−0.5..=0.5). Images of other than three channels stay as they are.
 ///
 /// As in torchvision the turn is cut to a whole number of 255ths, and even a turn of 0 rounds colours to 8-bit HSV and back.
 pub fn adjust_hue(pixels: &mut Pixels, turn: f64) {

@@ -4,17 +4,24 @@
 //! operations give the same levels, resizing differs by a level or two (PIL resizes across first and down second), blur by one
 //! where a sum falls on a half.
 
+mod affine;
 mod blur;
 mod color;
 mod geometry;
 mod hue;
+mod jpeg;
+mod levels;
 
+pub(crate) use affine::affine_with;
+pub use affine::{Affine, affine};
 pub(crate) use blur::{BlurScratch, gaussian_blur_with};
 pub use blur::{gaussian_blur, gaussian_kernel};
 pub use color::{adjust_brightness, adjust_contrast, adjust_saturation, grayscale, luma, solarize};
 pub use geometry::{Region, center_window, erase, hflip, resize, resized_crop};
-pub(crate) use geometry::{Resample, Window, load};
+pub(crate) use geometry::{Resample, Window, load, load_raster};
 pub use hue::adjust_hue;
+pub use jpeg::jpeg;
+pub use levels::{drop_channel, equalize, posterize};
 
 pub use crate::pixels::Pixels;
 

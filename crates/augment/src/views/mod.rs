@@ -55,6 +55,44 @@ macro_rules! view_options {
             solarize_threshold: u8 = 128,
             #[doc = " Probability of erasing a rectangle."]
             erase_p: f32 = 0.0,
+            #[doc = " Probability of rotating, shifting, scaling and shearing a view."]
+            affine_p: f32 = 0.0,
+            #[doc = " Most degrees of a rotation either way."]
+            affine_degrees: f32 = 10.0,
+            #[doc = " Most shift either way, as a share of the side."]
+            affine_translate: f32 = 0.1,
+            #[doc = " Least scaling of an affine change; above 0."]
+            affine_scale_min: f32 = 0.9,
+            #[doc = " Most scaling of an affine change."]
+            affine_scale_max: f32 = 1.1,
+            #[doc = " Most degrees of a shear either way, along either axis."]
+            affine_shear: f32 = 0.0,
+            #[doc = " Probability of dropping one channel."]
+            channel_drop_p: f32 = 0.0,
+            #[doc = " Probability of posterising."]
+            posterize_p: f32 = 0.0,
+            #[doc = " Bits that posterising keeps, 1 to 8."]
+            posterize_bits: u8 = 4,
+            #[doc = " Probability of equalising the levels of each channel."]
+            equalize_p: f32 = 0.0,
+            #[doc = " Probability of JPEG's artefacts."]
+            jpeg_p: f32 = 0.0,
+            #[doc = " Least quality of the JPEG, 1 to 100."]
+            jpeg_quality_min: u8 = 30,
+            #[doc = " Most quality of the JPEG, 1 to 100."]
+            jpeg_quality_max: u8 = 90,
+            #[doc = " Probability of cutting a square out."]
+            cutout_p: f32 = 0.0,
+            #[doc = " Side of the square that is cut out, as a share of the view's."]
+            cutout_size: f32 = 0.5,
+            #[doc = " Probability of hiding patches."]
+            hide_p: f32 = 0.0,
+            #[doc = " Side of the patches that are hidden, in pixels."]
+            hide_patch: usize = 8,
+            #[doc = " Share of the patches that are hidden."]
+            hide_share: f32 = 0.3,
+            #[doc = " Whether patches are hidden in blocks (as in BEiT and iBOT) instead of one by one (as in MAE)."]
+            hide_blocks: bool = false,
             $( #[doc = $doc] $field: $ty = $default, )*
         }
     };
@@ -81,7 +119,8 @@ macro_rules! view_options {
                 if size <= crate::ViewPlan::SMALL { Self::small() } else { Self::default() }
             }
 
-            /// The steps of one kind of view: crop, flip, jitter, grayscale, blur, solarise, erase. Steps of probability 0 are left out.
+            /// The steps of one kind of view: crop, flip, affine, jitter, grayscale, channel drop, posterise, equalise, blur, solarise,
+            /// JPEG, erase, cutout, hidden patches. Steps of probability 0 are left out.
             fn spec(&self, size: usize, scale: (f32, f32), blur_p: f32, solarize_p: f32) -> $crate::ViewSpec {
                 $crate::views::Steps {
                     scale,
@@ -96,6 +135,27 @@ macro_rules! view_options {
                     solarize_p,
                     solarize_threshold: self.solarize_threshold,
                     erase_p: self.erase_p,
+                    affine: $crate::Transform::Affine {
+                        p: self.affine_p,
+                        degrees: self.affine_degrees,
+                        translate: self.affine_translate,
+                        scale: (self.affine_scale_min, self.affine_scale_max),
+                        shear: self.affine_shear,
+                    },
+                    channel_drop: $crate::Transform::ChannelDrop { p: self.channel_drop_p },
+                    posterize: $crate::Transform::Posterize { p: self.posterize_p, bits: self.posterize_bits },
+                    equalize: $crate::Transform::Equalize { p: self.equalize_p },
+                    jpeg: $crate::Transform::Jpeg {
+                        p: self.jpeg_p,
+                        quality: (self.jpeg_quality_min, self.jpeg_quality_max),
+                    },
+                    cutout: $crate::Transform::Cutout { p: self.cutout_p, size: self.cutout_size },
+                    hide: $crate::Transform::HidePatches {
+                        p: self.hide_p,
+                        patch: self.hide_patch,
+                        share: self.hide_share,
+                        blocks: self.hide_blocks,
+                    },
                 }
                 .spec(size)
             }
@@ -133,6 +193,13 @@ struct Steps {
     solarize_p: f32,
     solarize_threshold: u8,
     erase_p: f32,
+    affine: Transform,
+    channel_drop: Transform,
+    posterize: Transform,
+    equalize: Transform,
+    jpeg: Transform,
+    cutout: Transform,
+    hide: Transform,
 }
 
 impl Steps {
@@ -141,15 +208,22 @@ impl Steps {
         let crop =
             Transform::RandomResizedCrop { scale: self.scale, ratio: Transform::CROP_RATIO, interpolation: self.interpolation };
         let steps = [
-            (self.flip_p, Transform::HorizontalFlip { p: self.flip_p }),
-            (self.jitter_p, Transform::ColorJitter { p: self.jitter_p, brightness, contrast, saturation, hue }),
-            (self.gray_p, Transform::Grayscale { p: self.gray_p }),
-            (self.blur_p, Transform::GaussianBlur { p: self.blur_p, sigma: self.blur_sigma, kernel: None }),
-            (self.solarize_p, Transform::Solarize { p: self.solarize_p, threshold: self.solarize_threshold }),
-            (self.erase_p, Transform::erasing(self.erase_p)),
+            Transform::HorizontalFlip { p: self.flip_p },
+            self.affine,
+            Transform::ColorJitter { p: self.jitter_p, brightness, contrast, saturation, hue },
+            Transform::Grayscale { p: self.gray_p },
+            self.channel_drop,
+            self.posterize,
+            self.equalize,
+            Transform::GaussianBlur { p: self.blur_p, sigma: self.blur_sigma, kernel: None },
+            Transform::Solarize { p: self.solarize_p, threshold: self.solarize_threshold },
+            self.jpeg,
+            Transform::erasing(self.erase_p),
+            self.cutout,
+            self.hide,
         ];
         // A probability that is not a number stays, to be refused by the plan's check.
-        let steps = steps.into_iter().filter(|&(p, _)| p != 0.0).map(|(_, step)| step);
+        let steps = steps.into_iter().filter(|step| step.probability() != Some(0.0));
         ViewSpec { size, transforms: std::iter::once(crop).chain(steps).collect() }
     }
 }

@@ -2,50 +2,26 @@
 //!
 //! Every file with an image's ending below the folder is taken, in byte order of the paths. Links are followed, but never in
 //! a circle; hidden files and folders (`.name`) and `__MACOSX` are passed over. A file whose first bytes are no image's is named and
-//! left out at once; one that is damaged further in is found when everything is decoded ([`ImageFolder::into_memory`]) or when
+//! left out at once; one that is damaged further in is found when everything is decoded ([`EncodedImages::into_memory`]) or when
 //! it is read.
 //!
 //! A folder with sub-folders `train` and `test` (or `val`, `valid`, `validation`) has these as its splits ([`splits`]). Whether
 //! other sub-folders are labels is decided in `labels.rs`: [`LabelMode`].
 
-mod decode;
-mod labels;
-mod memory;
 mod single;
 
 use std::path::{Path, PathBuf};
 
-use rayon::prelude::*;
 use walkdir::WalkDir;
 
+use crate::decode::{ENDINGS, has_image_ending};
+use crate::encoded::{EncodedImages, Item, Scan};
+use crate::labels::{self, Labels, Understood};
 use crate::open::{BadFile, LabelMode};
-use crate::{Dataset, Error, Result, Sample};
-use decode::{Header, decode_as, has_image_ending, probe};
-use labels::{Labels, Understood};
+use crate::place::Place;
+use crate::{Error, Result};
 
-pub use decode::{ENDINGS, decode};
 pub use single::SingleImage;
-
-/// Image files below a folder, decoded when asked for, in 8 bits and 1 or 3 channels.
-pub struct ImageFolder {
-    name: String,
-    root: PathBuf,
-    /// Paths below the root, with forward slashes, and where the files lie.
-    files: Vec<(String, PathBuf)>,
-    headers: Vec<Header>,
-    labels: Option<Labels>,
-    channels: usize,
-}
-
-/// What a scan found.
-pub struct Scan {
-    /// The images.
-    pub folder: ImageFolder,
-    /// Files with an image's ending that are none, by path below the folder.
-    pub bad: Vec<BadFile>,
-    /// How sub-folders were understood.
-    pub understood: String,
-}
 
 /// The folders of a data set's splits.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -56,115 +32,57 @@ pub struct Splits {
     pub test: Option<PathBuf>,
 }
 
-impl ImageFolder {
-    /// Looks through `root`. The header of every file is read, in parallel, for its form, size and colour.
-    ///
-    /// `classes` are those of another split, which this one is labelled by (`Some(&[])`: not labelled); without them,
-    /// sub-folders are understood by `mode`.
-    ///
-    /// # Errors
-    /// A folder that can't be read or holds no image; labels that were demanded and can't be; under `strict` the first bad
-    /// file.
-    pub fn scan(root: &Path, mode: LabelMode, classes: Option<&[String]>, strict: bool) -> Result<Scan> {
-        let (found, mut bad) = walk(root, strict)?;
-        let probed: Vec<Result<Header>> = found.par_iter().map(|(_, path)| probe(path)).collect();
-        let (mut files, mut headers) = (Vec::new(), Vec::new());
-        for (file, result) in found.into_iter().zip(probed) {
-            match result {
-                Ok(header) => {
-                    files.push(file);
-                    headers.push(header);
-                }
-                Err(e) if strict => return Err(e),
-                Err(e) => bad.push(BadFile::new(file.0, &e)),
-            }
-        }
-        bad.sort_unstable_by(|a, b| a.id.cmp(&b.id));
-        if files.is_empty() {
-            let more = match bad.first() {
-                Some(first) => format!("; {} with an image's ending can't be read, such as {first}", bad.len()),
-                None => format!(" (looked for {})", ENDINGS.join(", ")),
-            };
-            return Err(Error::NotFound(format!("{}: no image in this folder{more}", root.display())));
-        }
-        let name = root.file_name().map_or_else(|| root.display().to_string(), |n| n.to_string_lossy().into_owned());
-        let channels = if headers.iter().all(|h| h.gray) { 1 } else { 3 };
-        let mut folder = Self { name, root: root.to_path_buf(), files, headers, labels: None, channels };
-        let understood = folder.understand(mode, classes)?;
-        Ok(Scan { folder, bad, understood })
+/// Looks through `root`. The header of every file is read, in parallel, for its form, size and colour.
+///
+/// `classes` are those of another split, which this one is labelled by (`Some(&[])`: not labelled); without them,
+/// sub-folders are understood by `mode`.
+///
+/// # Errors
+/// A folder that can't be read or holds no image; labels that were demanded and can't be; under `strict` the first bad
+/// file.
+pub fn scan(root: &Path, mode: LabelMode, classes: Option<&[String]>, strict: bool) -> Result<Scan> {
+    let (found, mut bad) = walk(root, strict)?;
+    let items = found.into_iter().map(|(id, path)| Item { id, place: Place::File(path) }).collect();
+    let name = root.file_name().map_or_else(|| root.display().to_string(), |n| n.to_string_lossy().into_owned());
+    let (mut images, _, more) = EncodedImages::probe(name, root.to_path_buf(), items, strict)?;
+    bad.extend(more);
+    bad.sort_unstable_by(|a, b| a.id.cmp(&b.id));
+    if images.items.is_empty() {
+        let more = match bad.first() {
+            Some(first) => format!("; {} with an image's ending can't be read, such as {first}", bad.len()),
+            None => format!(" (looked for {})", ENDINGS.join(", ")),
+        };
+        return Err(Error::NotFound(format!("{}: no image in this folder{more}", root.display())));
     }
-
-    /// Leaves only the images `index`.
-    #[must_use]
-    pub fn keep(self, index: &[usize]) -> Self {
-        let labels = self.labels.map(|l| Labels { of: index.iter().map(|&i| l.of[i]).collect(), ..l });
-        let mut files: Vec<Option<(String, PathBuf)>> = self.files.into_iter().map(Some).collect();
-        let files = index.iter().filter_map(|&i| files[i].take()).collect();
-        Self { files, headers: index.iter().map(|&i| self.headers[i]).collect(), labels, ..self }
-    }
-
-    /// Bytes that all images take when decoded.
-    pub fn decoded_bytes(&self) -> u64 {
-        self.headers.iter().map(|h| h.bytes(self.channels)).sum()
-    }
-
-    /// Labels by sub-folder, if they are any; says how they were understood.
-    fn understand(&mut self, mode: LabelMode, classes: Option<&[String]>) -> Result<String> {
-        let paths: Vec<String> = self.files.iter().map(|(id, _)| id.clone()).collect();
-        let impossible = |why: String| Error::BadSetting(format!("{}: sub-folders can't be labels: {why}", self.root.display()));
-        match classes {
-            Some([]) => Ok("no labels, as in training images".into()),
-            Some(classes) => match labels::of_known(&paths, classes) {
-                Ok(of) => {
-                    self.labels = Some(Labels { of, classes: classes.to_vec() });
-                    Ok(String::new())
-                }
-                Err(path) if mode == LabelMode::Folder => {
-                    Err(impossible(format!("{path} is in none of the classes of the training images ({})", classes.join(", "))))
-                }
-                Err(path) => Ok(format!("{path} is in none of the classes of the training images")),
-            },
-            None => match labels::understand(&paths, mode) {
-                Understood::Labels(labels) => {
-                    let text = format!("labels by sub-folder: {} classes", labels.classes.len());
-                    self.labels = Some(labels);
-                    Ok(text)
-                }
-                Understood::Unlabelled(why) => Ok(why),
-                Understood::Impossible(why) => Err(impossible(why)),
-            },
-        }
-    }
+    let understood = understand(&mut images, mode, classes)?;
+    Ok(Scan { images, bad, understood })
 }
 
-impl Dataset for ImageFolder {
-    fn name(&self) -> &str {
-        &self.name
-    }
-    fn len(&self) -> usize {
-        self.files.len()
-    }
-    fn get(&self, index: usize) -> Result<Sample> {
-        match self.files.get(index) {
-            Some((_, path)) => Ok(Sample { image: decode_as(path, self.channels)?, label: self.label(index) }),
-            None => Err(Error::BadSetting(format!("{}: image {index} of {} does not exist", self.name, self.len()))),
-        }
-    }
-    fn label(&self, index: usize) -> Option<u32> {
-        self.labels.as_ref().and_then(|l| l.of.get(index).copied())
-    }
-    fn classes(&self) -> Option<&[String]> {
-        self.labels.as_ref().map(|l| l.classes.as_slice())
-    }
-    fn id(&self, index: usize) -> String {
-        self.files.get(index).map_or_else(|| format!("#{index}"), |(id, _)| id.clone())
-    }
-    fn channels(&self) -> usize {
-        self.channels
-    }
-    fn side(&self) -> Option<(u32, u32)> {
-        let first = self.headers.first()?.size;
-        self.headers.iter().all(|h| h.size == first).then_some(first)
+/// Labels by sub-folder, if they are any; says how they were understood.
+fn understand(images: &mut EncodedImages, mode: LabelMode, classes: Option<&[String]>) -> Result<String> {
+    let paths: Vec<String> = images.items.iter().map(|item| item.id.clone()).collect();
+    let impossible = |why: String| Error::BadSetting(format!("{}: sub-folders can't be labels: {why}", images.root.display()));
+    match classes {
+        Some([]) => Ok("no labels, as in training images".into()),
+        Some(classes) => match labels::of_known(&paths, classes) {
+            Ok(of) => {
+                images.labels = Some(Labels { of, classes: classes.to_vec() });
+                Ok(String::new())
+            }
+            Err(path) if mode == LabelMode::Folder => {
+                Err(impossible(format!("{path} is in none of the classes of the training images ({})", classes.join(", "))))
+            }
+            Err(path) => Ok(format!("{path} is in none of the classes of the training images")),
+        },
+        None => match labels::understand(&paths, mode) {
+            Understood::Labels(labels) => {
+                let text = format!("labels by sub-folder: {} classes", labels.classes.len());
+                images.labels = Some(labels);
+                Ok(text)
+            }
+            Understood::Unlabelled(why) => Ok(why),
+            Understood::Impossible(why) => Err(impossible(why)),
+        },
     }
 }
 

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use image::DynamicImage;
 
-use super::decode;
+use crate::decode::decode;
 use crate::{Dataset, Error, Result, Sample};
 
 /// One image file.

@@ -4,11 +4,9 @@
 //! candle-datasets reads CIFAR-10's binaries, but only files of exactly 10,000 records, and not CIFAR-100; its Parquet loader
 //! transposes height and width.
 
-use std::io::Read;
-use std::path::{Component, Path};
+use std::path::Path;
 
-use flate2::read::GzDecoder;
-
+use super::archive;
 use crate::{Error, PackedImages, Result};
 
 /// Which of the two.
@@ -122,47 +120,12 @@ fn pack(path: &Path, kind: Kind, names: &[String], found: Vec<Option<Vec<u8>>>, 
     PackedImages::new(name, pixels, (SIDE as u32, SIDE as u32, 3), Some(labels), classes)
 }
 
-fn contents(path: &Path, names: &[String], list: &str) -> Result<Vec<Option<Vec<u8>>>> {
-    if path.is_dir() { from_folder(path, names, list) } else { from_archive(path, names, list) }
-}
-
 /// The contents of `names` and of the list of classes, in that order; `None` for what is missing.
-fn from_folder(path: &Path, names: &[String], list: &str) -> Result<Vec<Option<Vec<u8>>>> {
-    let read = |name: &str| {
-        let file = path.join(name);
-        if file.exists() { std::fs::read(&file).map(Some).map_err(Error::io(file)) } else { Ok(None) }
-    };
-    names.iter().map(String::as_str).chain([list]).map(read).collect()
-}
-
-/// The same out of a gzipped tar archive. Members are looked at by file name only, those with absolute paths or `..` not at all, and
-/// nothing is written anywhere.
-fn from_archive(path: &Path, names: &[String], list: &str) -> Result<Vec<Option<Vec<u8>>>> {
+fn contents(path: &Path, names: &[String], list: &str) -> Result<Vec<Option<Vec<u8>>>> {
     /// More than the largest member (CIFAR-100's training records, 153.7 MB).
     const MOST: u64 = 200_000_000;
-    let file = std::fs::File::open(path).map_err(Error::io(path))?;
-    let damaged = |e: std::io::Error| Error::bad(path, format!("damaged archive: {e}"));
-    let mut archive = tar::Archive::new(GzDecoder::new(std::io::BufReader::new(file)));
-    let mut found = vec![None; names.len() + 1];
-    for entry in archive.entries().map_err(damaged)? {
-        let mut entry = entry.map_err(damaged)?;
-        let Ok(member) = entry.path().map(std::borrow::Cow::into_owned) else { continue };
-        let plain = member.components().all(|c| matches!(c, Component::Normal(_) | Component::CurDir));
-        if !entry.header().entry_type().is_file() || !plain {
-            continue;
-        }
-        let name = member.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
-        let slot = if name == list { Some(names.len()) } else { names.iter().position(|n| *n == name) };
-        if let Some(slot) = slot {
-            if entry.size() > MOST {
-                return Err(Error::bad(path, format!("{name} in it has {} bytes, expected at most {MOST}", entry.size())));
-            }
-            let mut raw = Vec::new();
-            entry.by_ref().take(MOST).read_to_end(&mut raw).map_err(damaged)?;
-            found[slot] = Some(raw);
-        }
-    }
-    Ok(found)
+    let names: Vec<String> = names.iter().cloned().chain([list.to_string()]).collect();
+    archive::contents(path, &names, MOST)
 }
 
 #[cfg(test)]

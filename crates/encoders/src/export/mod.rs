@@ -92,6 +92,12 @@ impl Export<'_> {
     /// # Errors
     /// A format that can't hold this encoder, with the reason; a folder that can't be written.
     pub fn write(&self, dir: &Path, format: Format) -> Result<Vec<PathBuf>> {
+        if format != Format::Safetensors && matches!(self.spec.arch, Arch::ViT(shape) if shape.backbone.is_some()) {
+            return Err(Error::Unsupported(format!(
+                "{} has no home elsewhere: its patches are cut from a small residual network's maps; only `safetensors` holds it",
+                self.spec.name
+            )));
+        }
         let tensors = self.params.snapshot()?;
         let home = homes::home(self, format)?;
         std::fs::create_dir_all(dir).map_err(|source| Error::Io { path: dir.into(), source })?;

@@ -1,5 +1,7 @@
 //! One image file: its header, its pixels, and whether it is all there.
 
+mod jpeg;
+
 use std::fs::File;
 use std::io::{Cursor, Read};
 use std::path::Path;
@@ -14,10 +16,12 @@ pub const ENDINGS: [&str; 13] = ["jpg", "jpeg", "jpe", "png", "bmp", "gif", "web
 
 /// Largest side of an image that is read at all.
 const MAX_SIDE: u32 = 30_000;
-/// Largest image that is read at all, decoded or as a file.
-const MAX_BYTES: u64 = 1 << 30;
+/// Most pixels of an image that is read at all: what Pillow, too, takes for a decompression bomb.
+const MAX_PIXELS: u64 = 178_956_970;
+/// Largest file that is read, and most memory that a decoder may take.
+pub(crate) const MAX_BYTES: u64 = 1 << 30;
 /// Enough of a file for the header of nearly every image.
-const HEAD: u64 = 64 << 10;
+pub(crate) const HEAD: u64 = 64 << 10;
 
 /// What an image's header says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -42,107 +46,101 @@ pub(crate) fn has_image_ending(path: &Path) -> bool {
 
 /// Decodes an image file of any known form by its content, turned upright by its EXIF orientation.
 ///
+/// Of moving pictures the first frame is taken; palettes become colours, CMYK becomes RGB.
+///
 /// # Errors
-/// A file that can't be read or decoded, a JPEG that breaks off, an image larger than 30,000 pixels a side or 1 GiB decoded.
+/// A file that can't be read or decoded, a JPEG that breaks off, an image of more than 30,000 pixels a side or 179 million in all.
 pub fn decode(path: &Path) -> Result<DynamicImage> {
-    let raw = content(path, MAX_BYTES + 1)?;
+    decode_bytes(&content(path, MAX_BYTES + 1)?, path)
+}
+
+/// Decodes the content of an image file, as [`decode`]; `name` is told in errors.
+///
+/// # Errors
+/// As [`decode`].
+pub fn decode_bytes(raw: &[u8], name: &Path) -> Result<DynamicImage> {
     if raw.len() as u64 > MAX_BYTES {
-        return Err(bad(path, "larger than 1 GiB"));
+        return Err(bad(name, "larger than 1 GiB"));
     }
-    if raw.starts_with(&[0xff, 0xd8]) && !jpeg_is_whole(&raw) {
-        return Err(bad(path, "the JPEG data breaks off before its end"));
+    if raw.starts_with(&[0xff, 0xd8]) {
+        return jpeg::decode(raw, name);
     }
-    let mut decoder = decoder(&raw, path)?;
+    let mut decoder = decoder(raw, name)?;
+    let (width, height) = decoder.dimensions();
+    check_size(width, height, name)?;
     if decoder.total_bytes() > MAX_BYTES {
-        let (w, h) = decoder.dimensions();
-        return Err(bad(path, format!("{w} × {h} pixels are more than 1 GiB")));
+        return Err(bad(name, format!("{width} × {height} pixels take more than 1 GiB")));
     }
     let orientation = decoder.orientation().unwrap_or(Orientation::NoTransforms);
-    let mut image = DynamicImage::from_decoder(decoder).map_err(|e| bad(path, e))?;
+    let mut image = DynamicImage::from_decoder(decoder).map_err(|e| bad(name, e))?;
     image.apply_orientation(orientation);
     Ok(image)
 }
 
-/// As [`decode`], in 8 bits and 1 or 3 channels: alpha is dropped, gray repeated.
-pub(crate) fn decode_as(path: &Path, channels: usize) -> Result<DynamicImage> {
-    let image = decode(path)?;
+/// As [`decode_bytes`], in 8 bits and 1 or 3 channels: alpha is dropped, gray repeated.
+pub(crate) fn decode_as(raw: &[u8], name: &Path, channels: usize) -> Result<DynamicImage> {
+    let image = decode_bytes(raw, name)?;
     Ok(if channels == 1 { image.into_luma8().into() } else { image.into_rgb8().into() })
 }
 
-/// Reads an image's header, and where possible no more of the file than that.
+/// Reads an image's header from the beginning of its content.
 ///
 /// # Errors
-/// A file that can't be read, or begins as no image does.
-pub(crate) fn probe(path: &Path) -> Result<Header> {
-    let head = content(path, HEAD)?;
-    match header(&head, path) {
-        // The header may be longer than what was read.
-        Err(_) if head.len() as u64 == HEAD => header(&content(path, MAX_BYTES)?, path),
-        found => found,
-    }
-}
-
-fn header(raw: &[u8], path: &Path) -> Result<Header> {
-    let mut decoder = decoder(raw, path)?;
+/// Content that begins as no image does, or says that the image is larger than any that is read.
+pub(crate) fn header(raw: &[u8], name: &Path) -> Result<Header> {
+    let mut decoder = decoder(raw, name)?;
     let (w, h) = decoder.dimensions();
-    if w == 0 || h == 0 {
-        return Err(bad(path, format!("{w} × {h} pixels")));
-    }
-    use Orientation::{Rotate90, Rotate90FlipH, Rotate270, Rotate270FlipH};
-    let turned = matches!(decoder.orientation(), Ok(Rotate90 | Rotate270 | Rotate90FlipH | Rotate270FlipH));
+    check_size(w, h, name)?;
+    let turned = swaps_sides(decoder.orientation().unwrap_or(Orientation::NoTransforms));
     Ok(Header { size: if turned { (h, w) } else { (w, h) }, gray: !decoder.color_type().has_color() })
 }
 
-fn decoder<'a>(raw: &'a [u8], path: &Path) -> Result<impl ImageDecoder + 'a> {
-    if raw.is_empty() {
-        return Err(bad(path, "the file is empty"));
+fn swaps_sides(orientation: Orientation) -> bool {
+    use Orientation::{Rotate90, Rotate90FlipH, Rotate270, Rotate270FlipH};
+    matches!(orientation, Rotate90 | Rotate270 | Rotate90FlipH | Rotate270FlipH)
+}
+
+fn check_size(width: u32, height: u32, name: &Path) -> Result<()> {
+    if width == 0 || height == 0 {
+        return Err(bad(name, format!("it says to be {width} × {height} pixels large")));
     }
-    let mut reader = ImageReader::new(Cursor::new(raw)).with_guessed_format().map_err(Error::io(path))?;
+    if width.max(height) > MAX_SIDE || u64::from(width) * u64::from(height) > MAX_PIXELS {
+        let most = format!("at most {MAX_SIDE} a side and {} million in all are read", MAX_PIXELS / 1_000_000);
+        return Err(bad(name, format!("it says to be {width} × {height} pixels large; {most}")));
+    }
+    Ok(())
+}
+
+fn decoder<'a>(raw: &'a [u8], name: &Path) -> Result<impl ImageDecoder + 'a> {
+    if raw.is_empty() {
+        return Err(bad(name, "the file is empty"));
+    }
+    let mut reader = ImageReader::new(Cursor::new(raw)).with_guessed_format().map_err(Error::io(name))?;
     if reader.format().is_none() {
-        return Err(bad(path, "its content begins as no known form of image does"));
+        return Err(bad(name, "its content begins as no known form of image does"));
     }
     let mut limits = Limits::default();
     limits.max_image_width = Some(MAX_SIDE);
     limits.max_image_height = Some(MAX_SIDE);
     limits.max_alloc = Some(MAX_BYTES);
     reader.limits(limits);
-    reader.into_decoder().map_err(|e| bad(path, e))
+    reader.into_decoder().map_err(|e| bad(name, e))
 }
 
-/// The first `most` bytes of a file.
-fn content(path: &Path, most: u64) -> Result<Vec<u8>> {
+/// The first `most` bytes of a regular file; anything else that has a name (a pipe, a device) is an error and not waited for.
+pub(crate) fn content(path: &Path, most: u64) -> Result<Vec<u8>> {
+    let about = std::fs::metadata(path).map_err(Error::io(path))?;
+    if !about.is_file() {
+        return Err(bad(path, "it is no regular file"));
+    }
     let file = File::open(path).map_err(Error::io(path))?;
-    let size = file.metadata().map_or(0, |m| m.len());
-    let mut raw = Vec::with_capacity(size.min(most).min(MAX_BYTES) as usize);
+    let mut raw = Vec::with_capacity(about.len().min(most).min(MAX_BYTES) as usize);
     file.take(most).read_to_end(&mut raw).map_err(Error::io(path))?;
     Ok(raw)
 }
 
 fn bad(path: &Path, reason: impl ToString) -> Error {
     Error::BadImage { path: path.to_path_buf(), reason: reason.to_string().replace('\n', " ") }
-}
-
-/// Whether a JPEG's segments (ITU-T T.81, annex B) go on to the end-of-image marker. Decoders fill what is missing with gray and
-/// say nothing, and an encoder would learn from that.
-fn jpeg_is_whole(raw: &[u8]) -> bool {
-    let mut at = 2;
-    loop {
-        // To the next marker: a byte 0xff followed by neither a stuffed zero nor more filling.
-        while at + 1 < raw.len() && (raw[at] != 0xff || matches!(raw[at + 1], 0x00 | 0xff)) {
-            at += 1;
-        }
-        let Some(&marker) = raw.get(at + 1) else { return false };
-        at += 2;
-        match marker {
-            0xd9 => return true,
-            // Without length: restart markers, start of image, TEM.
-            0xd0..=0xd8 | 0x01 => {}
-            _ => match raw.get(at..at + 2) {
-                Some(length) => at += usize::from(u16::from_be_bytes([length[0], length[1]])),
-                None => return false,
-            },
-        }
-    }
 }
 
 #[cfg(test)]
@@ -190,7 +188,7 @@ mod tests {
             encoder.encode_image(&picture())?;
             let image = decode(&path)?;
             assert_eq!((image.width(), image.height()), size, "orientation {value}");
-            assert_eq!(probe(&path)?, Header { size, gray: false });
+            assert_eq!(header(&content(&path, HEAD)?, &path)?, Header { size, gray: false });
             let corner = image.to_rgb8().get_pixel(if value == 6 { 59 } else { 0 }, if value == 8 { 89 } else { 0 }).0;
             let want = if value == 3 { picture().get_pixel(89, 59).0 } else { picture().get_pixel(0, 0).0 };
             assert!(corner.iter().zip(want).all(|(a, b)| a.abs_diff(b) < 40), "orientation {value}: {corner:?} {want:?}");
@@ -205,7 +203,7 @@ mod tests {
         std::fs::write(&path, b"P5 29000 29000 65535\n\0")?;
         assert!(decode(&path).is_err());
         std::fs::write(&path, b"P5 4000000000 2 255\n\0")?;
-        assert!(decode(&path).is_err() && probe(&path).is_err());
+        assert!(decode(&path).is_err() && header(&content(&path, HEAD)?, &path).is_err());
         Ok(())
     }
 }

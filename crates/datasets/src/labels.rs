@@ -15,13 +15,13 @@ const LABELLED_FROM: usize = 5;
 
 /// Labels, one an image, and the names of the classes in byte order.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Labels {
-    pub(super) of: Vec<u32>,
-    pub(super) classes: Vec<String>,
+pub(crate) struct Labels {
+    pub(crate) of: Vec<u32>,
+    pub(crate) classes: Vec<String>,
 }
 
 /// How the sub-folders of images were understood.
-pub(super) enum Understood {
+pub(crate) enum Understood {
     /// As labels.
     Labels(Labels),
     /// Not as labels, because.
@@ -31,7 +31,7 @@ pub(super) enum Understood {
 }
 
 /// Applies the rule to paths (with forward slashes) below the folder of a split.
-pub(super) fn understand(paths: &[String], mode: LabelMode) -> Understood {
+pub(crate) fn understand(paths: &[String], mode: LabelMode) -> Understood {
     if mode == LabelMode::None {
         return Understood::Unlabelled("no labels, as asked for".into());
     }
@@ -58,7 +58,7 @@ pub(super) fn understand(paths: &[String], mode: LabelMode) -> Understood {
 }
 
 /// The labels of images whose classes are known from another split; `Err` with the path of an image of none of them.
-pub(super) fn of_known<'a>(paths: &'a [String], classes: &[String]) -> Result<Vec<u32>, &'a str> {
+pub(crate) fn of_known<'a>(paths: &'a [String], classes: &[String]) -> Result<Vec<u32>, &'a str> {
     let label = |p: &'a String| {
         let found = first_folder(p).and_then(|f| classes.binary_search_by(|c| c.as_str().cmp(f)).ok());
         found.map(|l| l as u32).ok_or(p.as_str())

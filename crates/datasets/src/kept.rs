@@ -1,33 +1,32 @@
-//! A folder's images decoded once and kept: no image is decoded twice, and every bad file is known before training begins.
+//! Encoded images decoded once and kept: no image is decoded twice, and every bad file is known before training begins.
 
 use image::{DynamicImage, GrayImage, RgbImage};
 use rayon::prelude::*;
 
-use super::ImageFolder;
-use super::decode::decode_as;
-use super::labels::Labels;
+use crate::encoded::EncodedImages;
+use crate::labels::Labels;
 use crate::open::BadFile;
 use crate::{Dataset, Error, Result, Sample};
 
-impl ImageFolder {
+impl EncodedImages {
     /// Decodes everything, in parallel: (the images that can be read, the files that can't).
     ///
     /// # Errors
     /// Under `strict` the first bad file; no readable image at all.
     pub fn into_memory(self, strict: bool) -> Result<(InMemory, Vec<BadFile>)> {
         let decoded: Vec<Result<Pixels>> =
-            self.files.par_iter().map(|(_, path)| Ok(Pixels::new(decode_as(path, self.channels)?))).collect();
-        let total = self.files.len();
+            self.items.par_iter().map(|item| Ok(Pixels::new(item.decode(&self.root, self.channels)?))).collect();
+        let total = self.items.len();
         let (mut images, mut ids, mut kept, mut bad) = (Vec::with_capacity(total), Vec::new(), Vec::new(), Vec::new());
-        for (i, (result, (id, _))) in decoded.into_iter().zip(self.files).enumerate() {
+        for (i, (result, item)) in decoded.into_iter().zip(self.items).enumerate() {
             match result {
                 Ok(image) => {
                     images.push(image);
-                    ids.push(id);
+                    ids.push(item.id);
                     kept.push(i);
                 }
                 Err(e) if strict => return Err(e),
-                Err(e) => bad.push(BadFile::new(id, &e)),
+                Err(e) => bad.push(BadFile::new(item.id, &e)),
             }
         }
         if let (true, Some(first)) = (images.is_empty(), bad.first()) {
