@@ -1,6 +1,6 @@
 //! `bench`: measurements by the program itself, and the same training step in PyTorch beside it.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
 
 use anyhow::{Context, Result, bail};
@@ -8,6 +8,7 @@ use clap::{Args, Subcommand};
 
 use crate::shell;
 
+mod knn;
 mod report;
 
 use report::{Comparison, Machine, Measurement};
@@ -29,6 +30,8 @@ pub enum BenchCommand {
     },
     /// The training step against PyTorch's, in turn, into docs/benchmarks.md.
     Peers(PeersArgs),
+    /// The exact k-NN search against FAISS's, in turn, and whether both find the same neighbours.
+    Knn(knn::KnnArgs),
 }
 
 /// What to compare, and with which program.
@@ -119,6 +122,7 @@ pub fn run(command: &BenchCommand) -> Result<()> {
         BenchCommand::Step { extra } => shell::run(&mut shell::twinsight(&["bench", "step"], extra)),
         BenchCommand::Demo { extra } => shell::run(&mut shell::twinsight(&["demo"], extra)),
         BenchCommand::Peers(args) => peers(args),
+        BenchCommand::Knn(args) => knn::run(args),
     }
 }
 
@@ -186,9 +190,12 @@ fn label(pair: u32) -> String {
 /// Builds the program for release and says where it is.
 fn build() -> Result<PathBuf> {
     shell::run(&mut shell::cargo(&["build", "--release", "--locked", "--package", "twinsight"]))?;
-    let metadata = metadata()?;
-    let name = format!("twinsight{}", std::env::consts::EXE_SUFFIX);
-    Ok(Path::new(metadata.target_directory.as_str()).join("release").join(name))
+    Ok(target_dir()?.join("release").join(format!("twinsight{}", std::env::consts::EXE_SUFFIX)))
+}
+
+/// Where cargo builds.
+fn target_dir() -> Result<PathBuf> {
+    Ok(metadata()?.target_directory.into_std_path_buf())
 }
 
 /// The program's version, with the commit where git tells it.

@@ -2,6 +2,7 @@
 //! workspace, so that checks run even where the crates do not build.
 
 mod bench;
+mod browser_test;
 mod ci;
 mod data;
 mod shell;
@@ -38,6 +39,8 @@ enum Command {
         #[command(subcommand)]
         command: data::DataCommand,
     },
+    /// Open a run's report in headless Chromium: every section, a picture on hover, no error, no request.
+    BrowserTest(browser_test::BrowserTestArgs),
     /// Train with a recipe.
     Train(train::TrainArgs),
     /// Measure speed.
@@ -53,6 +56,7 @@ fn main() -> ExitCode {
         Command::Ci => ci::run(),
         Command::Tidy => tidy::run(),
         Command::Data { command } => data::run(&command),
+        Command::BrowserTest(args) => browser_test::run(&args),
         Command::Train(args) => train::run(&args),
         Command::Bench { command } => bench::run(&command),
     };

@@ -82,7 +82,7 @@ impl Features {
         Matrix { data: &self.rows, rows: self.index.len(), dim: self.dim }
     }
 
-    fn extend(&mut self, other: &Self) {
+    pub(crate) fn extend(&mut self, other: &Self) {
         self.rows.extend_from_slice(&other.rows);
         self.index.extend_from_slice(&other.index);
         self.labels.extend_from_slice(&other.labels);
@@ -95,9 +95,17 @@ impl Evaluation {
     /// # Errors
     /// A failing forward pass or search.
     pub fn held_out_accuracy(&self, encoder: &dyn Encoder, device: &Device) -> Result<Chosen> {
+        Ok(self.held_out_with_features(encoder, device)?.0)
+    }
+
+    /// As [`Evaluation::held_out_accuracy`], with the features of the held-out images.
+    ///
+    /// # Errors
+    /// A failing forward pass or search.
+    pub fn held_out_with_features(&self, encoder: &dyn Encoder, device: &Device) -> Result<(Chosen, Features)> {
         let bank = encode(&*self.bank, encoder, &self.plan, self.config.batch, device)?;
         let queries = encode(&*self.held_out, encoder, &self.plan, self.config.batch, device)?;
-        self.choose(&bank, &queries)
+        Ok((self.choose(&bank, &queries)?, queries))
     }
 
     /// The whole protocol on an encoder's features.

@@ -19,6 +19,8 @@ pub struct Trained {
     pub plan: ViewPlan,
     /// The settings of the run that it comes from, where that is known.
     pub config: Option<RunConfig>,
+    /// The file that it was read from.
+    pub file: std::path::PathBuf,
     device: Device,
 }
 
@@ -54,7 +56,7 @@ impl Trained {
             ..ViewPlan::eval(config.image_size, config.channels)
         };
         plan.check()?;
-        Ok(Self { encoder: loaded.encoder, plan, config: run, device })
+        Ok(Self { encoder: loaded.encoder, plan, config: run, file, device })
     }
 
     /// One vector an image, by batches of `batch`.
@@ -63,6 +65,14 @@ impl Trained {
     /// A failing forward pass; images none of which can be read.
     pub fn embed(&self, dataset: &dyn Dataset, batch: usize) -> Result<Features> {
         encode(dataset, &*self.encoder, &self.plan, batch, &self.device)
+    }
+
+    /// The features of the labelled images of `evaluation`, for protocols that look at them in several ways.
+    ///
+    /// # Errors
+    /// A failing forward pass.
+    pub fn encoded(&self, evaluation: &Evaluation) -> Result<crate::protocols::Encoded> {
+        crate::protocols::Encoded::new(evaluation, &*self.encoder, &self.device)
     }
 
     /// k-NN accuracy of its features by `evaluation`'s protocol.
