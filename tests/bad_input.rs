@@ -104,7 +104,7 @@ fn a_run_folder_is_never_overwritten_and_a_damaged_checkpoint_is_told() -> Resul
     let encoder = cache.join("half.safetensors");
     std::fs::write(&encoder, &before[..before.len() / 2])?;
     refused(cache, &["embed", "half.safetensors", "--data", "pictures", "--out", "v.npy"], &["half.safetensors"])?;
-    refused(cache, &["embed", "run", "--data", "pictures", "--out", "v.parket"], &[".npy or .csv"])?;
+    refused(cache, &["embed", "run", "--data", "pictures", "--out", "v.parket"], &[".parquet, .npy or .csv"])?;
     refused(cache, &["resume", "nowhere"], &["nowhere"])?;
     refused(cache, &["resume", "pictures"], &["config.toml"])?;
     refused(cache, &["knn", "run"], &["labels"])?;

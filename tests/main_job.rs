@@ -49,7 +49,7 @@ fn training_lifts_knn_above_the_untrained_encoder() -> Result<()> {
     }
     ensure!(steps >= 4 && knn == 4, "{steps} steps and {knn} evaluations were logged");
     let page = std::fs::read_to_string(folder.join("report.html"))?;
-    for part in ["Figures", "Curves", "Views", "Map", "Nearest neighbours", "Configuration"] {
+    for part in ["Figures", "Curves", "Views", "Map", "Nearest neighbours", "Clusters", "Confusion", "Configuration"] {
         ensure!(page.contains(&format!("<h2>{part}</h2>")), "the report has no {part}");
     }
     ensure!(!page.contains("http://") && !page.contains("https://"), "the report must not reach for the network");
@@ -89,9 +89,27 @@ fn every_registry_can_be_listed() -> Result<()> {
         let names: Vec<&str> = rows.as_array().context("a list")?.iter().filter_map(|r| r["name"].as_str()).collect();
         ensure!(names.contains(&name), "{what}: {names:?}");
     }
-    for command in
-        ["demo", "train", "resume", "data", "knn", "embed", "import", "export", "attention", "info", "views", "list", "bench"]
-    {
+    for command in [
+        "demo",
+        "train",
+        "resume",
+        "data",
+        "knn",
+        "eval",
+        "embed",
+        "import",
+        "export",
+        "attention",
+        "info",
+        "classify",
+        "search",
+        "duplicates",
+        "cluster",
+        "report",
+        "views",
+        "list",
+        "bench",
+    ] {
         let (code, text, _) = run(dir.path(), &[command, "--help"])?;
         ensure!(code == 0 && text.contains("Examples:"), "{command} --help has no examples");
     }

@@ -8,6 +8,7 @@ use clap::{Args, Subcommand};
 
 use crate::shell;
 
+mod knn;
 mod methods;
 mod report;
 mod section;
@@ -34,6 +35,8 @@ pub enum BenchCommand {
     Peers(PeersArgs),
     /// Every method with its small recipe on a folder of labelled images, into docs/benchmarks.md.
     Methods(methods::MethodsArgs),
+    /// The exact k-NN search against FAISS's, in turn, and whether both find the same neighbours.
+    Knn(knn::KnnArgs),
 }
 
 /// What to compare, and with which program.
@@ -125,6 +128,7 @@ pub fn run(command: &BenchCommand) -> Result<()> {
         BenchCommand::Demo { extra } => shell::run(&mut shell::twinsight(&["demo"], extra)),
         BenchCommand::Peers(args) => peers(args),
         BenchCommand::Methods(args) => methods::run(args),
+        BenchCommand::Knn(args) => knn::run(args),
     }
 }
 

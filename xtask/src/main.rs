@@ -2,6 +2,7 @@
 //! workspace, so that checks run even where the crates do not build.
 
 mod bench;
+mod browser_test;
 mod ci;
 mod data;
 mod docs;
@@ -43,6 +44,8 @@ enum Command {
     },
     /// Write the pages in docs/ that are made of the registries.
     Docs,
+    /// Open a run's report in headless Chromium: every section, a picture on hover, no error, no request.
+    BrowserTest(browser_test::BrowserTestArgs),
     /// Train with a recipe.
     Train(train::TrainArgs),
     /// Compare weights and features with PyTorch's homes, both ways.
@@ -61,6 +64,7 @@ fn main() -> ExitCode {
         Command::Tidy => tidy::run(),
         Command::Data { command } => data::run(&command),
         Command::Docs => docs::run(),
+        Command::BrowserTest(args) => browser_test::run(&args),
         Command::Train(args) => train::run(&args),
         Command::Interop(args) => interop::run(&args),
         Command::Bench { command } => bench::run(&command),

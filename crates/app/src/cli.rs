@@ -60,12 +60,20 @@ pub enum Command {
   twinsight knn runs/pictures-simclr
   twinsight knn runs/pictures-simclr/encoder.safetensors --data cifar10 --json")]
     Knn(KnnArgs),
-    /// Write one vector an image, as npy or CSV.
+    /// Accuracy with labels: our own protocol and those that others print, with linear classifiers and fine-tuning on request.
     #[command(after_help = "Examples:
+  twinsight eval runs/pictures-simclr
+  twinsight eval runs/cifar-seed0 runs/cifar-seed1 runs/cifar-seed2 --protocol own
+  twinsight eval runs/pictures-simclr --protocol simclr --shares 0.01,0.1,1 --seeds 3
+  twinsight eval runs/pictures-simclr --protocol own --fine-tune full --shares 0.1")]
+    Eval(EvalArgs),
+    /// Write one vector an image, as Parquet, npy or CSV.
+    #[command(after_help = "Examples:
+  twinsight embed runs/pictures-simclr --data ~/pictures --out vectors.parquet
   twinsight embed runs/pictures-simclr --data ~/pictures --out vectors.npy
   twinsight embed runs/pictures-simclr --data ~/pictures --out vectors.csv
 
-An .npy file comes with an .images.csv beside it that names the image (and label) of each row.")]
+A Parquet file has the columns path, label (where there are labels) and vector (a fixed-size list). An .npy file comes with an .images.csv beside it that names the image (and label) of each row.")]
     Embed(EmbedArgs),
     /// Turn a file of weights from elsewhere into an encoder file of this program.
     #[command(after_help = "Examples:
@@ -93,6 +101,34 @@ those of torchvision, timm, transformers, DINO, DINOv2, MoCo, lightly or solo-le
   twinsight info vit_small --size 96 --batch 64
   twinsight info runs/pictures-simclr")]
     Info(InfoArgs),
+    /// Name the classes of images from a few labelled ones, with a confidence; unsure ones may be left to a person.
+    #[command(after_help = "Examples:
+  twinsight classify runs/pictures-simclr --labels few.csv new/*.jpg
+  twinsight classify runs/pictures-simclr --labels sorted/ unsorted/ --abstain 0.6 --out classes.csv
+  twinsight classify runs/cifar-simclr --labels cifar10 --per-class 10 --data cifar10 --test --abstain 0.6
+
+A CSV file of labels has a line `image,label` each, paths relative to the file. A folder's sub-folders are the classes.")]
+    Classify(ClassifyArgs),
+    /// Find the images that are most similar to one.
+    #[command(after_help = "Examples:
+  twinsight search runs/pictures-simclr cat.jpg
+  twinsight search runs/pictures-simclr cat.jpg --data ~/pictures --k 20 --out found.png")]
+    Search(SearchArgs),
+    /// Find groups of images that are nearly the same.
+    #[command(after_help = "Examples:
+  twinsight duplicates runs/pictures-simclr --data ~/pictures
+  twinsight duplicates runs/pictures-simclr --similarity 0.99 --out duplicates.csv")]
+    Duplicates(DuplicatesArgs),
+    /// Sort images into clusters without any labels.
+    #[command(after_help = "Examples:
+  twinsight cluster runs/pictures-simclr --data ~/pictures --out clusters.csv
+  twinsight cluster runs/pictures-simclr --clusters 12")]
+    Cluster(ClusterArgs),
+    /// Write a run's report again, or a page that compares several runs.
+    #[command(after_help = "Examples:
+  twinsight report runs/pictures-simclr
+  twinsight report runs/a runs/b runs/c --out comparison.html")]
+    Report(ReportArgs),
     /// Draw the views that a method makes of images, as a PNG sheet.
     #[command(after_help = "Examples:
   twinsight views ~/pictures/cat.jpg --out views.png
@@ -360,7 +396,7 @@ pub struct EmbedArgs {
     /// The images [default: those of the run].
     #[arg(long, value_name = "PATH_OR_NAME")]
     pub data: Option<String>,
-    /// Where to: a file ending in .npy or .csv.
+    /// Where to: a file ending in .parquet, .npy or .csv.
     #[arg(long)]
     pub out: PathBuf,
     /// The test images of the data set instead of the training images.
@@ -441,6 +477,141 @@ pub struct InfoArgs {
     /// Images of a training step.
     #[arg(long, default_value_t = 64)]
     pub batch: usize,
+}
+
+/// `eval`.
+#[derive(Debug, Args)]
+pub struct EvalArgs {
+    /// Run folders, or encoder files; several runs of other seeds give an interval over them.
+    #[arg(required = true)]
+    pub runs: Vec<PathBuf>,
+    /// Labelled images [default: those of the run].
+    #[arg(long, value_name = "PATH_OR_NAME")]
+    pub data: Option<String>,
+    /// At most this many training images.
+    #[arg(long)]
+    pub limit: Option<usize>,
+    /// Protocols: own, lightly, dino, simclr.
+    #[arg(long, value_delimiter = ',', default_values = ["own", "lightly", "dino", "simclr"])]
+    pub protocol: Vec<String>,
+    /// Shares of the labels that linear classifiers and fine-tuning learn from, each class its share.
+    #[arg(long, value_delimiter = ',', default_values_t = [1.0])]
+    pub shares: Vec<f64>,
+    /// Draws of labels for a share below 1.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=100))]
+    pub seeds: u64,
+    /// Fine-tune the encoder too: `full`, or how many of the last blocks.
+    #[arg(long, value_name = "full|BLOCKS")]
+    pub fine_tune: Option<String>,
+    /// Passes of fine-tuning over the labelled images.
+    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..))]
+    pub epochs: u64,
+    /// Peak learning rate of fine-tuning.
+    #[arg(long, default_value_t = 0.02)]
+    pub lr: f64,
+}
+
+/// `classify`.
+#[derive(Debug, Args)]
+pub struct ClassifyArgs {
+    /// A run folder, or an encoder file of one.
+    pub run: PathBuf,
+    /// Images to classify: files, or one folder.
+    pub images: Vec<PathBuf>,
+    /// The labelled images: a CSV file, a folder whose sub-folders are classes, or a data set.
+    #[arg(long, value_name = "CSV|FOLDER|NAME")]
+    pub labels: String,
+    /// Of a folder or data set of labels, only so many images of each class.
+    #[arg(long)]
+    pub per_class: Option<usize>,
+    /// Decides which.
+    #[arg(long, default_value_t = 0)]
+    pub seed: u64,
+    /// Images to classify from a folder or data set; where it has labels too, the accuracy is told.
+    #[arg(long, value_name = "PATH_OR_NAME")]
+    pub data: Option<String>,
+    /// Of that data set the test images.
+    #[arg(long, requires = "data")]
+    pub test: bool,
+    /// Of that data set at most so many images.
+    #[arg(long, requires = "data")]
+    pub limit: Option<usize>,
+    /// Neighbours that vote [default: chosen by leaving each labelled image out].
+    #[arg(long)]
+    pub k: Option<usize>,
+    /// Say nothing about images whose class has less than this share of the votes, 0 to 1.
+    #[arg(long, default_value_t = 0.0, value_name = "SHARE")]
+    pub abstain: f32,
+    /// Write image, class, confidence and nearest labelled image as CSV instead of printing them.
+    #[arg(long)]
+    pub out: Option<PathBuf>,
+}
+
+/// `search`.
+#[derive(Debug, Args)]
+pub struct SearchArgs {
+    /// A run folder, or an encoder file of one.
+    pub run: PathBuf,
+    /// The image to look for.
+    pub image: PathBuf,
+    /// Where to look [default: the run's images].
+    #[arg(long, value_name = "PATH_OR_NAME")]
+    pub data: Option<String>,
+    /// Images to find.
+    #[arg(long, default_value_t = 10)]
+    pub k: usize,
+    /// Draw the image and those found, as PNG.
+    #[arg(long)]
+    pub out: Option<PathBuf>,
+}
+
+/// `duplicates`.
+#[derive(Debug, Args)]
+pub struct DuplicatesArgs {
+    /// A run folder, or an encoder file of one.
+    pub run: PathBuf,
+    /// The images [default: those of the run].
+    #[arg(long, value_name = "PATH_OR_NAME")]
+    pub data: Option<String>,
+    /// Cosine similarity from which two images are duplicates, up to 1.
+    #[arg(long, default_value_t = 0.98)]
+    pub similarity: f32,
+    /// Write group, image and similarity as CSV instead of printing them.
+    #[arg(long)]
+    pub out: Option<PathBuf>,
+}
+
+/// `cluster`.
+#[derive(Debug, Args)]
+pub struct ClusterArgs {
+    /// A run folder, or an encoder file of one.
+    pub run: PathBuf,
+    /// The images [default: those of the run].
+    #[arg(long, value_name = "PATH_OR_NAME")]
+    pub data: Option<String>,
+    /// Clusters [default: by silhouette, 2 to 20].
+    #[arg(long)]
+    pub clusters: Option<usize>,
+    /// Decides the starts of k-means.
+    #[arg(long, default_value_t = 0)]
+    pub seed: u64,
+    /// Write image, cluster and distance to its centre as CSV.
+    #[arg(long)]
+    pub out: Option<PathBuf>,
+}
+
+/// `report`.
+#[derive(Debug, Args)]
+pub struct ReportArgs {
+    /// Run folders: one to write its report again, several to compare.
+    #[arg(required = true)]
+    pub runs: Vec<PathBuf>,
+    /// Where the images of a single run lie now, when they were moved.
+    #[arg(long, value_name = "PATH_OR_NAME")]
+    pub data: Option<String>,
+    /// Where a comparison goes [default: comparison.html].
+    #[arg(long)]
+    pub out: Option<PathBuf>,
 }
 
 /// `views`.

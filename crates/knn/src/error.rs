@@ -119,4 +119,36 @@ pub enum Error {
     /// Nothing to choose from.
     #[error("no {0} to choose from: give at least one")]
     NoSettings(&'static str),
+    /// More or fewer clusters than the rows allow.
+    #[error(
+        "{clusters} clusters of {rows} rows: expected at least one cluster (two for a silhouette) and fewer clusters than rows"
+    )]
+    Clusters {
+        /// Clusters asked for, or those that have rows.
+        clusters: usize,
+        /// Rows.
+        rows: usize,
+    },
+    /// Too many rows for all distances at once.
+    #[error("{rows} rows are more than the {most} whose distances are kept at once; take a part of them")]
+    TooManyPairs {
+        /// Rows given.
+        rows: usize,
+        /// Most rows.
+        most: usize,
+    },
+    /// Fewer than two classes have rows: nothing can be told apart.
+    #[error("{what}: all {rows} rows are of one class; a classifier needs rows of at least two")]
+    OneClass {
+        /// Which table.
+        what: &'static str,
+        /// Its rows.
+        rows: usize,
+    },
+    /// A penalty that is not above zero.
+    #[error("C = {0}: the inverse of a penalty must be a finite number above 0")]
+    Penalty(f64),
+    /// A solver gave up.
+    #[error("{0}")]
+    Solver(String),
 }

@@ -3,7 +3,8 @@
 //! The crate knows no tensor library: a table is a [`Matrix`], borrowed rows of one length. [`search`] finds the nearest
 //! rows, [`vote`] turns their labels into ranked classes, [`top1`] and [`accuracy`] judge these, [`choose`] picks the number
 //! of neighbours and the temperature on rows held out for that, [`leave_one_out`] needs no second table, and [`health`]
-//! judges embeddings without any labels.
+//! judges embeddings without any labels. [`bootstrap`] says how sure an accuracy is. Two features add what a search can do
+//! without: `cluster` (k-means, silhouette, agreement of partitions) and `linear` (multinomial logistic regression).
 //!
 //! Results do not depend on the number of threads nor on the instruction set: block products in `f32` only select
 //! candidates, with a margin for their rounding, and the candidates' scores are then computed in one fixed order in `f64`.
@@ -18,11 +19,19 @@
 //! ```
 
 mod accuracy;
+#[cfg(feature = "cluster")]
+pub mod agreement;
 mod choose;
+#[cfg(feature = "cluster")]
+pub mod cluster;
 mod error;
 mod exact;
 pub mod health;
+mod interval;
+#[cfg(feature = "linear")]
+pub mod linear;
 mod matrix;
+mod pca;
 mod product;
 mod search;
 mod select;
@@ -31,6 +40,8 @@ mod vote;
 pub use accuracy::{Accuracy, Confusion, accuracy, confusion, top_n, top1};
 pub use choose::{Setting, choose, leave_one_out, sweep};
 pub use error::{Error, Result};
+pub use interval::{Interval, bootstrap, spread_of_seeds};
 pub use matrix::Matrix;
+pub use pca::{Components, principal_components};
 pub use search::{Metric, Neighbours, search};
 pub use vote::{Predictions, vote};

@@ -3,11 +3,29 @@
 //! `gemm` is the product that candle itself uses; its interface is a raw-pointer one, so this file holds the crate's only
 //! `unsafe` block, behind a checked function.
 
-/// `out[q * rows(bank) + b] = queries[q] · bank[b]`, in `f32` and in no promised order of summation.
+/// A number that `gemm` multiplies.
+pub(crate) trait Number: Copy + 'static {
+    /// 0.
+    const ZERO: Self;
+    /// 1.
+    const ONE: Self;
+}
+
+impl Number for f32 {
+    const ZERO: Self = 0.0;
+    const ONE: Self = 1.0;
+}
+
+impl Number for f64 {
+    const ZERO: Self = 0.0;
+    const ONE: Self = 1.0;
+}
+
+/// `out[q * rows(bank) + b] = queries[q] · bank[b]`, in no promised order of summation.
 ///
 /// # Panics
 /// When the slices are not whole rows of `dim` numbers, or `out` is not queries × bank long.
-pub(crate) fn products(queries: &[f32], bank: &[f32], dim: usize, out: &mut [f32]) {
+pub(crate) fn products<T: Number>(queries: &[T], bank: &[T], dim: usize, out: &mut [T]) {
     assert!(dim > 0 && queries.len().is_multiple_of(dim) && bank.len().is_multiple_of(dim), "whole rows");
     let (m, n) = (queries.len() / dim, bank.len() / dim);
     assert_eq!(out.len(), m * n, "one product a pair of rows");
@@ -34,8 +52,8 @@ pub(crate) fn products(queries: &[f32], bank: &[f32], dim: usize, out: &mut [f32
             queries.as_ptr(),
             row,
             1,
-            0.0f32,
-            1.0f32,
+            T::ZERO,
+            T::ONE,
             false,
             false,
             false,

@@ -168,6 +168,13 @@ pub struct EvalConfig {
     pub batch: usize,
     /// Whether k-NN on raw pixels and on the untrained encoder are measured before training.
     pub baselines: bool,
+    /// Images a step whose labels train a linear probe on the backbone's features beside the method (no gradient goes back); 0 for none.
+    #[serde(default)]
+    pub probe_images: usize,
+    /// Whether each evaluation also records k-NN as lightly's benchmarks print it (k = 200, T = 0.1, test images against all training
+    /// images), so that its maximum over epochs can be told beside the honest figure. Nothing is chosen by it.
+    #[serde(default)]
+    pub published: bool,
 }
 
 /// What is written while training, and how often.
@@ -230,7 +237,9 @@ impl RunConfig {
     /// Text that is no TOML.
     pub fn differences(&self, text: &str) -> Result<Vec<String>> {
         let free = |key: &str| {
-            matches!(key, "data.path" | "data.workers" | "data.strict") || key.starts_with("log.") || key.starts_with("eval.")
+            matches!(key, "data.path" | "data.workers" | "data.strict") || key.starts_with("log.")
+                // The probe's weights are part of a checkpoint.
+                || key.starts_with("eval.") && key != "eval.probe_images"
         };
         let read = |text: &str| toml::from_str::<Table>(text).map_err(|e| Error::Config(e.message().replace('\n', " ")));
         // A run of an earlier version lacks keys that came since; they have their defaults.
@@ -338,6 +347,7 @@ impl RunConfig {
         within("schedule.weight_decay", self.schedule.weight_decay, 0.0, 10.0)?;
         within("schedule.weight_decay_end", self.schedule.weight_decay_end, 0.0, 10.0)?;
         within("eval.batch", self.eval.batch as f64, 1.0, 1e6)?;
+        within("eval.probe_images", self.eval.probe_images as f64, 0.0, 1e6)?;
         within("log.every", self.log.every as f64, 1.0, 1e9)?;
         if self.eval.k.is_empty() || self.eval.k.contains(&0) {
             return Err(Error::Config("eval.k needs at least one number of neighbours, each 1 or more".into()));
@@ -418,6 +428,8 @@ fn defaults() -> Table {
             temperature: vec![0.03, 0.07, 0.1, 0.2],
             batch: 256,
             baselines: true,
+            probe_images: 0,
+            published: false,
         },
         log: LogConfig { every: 10, checkpoint_seconds: 60, on_collapse: "stop".into() },
         options: Table::new(),

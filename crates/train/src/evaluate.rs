@@ -88,13 +88,7 @@ impl Features {
         Matrix { data: &self.rows, rows: self.index.len(), dim: self.dim }
     }
 
-    /// Effective rank of the first [`RANK_ROWS`] rows.
-    fn effective_rank(&self) -> Result<f64> {
-        let rows = self.index.len().min(RANK_ROWS);
-        Ok(twinsight_knn::health::effective_rank(Matrix { data: &self.rows[..rows * self.dim], rows, dim: self.dim })?)
-    }
-
-    fn extend(&mut self, other: &Self) {
+    pub(crate) fn extend(&mut self, other: &Self) {
         self.rows.extend_from_slice(&other.rows);
         self.index.extend_from_slice(&other.index);
         self.labels.extend_from_slice(&other.labels);
@@ -107,9 +101,17 @@ impl Evaluation {
     /// # Errors
     /// A failing forward pass or search.
     pub fn held_out_accuracy(&self, encoder: &dyn Encoder, device: &Device) -> Result<Chosen> {
+        Ok(self.held_out_with_features(encoder, device)?.0)
+    }
+
+    /// As [`Evaluation::held_out_accuracy`], with the features of the held-out images.
+    ///
+    /// # Errors
+    /// A failing forward pass or search.
+    pub fn held_out_with_features(&self, encoder: &dyn Encoder, device: &Device) -> Result<(Chosen, Features)> {
         let bank = encode(&*self.bank, encoder, &self.plan, self.config.batch, device)?;
         let queries = encode(&*self.held_out, encoder, &self.plan, self.config.batch, device)?;
-        self.choose(&bank, &queries)
+        Ok((self.choose(&bank, &queries)?, queries))
     }
 
     /// The whole protocol on an encoder's features.
@@ -129,7 +131,7 @@ impl Evaluation {
     }
 
     fn protocol(&self, features: impl Fn(&dyn Dataset) -> Result<Features>, ranked: bool) -> Result<Score> {
-        let rank = |of: &Features| if ranked { of.effective_rank().map(Some) } else { Ok(None) };
+        let rank = |of: &Features| if ranked { effective_rank(of.matrix()).map(Some) } else { Ok(None) };
         let mut bank = features(&*self.bank)?;
         let held_out = features(&*self.held_out)?;
         let chosen = self.choose(&bank, &held_out)?;
@@ -160,6 +162,12 @@ impl Evaluation {
         )?;
         Ok(Chosen { k: best.k, temperature: f64::from(best.temperature), accuracy: best.accuracy })
     }
+}
+
+/// Effective rank of the first [`RANK_ROWS`] rows.
+pub(crate) fn effective_rank(of: Matrix) -> Result<f64> {
+    let rows = of.rows.min(RANK_ROWS);
+    Ok(twinsight_knn::health::effective_rank(Matrix { data: &of.data[..rows * of.dim], rows, dim: of.dim })?)
 }
 
 /// Pooled features (N, D) of all images, in order, by batches of `batch`.

@@ -1,4 +1,4 @@
-//! Vectors of images in files: npy (float32) and CSV.
+//! Vectors of images in files: npy (float32), CSV, and Parquet where the feature of that name is on.
 
 use std::io;
 use std::path::Path;
@@ -56,6 +56,59 @@ pub fn write_csv(path: &Path, dataset: &dyn Dataset, features: &Features, vector
     }
     let bytes = text.into_inner().map_err(|e| Error::run(path, e.to_string()))?;
     Ok(write_atomic(path, |out| out.write_all(&bytes))?)
+}
+
+/// Writes one row an image as Parquet: `path`, `label` (where there are labels) and `vector`, a fixed-size list of float32, which Arrow,
+/// DuckDB, Polars and Lance read as such. Compressed by zstd, in groups of some thousand rows.
+///
+/// # Errors
+/// A place that can't be written; an earlier file stays as it was.
+#[cfg(feature = "parquet")]
+pub fn write_parquet(path: &Path, dataset: &dyn Dataset, features: &Features) -> Result<()> {
+    use std::sync::Arc;
+
+    use arrow_array::{ArrayRef, FixedSizeListArray, Float32Array, RecordBatch, StringArray};
+    use arrow_schema::{DataType, Field, Schema};
+    use parquet::arrow::ArrowWriter;
+    use parquet::basic::{Compression, ZstdLevel};
+    use parquet::file::properties::WriterProperties;
+
+    /// Rows of a group.
+    const ROWS: usize = 8192;
+    let dim = i32::try_from(features.dim).map_err(|_| Error::run(path, "vectors of more numbers than Arrow can count"))?;
+    let element = Arc::new(Field::new("element", DataType::Float32, false));
+    let labelled = features.labels.len() == features.index.len();
+    let mut fields = vec![Field::new("path", DataType::Utf8, false)];
+    if labelled {
+        fields.push(Field::new("label", DataType::Utf8, false));
+    }
+    fields.push(Field::new("vector", DataType::FixedSizeList(element.clone(), dim), false));
+    let schema = Arc::new(Schema::new(fields));
+    let classes = dataset.classes();
+    let write = |target: &Path| -> std::result::Result<(), Box<dyn std::error::Error + Send + Sync>> {
+        let properties = WriterProperties::builder()
+            .set_compression(Compression::ZSTD(ZstdLevel::default()))
+            .set_created_by(concat!("twinsight ", env!("CARGO_PKG_VERSION")).to_string())
+            .set_max_row_group_row_count(Some(ROWS))
+            .build();
+        let mut writer = ArrowWriter::try_new(std::fs::File::create(target)?, schema.clone(), Some(properties))?;
+        for start in (0..features.index.len()).step_by(ROWS) {
+            let range = start..(start + ROWS).min(features.index.len());
+            let names: StringArray = features.index[range.clone()].iter().map(|&i| Some(dataset.id(i))).collect();
+            let mut columns: Vec<ArrayRef> = vec![Arc::new(names)];
+            if labelled {
+                let name = |&l: &u32| Some(classes.and_then(|c| c.get(l as usize).cloned()).unwrap_or_else(|| l.to_string()));
+                columns.push(Arc::new(features.labels[range.clone()].iter().map(name).collect::<StringArray>()));
+            }
+            let values = features.rows[range.start * features.dim..range.end * features.dim].to_vec();
+            let values = Arc::new(Float32Array::from(values));
+            columns.push(Arc::new(FixedSizeListArray::try_new(element.clone(), dim, values, None)?));
+            writer.write(&RecordBatch::try_new(schema.clone(), columns)?)?;
+        }
+        writer.close()?;
+        Ok(())
+    };
+    Ok(replace_file(path, |target| write(target).map_err(io::Error::other))?)
 }
 
 #[cfg(test)]

@@ -1,5 +1,5 @@
-//! Training runs: configuration and recipes, the loader, the loop with its checkpoints, k-NN evaluation, the run folder and
-//! the report.
+//! Training runs: configuration and recipes, the loader, the loop with its checkpoints, k-NN evaluation, the run folder,
+//! protocols that judge an encoder with many labels or few, fine-tuning, and the report.
 //!
 //! The program is a thin shell around this crate: [`RunConfig::resolve`] makes a configuration, [`Trainer::create`] or
 //! [`Trainer::resume`] a run, [`Trainer::run`] trains it while an [`observe::Observer`] is told what happens.
@@ -11,6 +11,8 @@ pub mod data;
 mod error;
 pub mod evaluate;
 pub mod export;
+pub mod few;
+pub mod finetune;
 pub mod folder;
 pub mod health;
 pub mod init;
@@ -18,6 +20,8 @@ pub mod inspect;
 pub mod layers;
 pub mod loader;
 pub mod observe;
+pub mod probe;
+pub mod protocols;
 pub mod recipe;
 pub mod report;
 pub mod sheet;

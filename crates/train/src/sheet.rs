@@ -1,10 +1,11 @@
-//! A picture of the views that a plan makes: one row an image, the image itself first.
+//! Pictures of rows of images, the image itself first: the views that a plan makes of it, or those that an encoder finds like it.
 
 use image::{DynamicImage, RgbImage, imageops};
 use twinsight_augment::{DrawKey, ViewPlan, render_image};
 use twinsight_datasets::Dataset;
 
 use crate::Result;
+use crate::evaluate::Features;
 
 /// How the sheet is laid out.
 #[derive(Debug, Clone, Copy)]
@@ -49,6 +50,31 @@ pub fn view_sheet(dataset: &dyn Dataset, samples: &[usize], plan: &ViewPlan, see
                 let made = made.resize_exact(side, side, imageops::FilterType::Nearest);
                 let column = 1 + (draw * plan.view_count() + view) as u32;
                 place(&mut sheet, &made, GAP + column * step, y, tile);
+            }
+        }
+    }
+    Ok(sheet)
+}
+
+/// Draws images with those whose features are most similar to theirs: a row for each of `queries` images spread over the rows, itself first,
+/// then its `k` nearest. Images that can't be read any more stay white.
+///
+/// # Errors
+/// Fewer than k + 1 rows, features that are not finite.
+pub fn neighbour_sheet(dataset: &dyn Dataset, features: &Features, queries: usize, k: usize) -> Result<RgbImage> {
+    const TILE: u32 = 48;
+    let rows = features.index.len();
+    let found = twinsight_knn::search(features.matrix(), features.matrix(), k, twinsight_knn::Metric::Cosine, true)?;
+    let queries = queries.min(rows);
+    let mut sheet = RgbImage::from_pixel((k as u32 + 1) * TILE, queries as u32 * TILE, image::Rgb([255; 3]));
+    for (y, q) in (0..queries).map(|i| i * rows / queries).enumerate() {
+        let line = std::iter::once(q).chain(found.row(q).0.iter().map(|&n| n as usize));
+        for (x, row) in line.enumerate() {
+            if let Ok(sample) = dataset.get(features.index[row]) {
+                let longest = sample.image.width().max(sample.image.height());
+                let filter = if longest < TILE { imageops::FilterType::Nearest } else { imageops::FilterType::Triangle };
+                let small = sample.image.resize(TILE - 2, TILE - 2, filter);
+                place(&mut sheet, &small, x as u32 * TILE, y as u32 * TILE, TILE);
             }
         }
     }

@@ -19,6 +19,8 @@ pub struct Trained {
     pub plan: ViewPlan,
     /// The settings of the run that it comes from, where that is known.
     pub config: Option<RunConfig>,
+    /// The file that it was read from.
+    pub file: std::path::PathBuf,
     device: Device,
 }
 
@@ -41,7 +43,7 @@ impl Trained {
             ..ViewPlan::eval(config.image_size, config.channels)
         };
         plan.check()?;
-        Ok(Self { encoder: loaded.encoder, plan, config: run, device })
+        Ok(Self { encoder: loaded.encoder, plan, config: run, file, device })
     }
 
     /// One vector an image, by batches of `batch`.
@@ -61,6 +63,14 @@ impl Trained {
             FeatureSource::Pooled => self,
             source => Self { encoder: Box::new(Probe::new(self.encoder, source)?), ..self },
         })
+    }
+
+    /// The features of the labelled images of `evaluation`, for protocols that look at them in several ways.
+    ///
+    /// # Errors
+    /// A failing forward pass.
+    pub fn encoded(&self, evaluation: &Evaluation) -> Result<crate::protocols::Encoded> {
+        crate::protocols::Encoded::new(evaluation, &*self.encoder, &self.device)
     }
 
     /// k-NN accuracy of its features by `evaluation`'s protocol.

@@ -23,6 +23,8 @@ use crate::folder::{MetricsFile, RunFolder};
 use crate::health::{Health, Watch};
 use crate::loader::{Loader, LoaderConfig, steps_per_epoch};
 use crate::observe::{Event, Observer, StepReport};
+use crate::probe::OnlineProbe;
+use crate::protocols::{Encoded, PROTOCOLS};
 use crate::tensorboard::EventFile;
 use crate::{Error, Result, init, report, sheet};
 
@@ -99,6 +101,7 @@ pub struct Trainer {
     data: RunData,
     method: Box<dyn Method>,
     optimizer: Optimizer,
+    probe: Option<OnlineProbe>,
     device: Device,
     state: LoopState,
     per_epoch: u64,
@@ -128,12 +131,14 @@ impl Trainer {
         let folder = RunFolder::create(out, &config)?;
         let lock = folder.lock()?;
         let (images, bad) = (fingerprint(&*data.train), BTreeMap::new());
+        let probe = build_probe(&config, &data, &*method, &device)?;
         Ok(Self {
             config,
             folder,
             data,
             method,
             optimizer,
+            probe,
             device,
             state: LoopState::fresh(),
             per_epoch,
@@ -167,12 +172,14 @@ impl Trainer {
         })?;
         let (method, optimizer, per_epoch, device) = build(&config, &data)?;
         let (images, bad) = (fingerprint(&*data.train), BTreeMap::new());
+        let probe = build_probe(&config, &data, &*method, &device)?;
         let mut trainer = Self {
             config,
             folder,
             data,
             method,
             optimizer,
+            probe,
             device,
             state: LoopState::fresh(),
             per_epoch,
@@ -347,6 +354,7 @@ impl Trainer {
             let rate = lr.at(if self.config.schedule.by_epoch { step - step % self.per_epoch } else { step });
             let batch = loader.next_batch()?;
             let Backward { output: out, gradients } = backward(&mut *self.method, &batch.views, &at, self.config.micro_batch)?;
+            let lesson = self.probe.as_ref().map(|p| p.lesson(&batch, &*self.data.train)).transpose()?;
             drop(batch);
             let loss = f64::from(out.loss.to_dtype(DType::F32)?.to_scalar::<f32>()?);
             let bad = self.state.watch.loss(step, loss, rate, &self.config.method);
@@ -369,6 +377,9 @@ impl Trainer {
             }
             self.optimizer.step(&gradients, rate, decay.at(step))?;
             self.method.after_step(&at)?;
+            if let (Some(probe), Some(lesson)) = (&mut self.probe, &lesson) {
+                probe.learn(self.method.encoder(), lesson)?;
+            }
             self.state.step += 1;
             self.state.loss = loss;
 
@@ -468,7 +479,31 @@ impl Trainer {
         events: &mut EventFile,
     ) -> Result<()> {
         let Some(evaluation) = &self.data.evaluation else { return Ok(()) };
-        let chosen = evaluation.held_out_accuracy(self.method.encoder(), &self.device)?;
+        let (chosen, features) = evaluation.held_out_with_features(self.method.encoder(), &self.device)?;
+        if let Some(probe) = &self.probe {
+            let accuracy = probe.accuracy(&features)?;
+            metrics.append(&json!({"event": "probe", "step": self.state.step, "epoch": epoch, "accuracy": accuracy}))?;
+            events.scalars(self.state.step, &[("probe/held_out", accuracy)])?;
+        }
+        let near = NEIGHBOURS.min(features.index.len().saturating_sub(1));
+        if near > 0 {
+            let picture = sheet::neighbour_sheet(&*evaluation.held_out, &features, QUERIES, near)?;
+            let mut png = std::io::Cursor::new(Vec::new());
+            picture
+                .write_to(&mut png, image::ImageFormat::Png)
+                .map_err(|e| Error::run(self.folder.root(), format!("a picture of neighbours: {e}")))?;
+            events.image(self.state.step, "neighbours", picture.width(), picture.height(), png.get_ref())?;
+        }
+        if self.config.eval.published {
+            let lightly = PROTOCOLS.iter().find(|p| p.knn == Some((200, 0.1)));
+            let encoded = Encoded::new(evaluation, self.method.encoder(), &self.device)?;
+            if let Some(found) = lightly.and_then(|p| encoded.published_knn(p).ok()) {
+                metrics.append(&json!({
+                    "event": "published", "step": self.state.step, "epoch": epoch, "protocol": found.protocol, "accuracy": found.top1,
+                    "measured_on": found.measured_on
+                }))?;
+            }
+        }
         metrics.append(&json!({
             "event": "knn", "step": self.state.step, "epoch": epoch, "accuracy": chosen.accuracy, "k": chosen.k,
             "temperature": chosen.temperature, "measured_on": "held-out"
@@ -480,10 +515,12 @@ impl Trainer {
 
     /// What is done once, after the last step: the exported encoder, the figures, the report.
     fn finish(&mut self, observer: &mut dyn Observer, metrics: &mut MetricsFile, events: &mut EventFile) -> Result<RunResult> {
-        let score: Option<Score> = match &self.data.evaluation {
-            Some(evaluation) => Some(evaluation.score(self.method.encoder(), &self.device)?),
+        let encoded: Option<Encoded> = match &self.data.evaluation {
+            Some(evaluation) => Some(Encoded::new(evaluation, self.method.encoder(), &self.device)?),
             None => None,
         };
+        let eval = &self.config.eval;
+        let score: Option<Score> = encoded.as_ref().map(|e| e.score(&eval.k, &eval.temperature)).transpose()?;
         self.export_encoder()?;
         let known = |v: f64| v.is_finite().then_some(v);
         let result = RunResult {
@@ -519,7 +556,11 @@ impl Trainer {
         self.folder.write("result.json", format!("{text}\n").as_bytes())?;
         let found = self.bad.iter().map(|(id, reason)| format!("{id}: {reason}"));
         let left_out: Vec<String> = self.data.report.bad_files.iter().map(ToString::to_string).chain(found).collect();
-        report::write(&self.folder, &self.config, &self.data, self.method.encoder(), &result, &left_out, &self.device)?;
+        let judged = match &encoded {
+            Some(encoded) => report::judge(encoded, &result)?,
+            None => None,
+        };
+        report::write(&self.folder, &self.config, &self.data, self.method.encoder(), &result, judged.as_ref(), &left_out, &self.device)?;
         observer.event(&Event::Note(format!("report: {}", self.folder.path("report.html").display())));
         Ok(result)
     }
@@ -555,6 +596,9 @@ impl Trainer {
     fn visit_state(&mut self, visitor: &mut dyn StateVisitor) -> Result<()> {
         self.method.visit_state(visitor)?;
         self.optimizer.visit_state(visitor)?;
+        if let Some(probe) = &mut self.probe {
+            probe.visit_state(visitor)?;
+        }
         let s = &mut self.state;
         visitor.counter("loop.step", &mut s.step)?;
         visitor.counter("loop.metrics_bytes", &mut s.metrics_bytes)?;
@@ -602,6 +646,10 @@ impl Trainer {
     }
 }
 
+/// Images whose neighbours TensorBoard shows after each evaluation, and neighbours of each.
+const QUERIES: usize = 8;
+const NEIGHBOURS: usize = 8;
+
 /// The name of the checkpoints' form.
 const FORMAT: &str = "twinsight-checkpoint-1";
 
@@ -625,6 +673,13 @@ fn try_views(method: &dyn Method, device: &Device) -> Result<()> {
         method.encoder().forward(&empty, &Mode::EVAL)?;
     }
     Ok(())
+}
+
+/// The online probe, where the configuration asks for one and there are labels.
+fn build_probe(config: &RunConfig, data: &RunData, method: &dyn Method, device: &Device) -> Result<Option<OnlineProbe>> {
+    let classes = data.train.classes().map_or(0, <[String]>::len);
+    let wanted = config.eval.probe_images > 0 && classes > 1;
+    wanted.then(|| OnlineProbe::new(method.encoder().dim(), classes, config.eval.probe_images, device)).transpose()
 }
 
 /// Builds method and optimizer from a resolved configuration.

@@ -17,8 +17,11 @@ use crate::output::Output;
 /// Nothing to embed, a target that can't be written or has another ending.
 pub fn run(args: &EmbedArgs, output: &Output) -> Result<ExitCode> {
     let ending = args.out.extension().and_then(|e| e.to_str()).unwrap_or_default().to_ascii_lowercase();
-    if !["npy", "csv"].contains(&ending.as_str()) {
-        bail!("--out {}: expected a file ending in .npy or .csv", args.out.display());
+    if !["parquet", "npy", "csv"].contains(&ending.as_str()) {
+        bail!("--out {}: expected a file ending in .parquet, .npy or .csv", args.out.display());
+    }
+    if ending == "parquet" && cfg!(not(feature = "parquet")) {
+        bail!("--out {}: this program was built without the feature `parquet`", args.out.display());
     }
     let trained = Trained::load(&args.run)?.with_features(args.features.parse()?)?;
     let (data, opened) = open_for(&trained, args.data.as_deref(), args.strict, |_| None)?;
@@ -33,10 +36,14 @@ pub fn run(args: &EmbedArgs, output: &Output) -> Result<ExitCode> {
     if args.strict && !features.bad.is_empty() {
         bail!("{} of {} images can't be read, and --strict was given", features.bad.len(), dataset.len());
     }
+    #[cfg(feature = "parquet")]
+    if ending == "parquet" {
+        twinsight_train::export::write_parquet(&args.out, &*dataset, &features)?;
+    }
     if ending == "npy" {
         write_npy(&args.out, &features)?;
         write_csv(&args.out.with_extension("images.csv"), &*dataset, &features, false)?;
-    } else {
+    } else if ending == "csv" {
         write_csv(&args.out, &*dataset, &features, true)?;
     }
     let rows = features.index.len();

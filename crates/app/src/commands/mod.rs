@@ -2,15 +2,21 @@
 
 mod attention;
 mod bench;
+mod classify;
+mod cluster;
 mod data;
 mod demo;
+mod duplicates;
 mod embed;
+mod eval;
 mod export;
 mod import;
 mod info;
 mod knn;
 mod list;
 mod methods_page;
+mod report;
+mod search;
 mod train;
 mod views;
 
@@ -37,7 +43,13 @@ pub fn run(command: Command, output: &Output) -> Result<ExitCode> {
         Command::Resume(args) => train::resume(&args, output),
         Command::Data { command } => data::run(&command, output),
         Command::Knn(args) => knn::run(&args, output),
+        Command::Eval(args) => eval::run(&args, output),
         Command::Embed(args) => embed::run(&args, output),
+        Command::Classify(args) => classify::run(&args, output),
+        Command::Search(args) => search::run(&args, output),
+        Command::Duplicates(args) => duplicates::run(&args, output),
+        Command::Cluster(args) => cluster::run(&args, output),
+        Command::Report(args) => report::run(&args, output),
         Command::Views(args) => views::run(&args, output),
         Command::Import(args) => import::run(&args, output),
         Command::Export(args) => export::run(&args, output),
@@ -95,6 +107,17 @@ fn open_for(
     options.limit = limit(options.limit);
     let opened = open(&name, &options)?;
     Ok((name, opened))
+}
+
+/// Writes a table as CSV; the file appears whole.
+fn write_table(path: &Path, head: &[&str], rows: impl IntoIterator<Item = Vec<String>>) -> Result<()> {
+    let mut text = csv::Writer::from_writer(Vec::new());
+    text.write_record(head)?;
+    for row in rows {
+        text.write_record(&row)?;
+    }
+    let bytes = text.into_inner().map_err(|e| anyhow::anyhow!("{}: {e}", path.display()))?;
+    Ok(twinsight_nn::write_atomic(path, |out| std::io::Write::write_all(out, &bytes))?)
 }
 
 /// Sets `table.key` in a table of options.

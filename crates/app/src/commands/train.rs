@@ -150,7 +150,8 @@ fn finish(mut trainer: Trainer, output: &Output) -> Result<ExitCode> {
                     percent(result.knn_pixels)
                 ));
             }
-            output.say(format!("{:.0} s; encoder and report.html are in {root}", result.seconds));
+            output.say(format!("{:.0} s; the encoder is in {root}", result.seconds));
+            output.say(format!("look at the report: {}", trainer.folder().path("report.html").display()));
             if result.skipped > 0 {
                 output.say(format!("{} images could not be read and were left out; they are named above", result.skipped));
             }

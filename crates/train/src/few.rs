@@ -1,0 +1,332 @@
+//! Few labels: where they come from, and a k-NN classifier on them that says how sure it is.
+//!
+//! Labels are a CSV file that names images, a folder whose sub-folders are classes, or some images a class of a data set. The number
+//! of neighbours and the temperature are chosen by leaving each labelled image out in turn, so that no other labels are needed.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rand::seq::SliceRandom;
+use rand_chacha::ChaCha8Rng;
+use rand_chacha::rand_core::SeedableRng;
+use twinsight_datasets::{Dataset, SingleImage, Subset};
+use twinsight_knn::{Matrix, Metric, Neighbours, search, vote};
+
+use crate::evaluate::Features;
+use crate::{Error, Result};
+
+/// Image files by path, decoded when asked for, with or without labels.
+pub struct ImageFiles {
+    name: String,
+    files: Vec<PathBuf>,
+    labels: Option<(Vec<u32>, Vec<String>)>,
+    channels: usize,
+}
+
+impl ImageFiles {
+    /// The files as they are, without labels. `channels`: 1 or 3, what a view should have.
+    pub fn new(name: impl Into<String>, files: Vec<PathBuf>, channels: usize) -> Self {
+        Self { name: name.into(), files, labels: None, channels }
+    }
+
+    /// Reads labels from a CSV file: a line `image,label` each, the image's path relative to the file's folder (or absolute). A first
+    /// line that says `image,label` or `path,label` is a heading.
+    ///
+    /// # Errors
+    /// A file that can't be read, a line that names no image file, or an empty label, by its line.
+    pub fn from_csv(path: &Path, channels: usize) -> Result<Self> {
+        let wrong = |e: csv::Error| Error::run(path, e.to_string());
+        let mut reader = csv::ReaderBuilder::new();
+        let reader = reader.has_headers(false).flexible(true).trim(csv::Trim::All).from_path(path);
+        let mut reader = reader.map_err(wrong)?;
+        let folder = path.parent().unwrap_or_else(|| Path::new("."));
+        let (mut files, mut words) = (Vec::new(), Vec::new());
+        for (i, line) in reader.records().enumerate() {
+            let line = line.map_err(wrong)?;
+            let (image, label) = (line.get(0).unwrap_or_default(), line.get(1).unwrap_or_default());
+            if i == 0 && ["image", "path"].contains(&image) && label == "label" {
+                continue;
+            }
+            if image.is_empty() || label.is_empty() {
+                return Err(Error::run(path, format!("line {}: expected `image,label`, got `{image},{label}`", i + 1)));
+            }
+            let file = folder.join(image);
+            if !file.is_file() {
+                return Err(Error::run(path, format!("line {}: no such image: {}", i + 1, file.display())));
+            }
+            files.push(file);
+            words.push(label.to_string());
+        }
+        if files.is_empty() {
+            return Err(Error::run(path, "names no images; expected a line `image,label` each"));
+        }
+        let mut classes = words.clone();
+        classes.sort_unstable();
+        classes.dedup();
+        let number: BTreeMap<&str, u32> = classes.iter().map(String::as_str).zip(0..).collect();
+        let labels = words.iter().map(|w| number[w.as_str()]).collect();
+        Ok(Self { name: path.display().to_string(), files, labels: Some((labels, classes)), channels })
+    }
+}
+
+impl Dataset for ImageFiles {
+    fn name(&self) -> &str {
+        &self.name
+    }
+    fn len(&self) -> usize {
+        self.files.len()
+    }
+    fn get(&self, index: usize) -> twinsight_datasets::Result<twinsight_datasets::Sample> {
+        let file = self.files.get(index).ok_or_else(|| {
+            twinsight_datasets::Error::BadSetting(format!("{}: image {index} of {} does not exist", self.name, self.len()))
+        })?;
+        let mut sample = SingleImage::open(file)?.get(0)?;
+        sample.label = self.label(index);
+        Ok(sample)
+    }
+    fn label(&self, index: usize) -> Option<u32> {
+        self.labels.as_ref().and_then(|(labels, _)| labels.get(index).copied())
+    }
+    fn classes(&self) -> Option<&[String]> {
+        self.labels.as_ref().map(|(_, classes)| classes.as_slice())
+    }
+    fn id(&self, index: usize) -> String {
+        self.files.get(index).map_or_else(|| format!("#{index}"), |f| f.display().to_string())
+    }
+    fn channels(&self) -> usize {
+        self.channels
+    }
+    fn side(&self) -> Option<(u32, u32)> {
+        None
+    }
+}
+
+/// How many images each class gives to a balanced part.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Share {
+    /// So many of each class (all of a class that has fewer).
+    PerClass(usize),
+    /// This share of each class, 0 to 1, at least one image.
+    Fraction(f64),
+}
+
+/// A balanced part of a labelled data set, decided by `seed`; the order of the data set is kept.
+///
+/// # Errors
+/// No labels, a share out of range.
+pub fn balanced(whole: &Arc<dyn Dataset>, share: Share, seed: u64) -> Result<Subset> {
+    let classes = whole.classes().map_or(0, <[String]>::len);
+    if classes == 0 {
+        return Err(Error::Config(format!("{}: has no labels to take a balanced part of", whole.name())));
+    }
+    match share {
+        Share::PerClass(0) => return Err(Error::Config("0 images a class leave nothing to learn from".into())),
+        Share::Fraction(f) if !(f > 0.0 && f <= 1.0) => {
+            return Err(Error::Config(format!("a share of {f} of the labels: expected above 0 and at most 1")));
+        }
+        _ => {}
+    }
+    let mut groups = vec![Vec::new(); classes];
+    for i in 0..whole.len() {
+        if let Some(group) = whole.label(i).and_then(|l| groups.get_mut(l as usize)) {
+            group.push(i);
+        }
+    }
+    let mut key = [0; 32];
+    key[..8].copy_from_slice(&seed.to_le_bytes());
+    key[8..16].copy_from_slice(b"balanced");
+    let mut rng = ChaCha8Rng::from_seed(key);
+    let mut chosen = Vec::new();
+    for mut group in groups {
+        let count = match share {
+            Share::PerClass(n) => n,
+            Share::Fraction(f) => ((group.len() as f64 * f).round() as usize).max(1),
+        };
+        group.shuffle(&mut rng);
+        chosen.extend(group.into_iter().take(count));
+    }
+    chosen.sort_unstable();
+    Ok(Subset::new(whole.clone(), chosen)?)
+}
+
+/// A k-NN classifier on few labelled images.
+pub struct FewLabels {
+    bank: Features,
+    classes: Vec<String>,
+    /// Neighbours.
+    pub k: usize,
+    /// Vote temperature.
+    pub temperature: f32,
+    /// Accuracy of the labelled images, each left out of its own vote.
+    pub left_out: f64,
+}
+
+/// What an image is taken for.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Guess {
+    /// The class, by number.
+    pub class: u32,
+    /// Its share of the votes, 0 to 1.
+    pub confidence: f32,
+    /// The nearest labelled image, by row, and its cosine similarity.
+    pub nearest: (u32, f32),
+}
+
+/// Numbers of neighbours that are tried.
+const KS: [usize; 6] = [1, 3, 5, 10, 20, 50];
+/// Temperatures that are tried.
+const TEMPERATURES: [f32; 4] = [0.03, 0.07, 0.1, 0.2];
+
+impl FewLabels {
+    /// A classifier on labelled features. `k` asks for that many neighbours; otherwise number and temperature are those with which the
+    /// most labelled images are recognised by the others.
+    ///
+    /// # Errors
+    /// Fewer than two labelled images or classes, more neighbours than labelled images, features that are not finite.
+    pub fn new(bank: Features, classes: Vec<String>, k: Option<usize>) -> Result<Self> {
+        let rows = bank.index.len();
+        if bank.labels.len() != rows {
+            return Err(Error::Config(format!("{} labels for {rows} images; every image needs one", bank.labels.len())));
+        }
+        let first = bank.labels.first().copied();
+        if rows < 2 || bank.labels.iter().all(|&l| Some(l) == first) {
+            let name = first.and_then(|l| classes.get(l as usize)).map_or(String::new(), |n| format!(" ({n})"));
+            return Err(Error::Config(format!(
+                "{rows} labelled images of one class{name}: images of at least two classes are needed"
+            )));
+        }
+        if let Some(k) = k.filter(|&k| k == 0 || k > rows) {
+            return Err(Error::Config(format!("--k {k}: there are {rows} labelled images; expected 1 to {rows}")));
+        }
+        let most = rows - 1;
+        let ks: Vec<usize> = match k {
+            Some(k) => vec![k.min(most)],
+            None => KS.iter().copied().filter(|&k| k <= most).collect(),
+        };
+        let matrix = bank.matrix();
+        let largest = ks.iter().copied().max().unwrap_or(1);
+        let found = search(matrix, matrix, largest, Metric::Cosine, true)?;
+        let mut best = (f64::NEG_INFINITY, 1, TEMPERATURES[0]);
+        for &tried in &ks {
+            let cut = cut(&found, tried);
+            for t in TEMPERATURES {
+                let right = twinsight_knn::top1(&vote(&cut, &bank.labels, classes.len(), t)?, &bank.labels);
+                // Of equally good settings the larger number of neighbours and temperature: confidences are less extreme.
+                if right >= best.0 {
+                    best = (right, tried, t);
+                }
+            }
+        }
+        let (left_out, chosen, temperature) = best;
+        Ok(Self { bank, classes, k: k.unwrap_or(chosen), temperature, left_out })
+    }
+
+    /// The names of the classes.
+    pub fn classes(&self) -> &[String] {
+        &self.classes
+    }
+
+    /// Which labelled image row `row` is, by index in its data set.
+    pub fn labelled_image(&self, row: u32) -> usize {
+        self.bank.index[row as usize]
+    }
+
+    /// What each row is taken for.
+    ///
+    /// # Errors
+    /// No rows, rows of another encoder, features that are not finite.
+    pub fn classify(&self, rows: Matrix) -> Result<Vec<Guess>> {
+        let found = search(self.bank.matrix(), rows, self.k, Metric::Cosine, false)?;
+        let voted = vote(&found, &self.bank.labels, self.classes.len(), self.temperature)?;
+        Ok((0..found.rows())
+            .map(|q| {
+                let (index, score) = found.row(q);
+                let (ranked, share) = voted.row(q);
+                Guess { class: ranked[0], confidence: share[0], nearest: (index[0], score[0]) }
+            })
+            .collect())
+    }
+}
+
+/// The first `k` neighbours of each query.
+fn cut(found: &Neighbours, k: usize) -> Neighbours {
+    let rows = 0..found.rows();
+    let index = rows.clone().flat_map(|q| &found.row(q).0[..k]).copied().collect();
+    let score = rows.flat_map(|q| &found.row(q).1[..k]).copied().collect();
+    Neighbours { k, index, score }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use twinsight_datasets::PackedImages;
+
+    fn features(labels: &[u32]) -> Features {
+        let rows = labels.iter().enumerate().flat_map(|(i, &l)| [l as f32 * 2.0 - 1.0, 1.0 + 0.01 * i as f32]).collect();
+        Features { rows, dim: 2, index: (0..labels.len()).collect(), labels: labels.to_vec(), bad: Vec::new() }
+    }
+
+    #[test]
+    fn a_handful_of_labels_classifies_and_says_how_sure_it_is() -> Result<()> {
+        let few = FewLabels::new(features(&[0, 1, 0, 1, 0, 1]), vec!["left".into(), "right".into()], None)?;
+        assert_eq!(few.left_out, 1.0);
+        let guesses = few.classify(Matrix::new(&[-1.0, 1.0, 1.0, 1.0, 0.0, 1.0], 3, 2)?)?;
+        assert_eq!((guesses[0].class, guesses[1].class), (0, 1));
+        assert!(guesses[0].confidence > guesses[2].confidence);
+        Ok(())
+    }
+
+    #[test]
+    fn what_can_not_be_learned_from_is_told() {
+        let two = || vec!["a".to_string(), "b".to_string()];
+        let text = |r: Result<FewLabels>| r.err().map(|e| e.to_string()).unwrap_or_default();
+        assert!(text(FewLabels::new(features(&[1, 1, 1]), two(), None)).contains("of one class (b)"));
+        assert!(text(FewLabels::new(features(&[0, 1]), two(), Some(3))).contains("there are 2 labelled images"));
+        let mut nan = features(&[0, 1, 0]);
+        nan.rows[2] = f32::NAN;
+        assert!(text(FewLabels::new(nan, two(), None)).contains("row 1 holds NaN"));
+    }
+
+    #[test]
+    fn a_balanced_part_takes_as_many_of_each_class() -> anyhow::Result<()> {
+        let labels: Vec<u32> = (0..90).map(|i| u32::from(i % 9 == 0)).collect();
+        let classes = vec!["many".to_string(), "few".to_string()];
+        let whole: Arc<dyn Dataset> = Arc::new(PackedImages::new("x", vec![0; 90], (1, 1, 1), Some(labels), classes)?);
+        let count = |part: &Subset| {
+            let few = (0..part.len()).filter(|&i| part.label(i) == Some(1)).count();
+            (part.len() - few, few)
+        };
+        assert_eq!(count(&balanced(&whole, Share::PerClass(4), 0)?), (4, 4));
+        assert_eq!(count(&balanced(&whole, Share::PerClass(20), 0)?), (20, 10));
+        assert_eq!(count(&balanced(&whole, Share::Fraction(0.01), 0)?), (1, 1));
+        let ids = |seed| -> Result<Vec<String>> {
+            let part = balanced(&whole, Share::PerClass(4), seed)?;
+            Ok((0..8).map(|i| part.id(i)).collect())
+        };
+        assert!(ids(0)? == ids(0)? && ids(0)? != ids(1)?);
+        assert!(balanced(&whole, Share::PerClass(0), 0).is_err() && balanced(&whole, Share::Fraction(1.5), 0).is_err());
+        Ok(())
+    }
+
+    #[test]
+    fn a_table_of_labels_is_read_and_its_faults_named_by_line() -> anyhow::Result<()> {
+        let dir = tempfile::tempdir()?;
+        image::RgbImage::new(2, 2).save(dir.path().join("a.png"))?;
+        let read = |text: &str| -> anyhow::Result<Result<ImageFiles>> {
+            let path = dir.path().join("few.csv");
+            std::fs::write(&path, text)?;
+            Ok(ImageFiles::from_csv(&path, 3))
+        };
+        let files = read("image,label\na.png,cat\na.png,ant\n")??;
+        assert_eq!((files.len(), files.classes().map(<[String]>::to_vec)), (2, Some(vec!["ant".into(), "cat".into()])));
+        assert_eq!((files.label(0), files.get(0)?.label), (Some(1), Some(1)));
+        for (text, words) in
+            [("a.png,cat\nb.png,dog\n", "line 2: no such image"), ("a.png\n", "line 1: expected"), ("", "names no")]
+        {
+            let told = read(text)?.err().map(|e| e.to_string()).unwrap_or_default();
+            assert!(told.contains(words) && told.contains("few.csv"), "{text:?}: {told}");
+        }
+        Ok(())
+    }
+}
