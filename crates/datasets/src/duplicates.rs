@@ -1,14 +1,14 @@
 //! Images that occur twice: the same pixels, or nearly so.
 //!
 //! Near duplicates are told by a difference hash of 16 × 16 bits (the sign of each step of brightness along the rows of the image made
-//! small), which survives resizing, recompression and changes of brightness, and not crops or turns. Two images are near when
+//! small; Krawetz 2013, "dHash"), which survives resizing, recompression and changes of brightness, and not crops or turns. Two images are near when
 //! at most [`NEAR`] bits differ. Pictures with next to no structure are near to nothing.
 
 use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
 
 use image::DynamicImage;
-use image_hasher::{HashAlg, HasherConfig};
+use image::imageops::{self, FilterType};
 use rayon::prelude::*;
 
 use crate::Dataset;
@@ -41,12 +41,11 @@ struct Print {
 
 /// Decodes every image once, in parallel: names the bad ones and groups those that occur twice.
 pub fn check(dataset: &dyn Dataset) -> Check {
-    let hasher = HasherConfig::with_bytes_type::<[u8; BYTES]>().hash_size(16, 16).hash_alg(HashAlg::Gradient).to_hasher();
     let prints: Vec<Result<Print, BadFile>> = (0..dataset.len())
         .into_par_iter()
         .map(|i| match dataset.get(i) {
             Ok(sample) => {
-                let hash = is_structured(&sample.image).then(|| hasher.hash_image(&sample.image).into_inner());
+                let hash = is_structured(&sample.image).then(|| difference_hash(&sample.image));
                 Ok(Print { pixels: fingerprint(&sample.image), hash })
             }
             Err(e) => Err(BadFile::new(dataset.id(i), &e)),
@@ -87,6 +86,18 @@ pub fn check(dataset: &dyn Dataset) -> Check {
     }
     check.near = alike.several();
     check
+}
+
+/// One bit a step of brightness along the rows of the image at 17 × 16 pixels: whether it goes up.
+fn difference_hash(image: &DynamicImage) -> [u8; BYTES] {
+    let small = imageops::resize(&image.to_luma8(), 17, 16, FilterType::Triangle).into_raw();
+    let mut hash = [0; BYTES];
+    for (row, bits) in small.chunks_exact(17).zip(hash.chunks_exact_mut(2)) {
+        for x in 0..16 {
+            bits[x / 8] |= u8::from(row[x] < row[x + 1]) << (x % 8);
+        }
+    }
+    hash
 }
 
 /// Two hashes of size and pixels; equal ones of different images do not occur.

@@ -198,6 +198,10 @@ fn open_known_files(path: &Path, options: &OpenOptions) -> Result<Option<Opened>
             return Ok(Some(both(train, test)));
         }
     }
+    // An archive beside what was unpacked from it is left alone.
+    if folder::holds_images(path) {
+        return Ok(None);
+    }
     let tables = of_ending("parquet");
     if !tables.is_empty() {
         return open_parquet(path, &tables, options).map(Some);

@@ -14,7 +14,8 @@ use std::sync::Arc;
 use image::imageops::FilterType;
 use image::{DynamicImage, GrayImage, RgbImage};
 use rayon::prelude::*;
-use safetensors::{Dtype, SafeTensors};
+use safetensors::Dtype;
+use safetensors::tensor::Metadata;
 use serde_json::json;
 
 use crate::formats::stl10::upright;
@@ -140,8 +141,12 @@ pub(crate) fn open(path: &Path) -> Result<Opened> {
     }
     let mut raw = vec![0; length as usize + 8];
     file.read_at(&mut raw, 0)?;
-    let (_, about) = SafeTensors::read_metadata(&raw).map_err(|e| bad(format!("is no safetensors file: {e}")))?;
+    let about: Metadata = serde_json::from_slice(&raw[8..]).map_err(|e| bad(format!("is no safetensors file: {e}")))?;
     let tensors = about.tensors();
+    let end = tensors.values().map(|t| t.data_offsets.1 as u64).max().unwrap_or(0);
+    if length.checked_add(8).and_then(|n| n.checked_add(end)) != Some(file.length()?) {
+        return Err(bad(format!("has {} bytes, its header speaks of {end} after itself", file.length()?)));
+    }
     let classes: Option<Vec<String>> =
         about.metadata().as_ref().and_then(|m| m.get("classes")).and_then(|c| serde_json::from_str(c).ok());
     let classes = classes.unwrap_or_default();

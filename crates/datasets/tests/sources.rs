@@ -10,22 +10,11 @@ fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/data").join(name)
 }
 
-/// The arrays of `expected.npz`: shape and bytes (8-byte integers are cut to their lowest byte).
+/// The arrays of `expected.safetensors`, all of bytes: shapes and values.
 fn expected() -> Result<BTreeMap<String, (Vec<usize>, Vec<u8>)>> {
-    let mut zip = zip::ZipArchive::new(std::fs::File::open(fixture("expected.npz"))?)?;
-    let mut found = BTreeMap::new();
-    for i in 0..zip.len() {
-        let entry = zip.by_index(i)?;
-        let name = entry.name()?.trim_end_matches(".npy").to_string();
-        let array = npyz::NpyFile::new(entry)?;
-        let shape = array.shape().iter().map(|&d| d as usize).collect();
-        let bytes = match array.dtype().descr().as_str() {
-            "'|u1'" => array.into_vec::<u8>()?,
-            _ => array.into_vec::<i64>()?.into_iter().map(|v| v as u8).collect(),
-        };
-        found.insert(name, (shape, bytes));
-    }
-    Ok(found)
+    let raw = std::fs::read(fixture("expected.safetensors"))?;
+    let tensors = safetensors::SafeTensors::deserialize(&raw)?;
+    Ok(tensors.iter().map(|(name, t)| (name.to_string(), (t.shape().to_vec(), t.data().to_vec()))).collect())
 }
 
 fn opened(name: &str) -> Result<Opened> {

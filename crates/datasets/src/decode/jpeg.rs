@@ -46,10 +46,16 @@ fn is_whole(raw: &[u8]) -> bool {
     let mut at = 2;
     loop {
         // To the next marker: a byte 0xff followed by neither a stuffed zero nor more filling.
-        while at + 1 < raw.len() && (raw[at] != 0xff || matches!(raw[at + 1], 0x00 | 0xff)) {
-            at += 1;
-        }
-        let Some(&marker) = raw.get(at + 1) else { return false };
+        let marker = loop {
+            let Some(next) = raw.get(at..).and_then(|rest| memchr::memchr(0xff, rest)) else { return false };
+            at += next;
+            match raw.get(at + 1) {
+                None => return false,
+                Some(0x00) => at += 2,
+                Some(0xff) => at += 1,
+                Some(&marker) => break marker,
+            }
+        };
         at += 2;
         match marker {
             0xd9 => return true,

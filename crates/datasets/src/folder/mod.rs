@@ -154,7 +154,8 @@ fn walk(root: &Path, strict: bool) -> Result<(Vec<Found>, Vec<BadFile>)> {
 /// Files by which a folder is known to hold a training run, whose pictures are no data.
 const RUN_FILES: [&str; 2] = ["config.toml", "metrics.jsonl"];
 
-fn holds_images(path: &Path) -> bool {
+/// Whether a file below `path` has an image's ending.
+pub(crate) fn holds_images(path: &Path) -> bool {
     let walk =
         WalkDir::new(path).follow_links(true).into_iter().filter_entry(|e| !is_passed_over(e.path(), e.file_type().is_dir()));
     walk.flatten().any(|e| !e.file_type().is_dir() && has_image_ending(e.path()))

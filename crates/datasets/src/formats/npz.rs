@@ -1,13 +1,12 @@
 //! numpy's `.npz`: MedMNIST's 2-D sets (`train_images`, `train_labels`, `val_…`, `test_…`) and others of the same form (`x_train`, `y_train`).
 //!
 //! Images are `uint8`, N × height × width or N × height × width × 3; labels are whole numbers, N or N × 1. Sets with several labels an
-//! image (N × k) are taken as not labelled.
+//! image (N × k) are taken as not labelled. The arrays' headers are parsed here: the crates that do it bring a parser generator along.
 
 use std::fs::File;
 use std::io::{BufReader, Read};
 use std::path::Path;
 
-use npyz::{NpyFile, Order};
 use zip::ZipArchive;
 
 use crate::{Error, PackedImages, Result};
@@ -70,22 +69,19 @@ pub(crate) fn read(path: &Path, classes: &[&str]) -> Result<Splits> {
 /// Pixels, and width, height and channels.
 fn images(zip: &mut Zip, name: &str, path: &Path) -> Result<(Vec<u8>, (u32, u32, usize))> {
     let bad = |reason: String| Error::bad(path, format!("{name}: {reason}"));
-    let (array, size) = member(zip, name, path)?;
-    let shape = array.shape().to_vec();
+    let (Header { kind, fortran, shape }, data, size) = member(zip, name, path)?;
     let (height, width, channels) = match shape[..] {
         [_, h, w] => (h, w, 1),
         [_, h, w, c @ (1 | 3)] => (h, w, c),
         _ => return Err(bad(format!("has axes {shape:?}, expected images × height × width, or these × 3"))),
     };
-    let kind = array.dtype().descr();
-    if !kind.contains("|u1") || array.order() != Order::C {
+    if kind != "|u1" || fortran {
         return Err(bad(format!("is of type {kind}, expected uint8 in C order")));
     }
     let count = shape.iter().try_fold(1_u64, |n, &d| n.checked_mul(d)).filter(|&n| n <= MOST && n <= size);
     let count = count.ok_or_else(|| bad(format!("has axes {shape:?} and {size} bytes, at most {MOST} are read")))?;
     let mut pixels = Vec::with_capacity(count as usize);
-    let mut data = array.into_inner().take(count);
-    data.read_to_end(&mut pixels).map_err(|e| bad(e.to_string()))?;
+    data.take(count).read_to_end(&mut pixels).map_err(|e| bad(e.to_string()))?;
     if pixels.len() as u64 != count {
         return Err(bad(format!("breaks off after {} of {count} bytes", pixels.len())));
     }
@@ -96,24 +92,31 @@ fn images(zip: &mut Zip, name: &str, path: &Path) -> Result<(Vec<u8>, (u32, u32,
 /// Labels, or why there are none.
 fn labels(zip: &mut Zip, name: &str, path: &Path) -> Result<std::result::Result<Vec<u32>, String>> {
     let bad = |reason: String| Error::bad(path, format!("{name}: {reason}"));
-    let (array, size) = member(zip, name, path)?;
-    match array.shape() {
-        [_] | [_, 1] => {}
+    let (Header { kind, shape, .. }, mut data, size) = member(zip, name, path)?;
+    let count = match shape[..] {
+        [n] | [n, 1] => n,
         [_, k] => return Ok(Err(format!("every image has {k}"))),
-        shape => return Err(bad(format!("has axes {shape:?}, expected one number an image"))),
-    }
-    if array.shape().iter().product::<u64>() > size {
-        return Err(bad(format!("has axes {:?} and {size} bytes", array.shape())));
-    }
-    let kind = array.dtype().descr();
-    let io = |e: std::io::Error| bad(e.to_string());
-    let values: Vec<i64> = match kind.trim_matches('\'') {
-        "|u1" => array.into_vec::<u8>().map_err(io)?.into_iter().map(i64::from).collect(),
-        "|i1" => array.into_vec::<i8>().map_err(io)?.into_iter().map(i64::from).collect(),
-        "<i4" | ">i4" => array.into_vec::<i32>().map_err(io)?.into_iter().map(i64::from).collect(),
-        "<i8" | ">i8" => array.into_vec::<i64>().map_err(io)?,
-        _ => return Err(bad(format!("is of type {kind}, expected whole numbers"))),
+        _ => return Err(bad(format!("has axes {shape:?}, expected one number an image"))),
     };
+    let width = match kind.as_str() {
+        "|u1" | "|i1" => 1,
+        "<u2" | "<i2" => 2,
+        "<u4" | "<i4" => 4,
+        "<i8" | "<u8" => 8,
+        _ => return Err(bad(format!("is of type {kind}, expected whole numbers, the lowest byte first"))),
+    };
+    let mut raw = Vec::new();
+    data.read_to_end(&mut raw).map_err(|e| bad(e.to_string()))?;
+    if count.checked_mul(width as u64) != Some(raw.len() as u64) || size > MOST {
+        return Err(bad(format!("has axes {shape:?} and {} bytes of {kind}", raw.len())));
+    }
+    let value = |bytes: &[u8]| {
+        let negative = kind.contains('i') && bytes.last().is_some_and(|b| b & 0x80 != 0);
+        let mut whole = [if negative { 0xff } else { 0 }; 8];
+        whole[..width].copy_from_slice(bytes);
+        i64::from_le_bytes(whole)
+    };
+    let values: Vec<i64> = raw.chunks_exact(width).map(value).collect();
     match values.iter().find(|v| !(0..65536).contains(*v)) {
         Some(v) => Err(bad(format!("holds label {v}, expected 0 to 65535"))),
         None => Ok(Ok(values.into_iter().map(|v| v as u32).collect())),
@@ -122,12 +125,76 @@ fn labels(zip: &mut Zip, name: &str, path: &Path) -> Result<std::result::Result<
 
 type Zip = ZipArchive<BufReader<File>>;
 
-/// One array, and how many bytes it has when unpacked.
-fn member<'a>(zip: &'a mut Zip, name: &str, path: &Path) -> Result<(NpyFile<impl Read + 'a>, u64)> {
+/// What an array's header says (numpy's NEP 1).
+#[derive(Debug, PartialEq, Eq)]
+struct Header {
+    /// The type of its elements: `|u1`, `<i8`, …
+    kind: String,
+    /// Whether the first axis runs fastest.
+    fortran: bool,
+    /// Its axes.
+    shape: Vec<u64>,
+}
+
+/// One array's header, its data, and how many bytes the member has when unpacked.
+fn member<'a>(zip: &'a mut Zip, name: &str, path: &Path) -> Result<(Header, impl Read + 'a, u64)> {
     let bad = |reason: String| Error::bad(path, format!("{name}: {reason}"));
     let entry = zip.by_name(&format!("{name}.npy")).map_err(|e| bad(e.to_string()))?;
     let size = entry.size();
     // What unpacks to more than it says is cut there, and then too short.
-    let array = NpyFile::new(entry.take(size)).map_err(|e| bad(e.to_string()))?;
-    Ok((array, size))
+    let mut data = entry.take(size);
+    let header = header(&mut data).map_err(|e| bad(e.to_string()))?;
+    let header = header.ok_or_else(|| bad("is no array of numpy's".into()))?;
+    Ok((header, data, size))
+}
+
+/// Reads a header: magic, version, length, and a Python dictionary of three known keys.
+fn header(data: &mut impl Read) -> std::io::Result<Option<Header>> {
+    let mut start = [0; 8];
+    data.read_exact(&mut start)?;
+    let mut length = [0; 4];
+    data.read_exact(&mut length[..if start[6] == 1 { 2 } else { 4 }])?;
+    let length = u32::from_le_bytes(length);
+    if start[..6] != *b"\x93NUMPY" || length > 1 << 16 {
+        return Ok(None);
+    }
+    let mut raw = vec![0; length as usize];
+    data.read_exact(&mut raw)?;
+    Ok(std::str::from_utf8(&raw).ok().and_then(parse))
+}
+
+fn parse(text: &str) -> Option<Header> {
+    let after = |key: &str| Some(text.split_once(&format!("'{key}':"))?.1.trim_start());
+    let kind = after("descr")?.strip_prefix('\'')?.split_once('\'')?.0.to_string();
+    let fortran = after("fortran_order")?.starts_with("True");
+    let axes = after("shape")?.strip_prefix('(')?.split_once(')')?.0;
+    let axes = axes.split(',').map(str::trim).filter(|a| !a.is_empty());
+    let shape = axes.map(|a| a.parse().ok()).collect::<Option<Vec<u64>>>()?;
+    Some(Header { kind, fortran, shape })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn headers_are_python_dictionaries() {
+        let text = "{'descr': '<i8', 'fortran_order': False, 'shape': (3, 1), }   \n";
+        let header = Header { kind: "<i8".into(), fortran: false, shape: vec![3, 1] };
+        assert_eq!(parse(text), Some(header));
+        let text = "{'descr': '|u1', 'fortran_order': True, 'shape': (5,), }";
+        assert_eq!(parse(text), Some(Header { kind: "|u1".into(), fortran: true, shape: vec![5] }));
+        for text in ["", "{'descr': [('a', '<i4')], 'shape': (1,)}", "{'descr': '|u1', 'fortran_order': False, 'shape': (x,)}"] {
+            assert_eq!(parse(text), None, "{text}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn garbage_is_no_header_and_never_a_panic(raw in proptest::collection::vec(any::<u8>(), 0..200)) {
+            let _ = header(&mut raw.as_slice());
+            let _ = header(&mut [b"\x93NUMPY\x01\0\x40\0", raw.as_slice()].concat().as_slice());
+        }
+    }
 }
