@@ -90,9 +90,9 @@ fn look(driver: &mut Driver, report: &Path, args: &BrowserTestArgs) -> Result<()
     ensure!(charts.as_u64() >= Some(3), "{charts} charts are drawn");
 
     // A real pointer over the map's points, one after the other, until one shows its picture.
-    driver.script("document.getElementById('map').scrollIntoView({block: 'center'}); return 1;")?;
+    driver.script("document.getElementById('plane').scrollIntoView({block: 'center'}); return 1;")?;
     let place = driver.script(
-        "const r = document.getElementById('map').getBoundingClientRect(); return [r.left + r.width / 2, r.top + r.height / 2];",
+        "const r = document.getElementById('plane').getBoundingClientRect(); return [r.left + r.width / 2, r.top + r.height / 2];",
     )?;
     let (x, y) = (place[0].as_f64().context("no map")?, place[1].as_f64().context("no map")?);
     let mut seen = Value::Null;
@@ -113,7 +113,7 @@ fn look(driver: &mut Driver, report: &Path, args: &BrowserTestArgs) -> Result<()
     println!("pointing at image {} shows its picture", seen["image"]);
 
     // The wheel changes what is drawn.
-    let drawn = "return document.getElementById('map').toDataURL().length + ':' + document.getElementById('map').toDataURL().slice(-400);";
+    let drawn = "return document.getElementById('plane').toDataURL().length + ':' + document.getElementById('plane').toDataURL().slice(-400);";
     let before = driver.script(drawn)?;
     driver.wheel(x, y, -600)?;
     ensure!(driver.script(drawn)? != before, "the wheel does not zoom");
@@ -130,7 +130,7 @@ fn look(driver: &mut Driver, report: &Path, args: &BrowserTestArgs) -> Result<()
         }
     }
     if let Some(path) = &args.screenshot {
-        driver.script("document.getElementById('map').scrollIntoView({block: 'center'}); return 1;")?;
+        driver.script("document.getElementById('plane').scrollIntoView({block: 'center'}); return 1;")?;
         driver.pointer(x, y)?;
         let image = driver.call("GET", "/screenshot", &Value::Null)?;
         let text = image.as_str().context("no screenshot")?;
