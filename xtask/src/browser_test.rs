@@ -90,12 +90,12 @@ fn look(driver: &mut Driver, report: &Path, args: &BrowserTestArgs) -> Result<()
     ensure!(charts.as_u64() >= Some(3), "{charts} charts are drawn");
 
     // A real pointer over the map's points, one after the other, until one shows its picture.
-    driver.script("document.getElementById('map').scrollIntoView({block: 'center'}); return 1;")?;
+    driver.script("document.getElementById('plane').scrollIntoView({block: 'center'}); return 1;")?;
     let place = driver.script(
-        "const r = document.getElementById('map').getBoundingClientRect(); return [r.left + r.width / 2, r.top + r.height / 2];",
+        "const r = document.getElementById('plane').getBoundingClientRect(); return [r.left + r.width / 2, r.top + r.height / 2];",
     )?;
     let (x, y) = (place[0].as_f64().context("no map")?, place[1].as_f64().context("no map")?);
-    let mut seen = Value::Null;
+    let (mut seen, mut found) = (Value::Null, (x, y));
     for step in 0..200 {
         let (radius, angle) = (f64::from(step) * 1.2, f64::from(step) * 0.7);
         let (px, py) = ((x + radius * angle.cos()).round(), (y + radius * angle.sin()).round());
@@ -105,6 +105,7 @@ fn look(driver: &mut Driver, report: &Path, args: &BrowserTestArgs) -> Result<()
              const r = p.getBoundingClientRect(); return {image: t.dataset.image, width: r.width, picture: p.style.backgroundImage.slice(0, 26)};",
         )?;
         if !seen.is_null() {
+            found = (px, py);
             break;
         }
     }
@@ -113,7 +114,7 @@ fn look(driver: &mut Driver, report: &Path, args: &BrowserTestArgs) -> Result<()
     println!("pointing at image {} shows its picture", seen["image"]);
 
     // The wheel changes what is drawn.
-    let drawn = "return document.getElementById('map').toDataURL().length + ':' + document.getElementById('map').toDataURL().slice(-400);";
+    let drawn = "return document.getElementById('plane').toDataURL().length + ':' + document.getElementById('plane').toDataURL().slice(-400);";
     let before = driver.script(drawn)?;
     driver.wheel(x, y, -600)?;
     ensure!(driver.script(drawn)? != before, "the wheel does not zoom");
@@ -130,8 +131,8 @@ fn look(driver: &mut Driver, report: &Path, args: &BrowserTestArgs) -> Result<()
         }
     }
     if let Some(path) = &args.screenshot {
-        driver.script("document.getElementById('map').scrollIntoView({block: 'center'}); return 1;")?;
-        driver.pointer(x, y)?;
+        driver.script("document.querySelector('#mapbar button:last-child').click(); return 1;")?;
+        driver.pointer(found.0 + 1.0, found.1)?;
         let image = driver.call("GET", "/screenshot", &Value::Null)?;
         let text = image.as_str().context("no screenshot")?;
         std::fs::write(path, decode_base64(text)?).with_context(|| path.display().to_string())?;
@@ -202,7 +203,7 @@ impl Driver {
     }
 
     fn wheel(&mut self, x: f64, y: f64, by: i32) -> Result<()> {
-        let turn = json!({"type": "scroll", "x": x.round(), "y": y.round(), "deltaX": 0, "deltaY": by, "duration": 0, "origin": "viewport"});
+        let turn = json!({"type": "scroll", "x": x.round() as i64, "y": y.round() as i64, "deltaX": 0, "deltaY": by, "duration": 0, "origin": "viewport"});
         self.call("POST", "/actions", &json!({"actions": [{"type": "wheel", "id": "wheel", "actions": [turn]}]})).map(drop)
     }
 

@@ -1,11 +1,12 @@
 //! A linear probe that learns beside the method: each step, the labels of some of the batch's images train a linear classifier on the
-//! backbone's features. No gradient goes back, so the encoder never learns from a label.
+//! backbone's features, normalised a number at a time over images (a batch norm without scale and shift, as He et al. 2022 have it for
+//! linear probes, arXiv:2111.06377, appendix A.1). No gradient goes back, so the encoder never learns from a label.
 
 use candle_core::{DType, Device, Tensor};
 use twinsight_datasets::Dataset;
 use twinsight_encoders::Encoder;
 use twinsight_kernels::cross_entropy_soft;
-use twinsight_nn::{Builder, Gradients, Linear, Mode, ParamStore, StateVisitor};
+use twinsight_nn::{BatchNorm, Builder, DrawKey, Gradients, Linear, Mode, ParamStore, StateVisitor};
 
 use crate::Result;
 use crate::evaluate::Features;
@@ -13,6 +14,7 @@ use crate::loader::Batch;
 
 /// The classifier.
 pub struct OnlineProbe {
+    norm: BatchNorm,
     head: Linear,
     params: ParamStore,
     classes: usize,
@@ -25,8 +27,8 @@ pub struct Lesson {
     labels: Vec<u32>,
 }
 
-/// Learning rate times the number of features: with rows of mean square 1, one of N images moves its own logits by RATE / N at most.
-const RATE: f64 = 10.0;
+/// Learning rate times the number of features.
+const RATE: f64 = 1.0;
 
 impl OnlineProbe {
     /// A probe of features of `dim` numbers that learns from `images` images a step. It starts at zero.
@@ -35,8 +37,9 @@ impl OnlineProbe {
     /// When candle fails.
     pub fn new(dim: usize, classes: usize, images: usize, device: &Device) -> Result<Self> {
         let builder = Builder::new(0, device);
+        let norm = BatchNorm::new(&builder.under("norm"), dim, false)?;
         let head = Linear::new(&builder, dim, classes, true, twinsight_nn::Init::Constant(0.0))?;
-        Ok(Self { head, params: builder.finish(), classes, images })
+        Ok(Self { norm, head, params: builder.finish(), classes, images })
     }
 
     /// The part of a batch that the next step learns from: its first images in their first view.
@@ -56,15 +59,16 @@ impl OnlineProbe {
     pub fn learn(&mut self, encoder: &dyn Encoder, lesson: &Lesson) -> Result<()> {
         let pooled = encoder.forward(&lesson.views, &Mode::EVAL)?.pooled.to_dtype(DType::F32)?;
         let (n, dim) = pooled.dims2()?;
-        if lesson.labels.len() != n {
+        // One image has no statistics.
+        if lesson.labels.len() != n || n < 2 {
             return Ok(());
         }
-        let pooled = normalised(&pooled)?;
         let mut targets = vec![0.0f32; n * self.classes];
         lesson.labels.iter().enumerate().for_each(|(i, &l)| targets[i * self.classes + l as usize] = 1.0);
         let targets = Tensor::from_vec(targets, (n, self.classes), pooled.device())?;
-        let mode = Mode { grad: true, ..Mode::EVAL };
-        let loss = cross_entropy_soft(&self.head.forward(&pooled, &mode)?, &targets)?;
+        let mode = Mode::train(DrawKey { seed: 0, step: 0, pass: 0 });
+        let rows = self.norm.forward(&pooled, &mode)?.detach();
+        let loss = cross_entropy_soft(&self.head.forward(&rows, &mode)?, &targets)?;
         let gradients = Gradients::collect(&loss.backward()?, &self.params)?;
         for parameter in self.params.trainable() {
             if let Some(gradient) = gradients.get(parameter.name()) {
@@ -81,7 +85,8 @@ impl OnlineProbe {
     pub fn accuracy(&self, features: &Features) -> Result<f64> {
         let device = self.params.iter().next().map_or(Device::Cpu, |p| p.value().device().clone());
         let rows = Tensor::from_slice(&features.rows, (features.index.len(), features.dim), &device)?;
-        let best = self.head.forward(&normalised(&rows)?, &Mode::EVAL)?.argmax(1)?.to_vec1::<u32>()?;
+        let rows = self.norm.forward(&rows, &Mode::EVAL)?;
+        let best = self.head.forward(&rows, &Mode::EVAL)?.argmax(1)?.to_vec1::<u32>()?;
         let right = best.iter().zip(&features.labels).filter(|(a, b)| a == b).count();
         Ok(right as f64 / best.len().max(1) as f64)
     }
@@ -93,12 +98,6 @@ impl OnlineProbe {
     pub fn visit_state(&mut self, visitor: &mut dyn StateVisitor) -> Result<()> {
         Ok(visitor.params("probe", &self.params)?)
     }
-}
-
-/// Rows of mean square 1.
-fn normalised(rows: &Tensor) -> Result<Tensor> {
-    let dim = rows.dim(1)? as f64;
-    Ok((twinsight_kernels::l2_normalize(rows, 1e-12)? * dim.sqrt())?.detach())
 }
 
 #[cfg(test)]

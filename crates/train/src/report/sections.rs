@@ -132,7 +132,7 @@ pub(super) fn map(page: &mut Page, seen: &Seen, planes: &[Plane], clusters: Opti
         "Map",
         format!(
             "<p>{} images; near each other are those that the encoder finds alike. Point at one to see it; the wheel zooms, dragging \
-             pans, a name in the legend hides its images.</p><div id=\"mapbar\" class=\"bar\"></div><canvas id=\"map\"></canvas>\
+             pans, a name in the legend hides its images.</p><div id=\"mapbar\" class=\"bar\"></div><canvas id=\"plane\"></canvas>\
              <div id=\"legend\" class=\"legend\"></div>",
             features.index.len()
         ),

@@ -50,7 +50,7 @@
   }
 
   // The map.
-  const canvas = document.getElementById("map");
+  const canvas = document.getElementById("plane");
   if (canvas) {
     const tip = document.getElementById("tip"), images = data.map.images, pen = canvas.getContext("2d");
     let plane = 0, by = data.map.labels.length ? "label" : "cluster", view = { x: 0, y: 0, zoom: 1 }, held = null, hidden = new Set();
