@@ -221,7 +221,6 @@ mod tests {
     use std::io::{Cursor, Write};
     use std::path::PathBuf;
 
-    use proptest::prelude::*;
     use zip::ZipWriter;
     use zip::write::SimpleFileOptions;
 
@@ -339,27 +338,32 @@ mod tests {
         Ok(())
     }
 
-    proptest! {
-        #[test]
-        fn nothing_ends_the_program(changes in proptest::collection::vec((0_usize..400, any::<u8>()), 1..6), cut in 0_usize..40) {
-            let dir = tempfile::tempdir().expect("a temporary folder");
+    #[test]
+    fn no_change_of_bytes_ends_the_program() {
+        let dir = tempfile::tempdir().expect("a temporary folder");
+        let mut state = 1_u64;
+        let mut draw = |below: usize| {
+            // Knuth's generator: the same bytes each time.
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (state >> 33) as usize % below
+        };
+        for _ in 0..800 {
             let mut pickle = tensor(0, [2, 3], [3, 1]);
-            let length = pickle.len();
-            for &(at, byte) in &changes {
-                pickle[at % length] = byte;
+            let mut whole = archive(&pickle, &floats());
+            for _ in 0..1 + draw(5) {
+                let (at, byte) = (draw(pickle.len()), draw(256) as u8);
+                pickle[at] = byte;
+                let at = draw(whole.len());
+                whole[at] = byte;
             }
-            pickle.truncate(length - cut.min(length));
-            if let Ok(weights) = open_bytes(dir.path(), &archive(&pickle, &floats())) {
-                for name in weights.names() {
-                    let _ = weights.read(name);
+            pickle.truncate(pickle.len() - draw(40));
+            for bytes in [archive(&pickle, &floats()), whole] {
+                if let Ok(weights) = open_bytes(dir.path(), &bytes) {
+                    for name in weights.names() {
+                        let _ = weights.read(name);
+                    }
                 }
             }
-            let mut whole = archive(&tensor(0, [2, 3], [3, 1]), &floats());
-            let length = whole.len();
-            for &(at, byte) in &changes {
-                whole[at * 7 % length] = byte;
-            }
-            let _ = open_bytes(dir.path(), &whole).map(|w| w.names().count());
         }
     }
 }
