@@ -128,11 +128,14 @@ fn data_is_measured_and_every_step_of_a_view_shown() -> Result<()> {
         ensure!(found["peer"] == "twinsight" && found["size"] == 32 && found["count"] == 60, "{found}");
         ensure!(found["images_per_s"].as_f64().is_some_and(|v| v > 1.0) && found["views"] == 2, "{found}");
     }
-    let sheet = run_json(cache, &["views", "pictures", "--out", "steps.png", "--steps", "--set", "options.jpeg_p=0.1"])?;
+    let sheet = run_json(cache, &["views", "pictures", "--out", "steps.png", "--steps", "--set", "options.views.jpeg_p=0.1"])?;
     // Crop, flip, jitter, grayscale, and those asked for.
     ensure!(sheet["views"].as_u64().is_some_and(|n| n >= 5), "{sheet}");
     ensure!(image::open(cache.join("steps.png"))?.width() > 300);
-    let (code, _, stderr) = run(cache, &["views", "pictures", "--out", "x.png", "--set", "options.posterize_bits=9", "--set", "options.posterize_p=1"])?;
+    let (code, _, stderr) = run(
+        cache,
+        &["views", "pictures", "--out", "x.png", "--set", "options.views.posterize_bits=9", "--set", "options.views.posterize_p=1"],
+    )?;
     ensure!(code == 2 && stderr.contains("posterize_bits"), "{stderr}");
     Ok(())
 }

@@ -57,7 +57,9 @@ pub enum Error {
         reason: String,
     },
     /// A picture's channels can't become the plan's.
-    #[error("an image of {found} channels can't become a view of {expected}; views of other than 1 or 3 need as many as they have")]
+    #[error(
+        "an image of {found} channels can't become a view of {expected}; views of other than 1 or 3 need as many as they have"
+    )]
     WrongChannels {
         /// The image's channels.
         found: usize,

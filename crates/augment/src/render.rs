@@ -11,8 +11,8 @@ use crate::ops::{self, BlurScratch, Region, Resample, Window, vectorised};
 use crate::pixels::Pixels;
 use crate::plan::{ViewPlan, ViewSpec};
 use crate::raster::Raster;
-use crate::{masks, sample};
 use crate::transform::{Interpolation, Transform, default_kernel};
+use crate::{masks, sample};
 
 /// Makes view `view` of `image` and writes it to `out`: channels × size × size, normalised.
 ///

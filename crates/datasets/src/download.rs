@@ -80,7 +80,9 @@ pub fn present(spec: &DatasetSpec, dir: &Path) -> Result<Vec<PathBuf>> {
         let path = folder.join(file.name);
         match path.exists() && matches(&path, file.checksum)? {
             true => Ok(path),
-            false => Err(Error::NotFound(format!("{}: is missing or damaged, and --offline forbids to download it", path.display()))),
+            false => {
+                Err(Error::NotFound(format!("{}: is missing or damaged, and --offline forbids to download it", path.display())))
+            }
         }
     };
     spec.files.iter().map(check).collect()

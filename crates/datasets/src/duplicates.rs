@@ -171,8 +171,10 @@ mod tests {
     /// A picture of soft spots that differs from seed to seed.
     fn picture(seed: u32) -> RgbImage {
         let noise = |x: i64, y: i64, c: u32| {
-            (((x as u32).wrapping_mul(73_856_093) ^ (y as u32).wrapping_mul(19_349_663) ^ (seed * 3 + c).wrapping_mul(83_492_791))
-                .wrapping_mul(2_654_435_761)
+            (((x as u32).wrapping_mul(73_856_093)
+                ^ (y as u32).wrapping_mul(19_349_663)
+                ^ (seed * 3 + c).wrapping_mul(83_492_791))
+            .wrapping_mul(2_654_435_761)
                 >> 24) as u8
         };
         let small = RgbImage::from_fn(12, 9, |x, y| Rgb([0, 1, 2].map(|c| noise(x.into(), y.into(), c))));

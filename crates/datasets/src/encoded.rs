@@ -57,12 +57,7 @@ impl EncodedImages {
     ///
     /// # Errors
     /// Under `strict` the first bad one; no image at all.
-    pub(crate) fn probe(
-        name: String,
-        root: PathBuf,
-        items: Vec<Item>,
-        strict: bool,
-    ) -> Result<(Self, Vec<usize>, Vec<BadFile>)> {
+    pub(crate) fn probe(name: String, root: PathBuf, items: Vec<Item>, strict: bool) -> Result<(Self, Vec<usize>, Vec<BadFile>)> {
         let probed: Vec<Result<Header>> = items.par_iter().map(|item| item.header(&root)).collect();
         let (mut kept, mut place, mut headers, mut bad) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         for (i, (item, result)) in items.into_iter().zip(probed).enumerate() {

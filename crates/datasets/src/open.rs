@@ -105,12 +105,10 @@ pub fn open(name_or_path: &str, options: &OpenOptions) -> Result<Opened> {
     let path = Path::new(name_or_path);
     match find(name_or_path) {
         // The cache itself may be the current folder.
-        Some(spec) if !path.is_dir() || same(path, &options.cache.join(spec.folder())) => {
-            match open_named(spec, options)? {
-                opened if matches!(spec.layout, Layout::Folder(_)) => Ok(opened),
-                opened => limited(opened, options),
-            }
-        }
+        Some(spec) if !path.is_dir() || same(path, &options.cache.join(spec.folder())) => match open_named(spec, options)? {
+            opened if matches!(spec.layout, Layout::Folder(_)) => Ok(opened),
+            opened => limited(opened, options),
+        },
         _ if path.is_dir() => open_folder(path, options),
         _ if path.is_file() => open_file(path, options),
         _ => {

@@ -56,18 +56,8 @@ impl PackedFile {
         (width, height, channels): (u32, u32, usize),
         columns: bool,
     ) -> Result<Self> {
-        let found = Self {
-            name: name.into(),
-            file,
-            start,
-            count,
-            width,
-            height,
-            channels,
-            columns,
-            labels: None,
-            classes: Vec::new(),
-        };
+        let found =
+            Self { name: name.into(), file, start, count, width, height, channels, columns, labels: None, classes: Vec::new() };
         let size = u64::from(width).checked_mul(u64::from(height)).and_then(|n| n.checked_mul(channels as u64));
         let end = size.and_then(|n| n.checked_mul(count as u64)).and_then(|n| n.checked_add(start));
         let length = found.file.length()?;
@@ -170,7 +160,8 @@ pub(crate) fn open(path: &Path) -> Result<Opened> {
             let numbers = raw.as_chunks::<8>().0.iter().map(|b| i64::from_le_bytes(*b));
             let known: Option<Vec<u32>> =
                 numbers.map(|n| u32::try_from(n).ok().filter(|&n| (n as usize) < classes.len())).collect();
-            found.labels = Some(known.ok_or_else(|| bad(format!("{name}_labels holds numbers past its {} classes", classes.len())))?);
+            found.labels =
+                Some(known.ok_or_else(|| bad(format!("{name}_labels holds numbers past its {} classes", classes.len())))?);
             found.classes.clone_from(&classes);
         }
         Ok(Some(found))
@@ -234,10 +225,8 @@ pub fn pack(parts: &[(&str, &dyn Dataset)], size: u32, out: &Path, strict: bool)
         }
         let bytes = count * (size * size) as usize * channels;
         let shape = json!([count, size, size, channels]);
-        tensors.insert(
-            format!("{name}_images"),
-            json!({"dtype": "U8", "shape": shape, "data_offsets": [offset, offset + bytes]}),
-        );
+        tensors
+            .insert(format!("{name}_images"), json!({"dtype": "U8", "shape": shape, "data_offsets": [offset, offset + bytes]}));
         offset += bytes;
         let labels: Option<Vec<u32>> = labels.into_iter().collect();
         if let Some(labels) = labels.filter(|_| !classes.is_empty()) {

@@ -31,7 +31,11 @@ pub fn unpack(archive: &Path, folder: &Path) -> Result<PathBuf> {
     let size = std::fs::metadata(archive).map_err(Error::io(archive))?.len();
     let mut budget = Budget { left: size.saturating_mul(GROWTH).saturating_add(GROWTH_FREE), members: MEMBERS };
     let is_zip = archive.extension().is_some_and(|e| e.eq_ignore_ascii_case("zip"));
-    if is_zip { zip(archive, temporary.path(), &mut budget)? } else { tar_gz(archive, temporary.path(), &mut budget)? }
+    if is_zip {
+        zip(archive, temporary.path(), &mut budget)?
+    } else {
+        tar_gz(archive, temporary.path(), &mut budget)?
+    }
     let temporary = temporary.keep();
     match std::fs::rename(&temporary, &target) {
         Ok(()) => Ok(target),

@@ -146,7 +146,11 @@ fn forty_broken_files_of_a_thousand_are_named_once_each() -> Result<()> {
     let once: BTreeSet<String> = named.iter().map(ToString::to_string).collect();
     ensure!(once.len() == named.len(), "named twice: {named:?}");
     ensure!(once == broken, "missing {:?}, too many {:?}", broken.difference(&once), once.difference(&broken));
-    ensure!(found.report.bad_files.iter().all(|b| b.reason.len() > 5 && !b.reason.contains('\n')), "{:?}", found.report.bad_files);
+    ensure!(
+        found.report.bad_files.iter().all(|b| b.reason.len() > 5 && !b.reason.contains('\n')),
+        "{:?}",
+        found.report.bad_files
+    );
     ensure!(found.train.len() == 960 && verify(&*found.train).is_empty());
 
     // Not kept in memory: what its header does not betray is found when it is read.

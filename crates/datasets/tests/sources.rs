@@ -137,6 +137,21 @@ fn archives_are_read_gzipped_too_and_damage_costs_only_what_it_hits() -> Result<
 }
 
 #[test]
+fn shards_are_no_classes() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    for shard in 0..3 {
+        let mut tar = tar::Builder::new(std::fs::File::create(dir.path().join(format!("{shard}.tar")))?);
+        for i in 0..10 {
+            tar.append_path_with_name(fixture("manifest/pictures/2.png"), format!("{i}.png"))?;
+        }
+        tar.finish()?;
+    }
+    let found = open(dir.path().to_str().context("utf-8")?, &OpenOptions::default())?;
+    ensure!(found.train.len() == 30 && found.train.classes().is_none(), "{}", found.report.understood);
+    Ok(())
+}
+
+#[test]
 fn a_plain_archive_of_folders_has_their_labels() -> Result<()> {
     let dir = tempfile::tempdir()?;
     let path = dir.path().join("folders.tar");
@@ -156,7 +171,7 @@ fn a_plain_archive_of_folders_has_their_labels() -> Result<()> {
 fn plain_parquet_columns_are_read_and_empty_rows_are_named() -> Result<()> {
     let found = opened("parquet/plain.parquet")?;
     same("plain.parquet", &*found.train, &[0, 2, 3, 4, 5], true)?;
-    ensure!(found.report.bad_files.len() == 1 && found.report.bad_files[0].id == "plain/#1", "{:?}", found.report.bad_files);
+    ensure!(found.report.bad_files.len() == 1 && found.report.bad_files[0].id == "plain:#1", "{:?}", found.report.bad_files);
     let dir = tempfile::tempdir()?;
     let path = dir.path().join("x.parquet");
     let whole = std::fs::read(fixture("parquet/plain.parquet"))?;

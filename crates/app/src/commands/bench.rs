@@ -104,13 +104,7 @@ pub fn data(args: &BenchDataArgs, output: &Output) -> Result<ExitCode> {
     let report = bench_data(&bench, &*opened.train)?;
     output.say(format!(
         "{} views of {} images at {} pixels on {} threads: {} images/s ({} µs to decode, {} µs for the views of an image)",
-        report.method,
-        report.count,
-        report.size,
-        report.threads,
-        report.images_per_s,
-        report.decode_us,
-        report.views_us
+        report.method, report.count, report.size, report.threads, report.images_per_s, report.decode_us, report.views_us
     ));
     output.finish(&report)?;
     Ok(ExitCode::SUCCESS)

@@ -125,7 +125,9 @@ fn check(data: &str, strict: bool, output: &Output) -> Result<ExitCode> {
         let named = |groups: Vec<Vec<usize>>| -> Vec<Vec<String>> {
             groups.into_iter().map(|g| g.into_iter().map(|i| part.id(i)).collect()).collect()
         };
-        for (what, groups, all) in [("the same", named(found.exact), &mut exact), ("nearly the same", named(found.near), &mut near)] {
+        for (what, groups, all) in
+            [("the same", named(found.exact), &mut exact), ("nearly the same", named(found.near), &mut near)]
+        {
             for group in groups {
                 output.say(format!("{what} ({split}): {}", group.join(", ")));
                 all.push(group);

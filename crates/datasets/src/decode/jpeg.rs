@@ -68,4 +68,3 @@ fn is_whole(raw: &[u8]) -> bool {
         }
     }
 }
-

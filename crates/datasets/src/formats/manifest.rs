@@ -81,9 +81,5 @@ fn add(manifest: &Path, line: usize, path: Option<&str>, label: Option<String>, 
         return;
     };
     let place = Place::File(manifest.parent().unwrap_or(Path::new("")).join(path));
-    entries.found.push(Entry {
-        item: Item { id: path.to_string(), place },
-        label,
-        split: split.map_or(Split::Train, Split::of),
-    });
+    entries.found.push(Entry { item: Item { id: path.to_string(), place }, label, split: split.map_or(Split::Train, Split::of) });
 }

@@ -51,12 +51,13 @@ pub(crate) fn read(files: &[PathBuf], temporary: &Path) -> Result<Entries> {
         for group in 0..reader.num_row_groups() {
             let group = reader.get_row_group(group).map_err(failed)?;
             let labels = columns.labels(&*group).map_err(failed)?;
-            let mut names = columns.path.map(|c| strings(&*group, c)).transpose().map_err(failed)?.unwrap_or_default().into_iter();
+            let mut names =
+                columns.path.map(|c| strings(&*group, c)).transpose().map_err(failed)?.unwrap_or_default().into_iter();
             let mut labels = labels.into_iter();
             binary(&*group, columns.image, &mut |raw| {
                 let number = rows.len() - first;
                 let name = names.next().flatten().map(|n| String::from_utf8_lossy(&n).into_owned()).filter(|n| !n.is_empty());
-                let id = name.map_or_else(|| format!("{stem}/#{number}"), |n| format!("{stem}/{n}"));
+                let id = name.map_or_else(|| format!("{stem}:#{number}"), |n| format!("{stem}:{n}"));
                 spool.add(raw.unwrap_or_default())?;
                 rows.push(Row { id, label: labels.next().flatten(), split: Split::of_file(path), filled: raw.is_some() });
                 Ok(())
@@ -95,7 +96,9 @@ impl Columns {
         let names: Vec<String> = columns.iter().map(|c| c.path().string()).collect();
         let flat = |i: usize| columns[i].max_rep_level() == 0;
         let is_binary = |i: usize| columns[i].physical_type() == Type::BYTE_ARRAY && flat(i);
-        let is_text = |i: usize| columns[i].logical_type_ref().is_some() || columns[i].converted_type() != parquet::basic::ConvertedType::NONE;
+        let is_text = |i: usize| {
+            columns[i].logical_type_ref().is_some() || columns[i].converted_type() != parquet::basic::ConvertedType::NONE
+        };
         // A struct's bytes, or else the first binary column that is no text.
         let image = (0..names.len())
             .find(|&i| names[i].ends_with(".bytes") && is_binary(i))
@@ -177,8 +180,7 @@ fn binary(
     };
     loop {
         let (mut levels, mut values) = (Vec::new(), Vec::<ByteArray>::new());
-        let (records, _, _) =
-            reader.read_records(ROWS, Some(&mut levels), None, &mut values).map_err(Trouble::Parquet)?;
+        let (records, _, _) = reader.read_records(ROWS, Some(&mut levels), None, &mut values).map_err(Trouble::Parquet)?;
         if records == 0 {
             return Ok(());
         }

@@ -15,8 +15,7 @@ use crate::{Error, PackedFile, PackedImages, Result};
 const SIDE: usize = 96;
 const IMAGE: usize = 3 * SIDE * SIDE;
 /// The classes, in the order of the labels.
-pub(crate) const CLASSES: [&str; 10] =
-    ["airplane", "bird", "car", "cat", "deer", "dog", "horse", "monkey", "ship", "truck"];
+pub(crate) const CLASSES: [&str; 10] = ["airplane", "bird", "car", "cat", "deer", "dog", "horse", "monkey", "ship", "truck"];
 /// More than the largest file that is read into memory (8,000 test images).
 const MOST: u64 = 300_000_000;
 /// The file of images without labels.

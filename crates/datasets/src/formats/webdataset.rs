@@ -57,9 +57,9 @@ pub(crate) fn read(shards: &[std::path::PathBuf], temporary: &Path) -> Result<En
         if shards.len() > 1 {
             let prefix = shard.file_stem().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
             for entry in &mut entries.found[before..] {
-                // A plain archive of a class a file would lose its classes otherwise.
+                // Names are told apart by their shard, which must not look like a folder, and so like a label.
                 if !entry.item.id.contains('/') {
-                    entry.item.id = format!("{prefix}/{}", entry.item.id);
+                    entry.item.id = format!("{prefix}:{}", entry.item.id);
                 }
             }
         }

@@ -3,7 +3,16 @@
 use super::{Checksum, DatasetSpec, Layout, RemoteFile, SplitSizes};
 
 const ORGANS: &[&str] = &[
-    "bladder", "femur-left", "femur-right", "heart", "kidney-left", "kidney-right", "liver", "lung-left", "lung-right", "pancreas",
+    "bladder",
+    "femur-left",
+    "femur-right",
+    "heart",
+    "kidney-left",
+    "kidney-right",
+    "liver",
+    "lung-left",
+    "lung-right",
+    "pancreas",
     "spleen",
 ];
 

@@ -5,7 +5,10 @@ use crate::formats::stl10::CLASSES;
 
 const FILES: &[RemoteFile] = &[RemoteFile {
     name: "stl10_binary.tar.gz",
-    urls: &["https://cs.stanford.edu/~acoates/stl10/stl10_binary.tar.gz", "https://ai.stanford.edu/~acoates/stl10/stl10_binary.tar.gz"],
+    urls: &[
+        "https://cs.stanford.edu/~acoates/stl10/stl10_binary.tar.gz",
+        "https://ai.stanford.edu/~acoates/stl10/stl10_binary.tar.gz",
+    ],
     size: Some(2_640_397_119),
     checksum: Checksum::Sha256("f31fd99273a1acb8609c8db427cebb1de3f71de77758cdc0e22956e1289b9866"),
 }];
