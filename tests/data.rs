@@ -134,7 +134,16 @@ fn data_is_measured_and_every_step_of_a_view_shown() -> Result<()> {
     ensure!(image::open(cache.join("steps.png"))?.width() > 300);
     let (code, _, stderr) = run(
         cache,
-        &["views", "pictures", "--out", "x.png", "--set", "options.views.posterize_bits=9", "--set", "options.views.posterize_p=1"],
+        &[
+            "views",
+            "pictures",
+            "--out",
+            "x.png",
+            "--set",
+            "options.views.posterize_bits=9",
+            "--set",
+            "options.views.posterize_p=1",
+        ],
     )?;
     ensure!(code == 2 && stderr.contains("posterize_bits"), "{stderr}");
     Ok(())

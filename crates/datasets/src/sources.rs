@@ -141,7 +141,7 @@ fn label(
     if wanted.iter().all(Option::is_none) {
         let paths: Vec<String> = images.items.iter().map(|item| item.id.clone()).collect();
         return match known {
-            Some(known) if known.is_empty() => Ok(String::new()),
+            Some([]) => Ok(String::new()),
             Some(known) => {
                 images.labels = labels::of_known(&paths, known).ok().map(|of| Labels { of, classes: known.to_vec() });
                 Ok(String::new())

@@ -116,7 +116,7 @@ fn write(root: &Path) -> Result<BTreeSet<String>> {
         broken.insert("socket.jpg".into());
         let closed = root.join("closed.png");
         picture(8, 1).save(&closed)?;
-        std::fs::set_permissions(&closed, std::fs::Permissions::from_mode(0))?;
+        std::fs::set_permissions(&closed, std::fs::Permissions::from_mode(0o000))?;
         // Nothing is closed to the system's administrator.
         if std::fs::File::open(&closed).is_err() {
             broken.insert("closed.png".into());

@@ -11,7 +11,10 @@ fn fixture(name: &str) -> PathBuf {
 }
 
 /// The arrays of `expected.safetensors`, all of bytes: shapes and values.
-fn expected() -> Result<BTreeMap<String, (Vec<usize>, Vec<u8>)>> {
+/// Shape and values of an image.
+type Pixels = (Vec<usize>, Vec<u8>);
+
+fn expected() -> Result<BTreeMap<String, Pixels>> {
     let raw = std::fs::read(fixture("expected.safetensors"))?;
     let tensors = safetensors::SafeTensors::deserialize(&raw)?;
     Ok(tensors.iter().map(|(name, t)| (name.to_string(), (t.shape().to_vec(), t.data().to_vec()))).collect())

@@ -81,11 +81,14 @@ pub fn load_encoder(path: &Path, device: &Device) -> Result<LoadedEncoder> {
     Ok(LoadedEncoder { spec, encoder, params, metadata })
 }
 
+/// What a file says of its encoder: its kind, its settings, all of its metadata.
+pub type Description = (&'static EncoderSpec, EncoderConfig, BTreeMap<String, String>);
+
 /// What a file written by [`save_encoder`] says that it holds: kind, settings, and all of its metadata. `None` for other files.
 ///
 /// # Errors
 /// A file that can't be read.
-pub fn peek_encoder(path: &Path) -> Result<Option<(&'static EncoderSpec, EncoderConfig, BTreeMap<String, String>)>> {
+pub fn peek_encoder(path: &Path) -> Result<Option<Description>> {
     let Ok(words) = load_metadata(path) else { return Ok(None) };
     let (Some(name), Some(json)) = (words.get(NAME), words.get(CONFIG)) else { return Ok(None) };
     let spec = encoder(name).map_err(|e| bad(path, e.to_string()))?;

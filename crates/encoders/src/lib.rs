@@ -37,7 +37,7 @@ pub use config::{EncoderConfig, Ffn, MAX_CHANNELS, Stem};
 pub use convnext::{ConvNext, ConvNextShape};
 pub use depth::{FeatureSource, Probe};
 pub use error::{Error, Result};
-pub use file::{LoadedEncoder, describe, load_encoder, peek_encoder, save_encoder};
+pub use file::{Description, LoadedEncoder, describe, load_encoder, peek_encoder, save_encoder};
 pub use position::bicubic_matrix;
 pub use registry::{Arch, ENCODERS, EncoderSpec, Kind, encoder};
 pub use resnet::{ResNet, ResNetShape};

@@ -328,7 +328,7 @@ impl Encoder for ViT {
 /// The residual network of a hybrid, with the side of a patch of `patch` pixels in its maps.
 fn hybrid(shape: &ResNetShape, patch: usize, config: &EncoderConfig, b: &Builder) -> Result<(ResNet, usize)> {
     let stride = shape.stride(config);
-    if patch % stride != 0 {
+    if !patch.is_multiple_of(stride) {
         return Err(Error::BadSetting {
             key: "patch",
             value: patch.to_string(),

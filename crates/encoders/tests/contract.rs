@@ -37,6 +37,9 @@ fn small() -> impl Iterator<Item = &'static EncoderSpec> {
     ENCODERS.iter().filter(|spec| NAMES.contains(&spec.name))
 }
 
+/// Values by name.
+type Named = Vec<(String, Vec<f32>)>;
+
 #[test]
 fn every_encoder_has_the_parameters_of_its_home() -> Result<()> {
     for spec in ENCODERS {
@@ -54,7 +57,7 @@ fn every_encoder_has_the_parameters_of_its_home() -> Result<()> {
 fn computing_blocks_again_changes_neither_values_nor_gradients() -> Result<()> {
     for spec in small() {
         let plain = EncoderConfig { drop_path: 0.3, ..config(32, 1) };
-        let pass = |checkpoint_activations| -> Result<(Vec<f32>, Vec<(String, Vec<f32>)>)> {
+        let pass = |checkpoint_activations| -> Result<(Vec<f32>, Named)> {
             let (network, params) = build(spec, &EncoderConfig { checkpoint_activations, ..plain.clone() }, 0)?;
             let y = network.forward(&images(4, 1, 32)?, &TRAIN)?.pooled;
             let values = y.flatten_all()?.to_vec1::<f32>()?;

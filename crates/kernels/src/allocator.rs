@@ -381,8 +381,11 @@ mod tests {
                 } else {
                     let (layout, mark) = (of(SMALLEST - 1 + more), i as u8);
                     // SAFETY: the block is written within its layout.
-                    let p = unsafe { allocator.alloc(layout) };
-                    unsafe { p.write_bytes(mark, layout.size()) };
+                    let p = unsafe {
+                        let p = allocator.alloc(layout);
+                        p.write_bytes(mark, layout.size());
+                        p
+                    };
                     live.push((p, layout, mark));
                 }
                 prop_assert!(gaps(allocator).1);

@@ -133,7 +133,6 @@ impl Logistic {
 ///
 /// # Errors
 /// An empty list, and all that [`Logistic::fit`] refuses.
-#[expect(clippy::too_many_arguments, reason = "two labelled tables and what is tried: all of one kind")]
 pub fn sweep_penalty(
     rows: Matrix,
     labels: &[u32],

@@ -2,11 +2,12 @@
 //! directions of its patches' tokens as colours.
 
 use candle_core::{Device, Tensor};
-use image::imageops::{FilterType, resize};
+use image::imageops::{FilterType, replace, resize};
 use image::{ImageBuffer, Luma, Rgb, RgbImage};
 use nalgebra::{DMatrix, SymmetricEigen};
 use twinsight_augment::{DrawKey, ViewPlan, render};
 use twinsight_datasets::Dataset;
+use twinsight_encoders::Encoder;
 use twinsight_nn::Mode;
 
 use crate::{Error, Result, Trained};
@@ -31,14 +32,53 @@ pub struct AttentionMaps {
 pub fn attention_maps(trained: &Trained, dataset: &dyn Dataset, index: usize, side: Option<usize>) -> Result<AttentionMaps> {
     let side = side.unwrap_or(trained.plan.view(0).size);
     let plan = ViewPlan { normalize: trained.plan.normalize.clone(), ..ViewPlan::eval(side, trained.plan.channels) };
+    let no_patches = || Error::Config("attention maps need a vision transformer; this encoder has no attention".into());
+    maps(&*trained.encoder, &plan, dataset, index)?.ok_or_else(no_patches)
+}
+
+/// Images in rows: the image, the mean attention of the last block's heads over it, then each head's. Images that can't be read are passed
+/// over; `None` for encoders without attention.
+///
+/// # Errors
+/// A failing forward pass.
+pub fn attention_sheet(
+    encoder: &dyn Encoder,
+    plan: &ViewPlan,
+    dataset: &dyn Dataset,
+    samples: &[usize],
+) -> Result<Option<RgbImage>> {
+    const GAP: u32 = 4;
+    let mut rows = Vec::new();
+    for &sample in samples.iter().filter(|&&s| dataset.get(s).is_ok()) {
+        let Some(found) = maps(encoder, plan, dataset, sample)? else { return Ok(None) };
+        let pictures = [found.image, found.mean].into_iter().chain(found.heads);
+        rows.push(pictures.map(|p| resize(&p, TILE, TILE, FilterType::Triangle)).collect::<Vec<_>>());
+    }
+    let Some(columns) = rows.first().map(Vec::len) else { return Ok(None) };
+    let [width, height] = [columns, rows.len()].map(|count| GAP + count as u32 * (TILE + GAP));
+    let mut sheet = RgbImage::from_pixel(width, height, Rgb([255; 3]));
+    for (y, row) in rows.iter().enumerate() {
+        for (x, picture) in row.iter().enumerate() {
+            let [x, y] = [x, y].map(|place| i64::from(GAP + place as u32 * (TILE + GAP)));
+            replace(&mut sheet, picture, x, y);
+        }
+    }
+    Ok(Some(sheet))
+}
+
+/// Side of a picture on the sheet.
+const TILE: u32 = 128;
+
+fn maps(encoder: &dyn Encoder, plan: &ViewPlan, dataset: &dyn Dataset, index: usize) -> Result<Option<AttentionMaps>> {
+    let side = plan.view(0).size;
     let sample = dataset.get(index)?;
     let mut values = vec![0.0; plan.channels * side * side];
-    render(&plan, 0, &sample.image, DrawKey { seed: 0, epoch: 0, sample: index as u64, view: 0 }, &mut values)?;
-    let picture = picture(&values, &plan, side);
+    render(plan, 0, &sample.image, DrawKey { seed: 0, epoch: 0, sample: index as u64, view: 0 }, &mut values)?;
+    let picture = picture(&values, plan, side);
     let x = Tensor::from_vec(values, (1, plan.channels, side, side), &Device::Cpu)?;
-    let no_patches = || Error::Config("attention maps need a vision transformer; this encoder has no attention".into());
-    let weights = trained.encoder.attention(&x)?.ok_or_else(no_patches)?.squeeze(0)?.to_vec2::<f32>()?;
-    let tokens = trained.encoder.forward(&x, &Mode::EVAL)?.tokens.ok_or_else(no_patches)?;
+    let Some(weights) = encoder.attention(&x)? else { return Ok(None) };
+    let weights = weights.squeeze(0)?.to_vec2::<f32>()?;
+    let Some(tokens) = encoder.forward(&x, &Mode::EVAL)?.tokens else { return Ok(None) };
     let tokens = tokens.narrow(1, 1, tokens.dim(1)? - 1)?.squeeze(0)?.to_vec2::<f32>()?;
     let grid = tokens.len().isqrt() as u32;
     // Small images are drawn larger, so that there is something to see.
@@ -46,12 +86,12 @@ pub fn attention_maps(trained: &Trained, dataset: &dyn Dataset, index: usize, si
     let image = resize(&picture, shown, shown, FilterType::Nearest);
     let count = weights.len() as f32;
     let mean: Vec<f32> = (0..tokens.len()).map(|i| weights.iter().map(|head| head[i]).sum::<f32>() / count).collect();
-    Ok(AttentionMaps {
+    Ok(Some(AttentionMaps {
         heads: weights.iter().map(|head| overlay(&image, head, grid)).collect(),
         mean: overlay(&image, &mean, grid),
         components: colours(&tokens, grid, shown),
         image,
-    })
+    }))
 }
 
 /// The image with its normalisation undone.

@@ -16,8 +16,9 @@ use twinsight_datasets::Dataset;
 use twinsight_nn::{Mode, Optimizer, Schedule, Shape as ScheduleShape, StateLoader, StateSaver, StateVisitor};
 use twinsight_ssl_methods::{At, Backward, Method, MethodContext, backward, method};
 
+use crate::attention::attention_sheet;
 use crate::config::RunConfig;
-use crate::data::{RunData, normalize};
+use crate::data::{RunData, eval_plan, normalize};
 use crate::evaluate::Score;
 use crate::folder::{MetricsFile, RunFolder};
 use crate::health::{Health, Watch};
@@ -555,14 +556,29 @@ impl Trainer {
         let text = serde_json::to_string_pretty(&result).map_err(|e| Error::Config(e.to_string()))?;
         self.folder.write("result.json", format!("{text}\n").as_bytes())?;
         let found = self.bad.iter().map(|(id, reason)| format!("{id}: {reason}"));
-        let left_out: Vec<String> = self.data.report.bad_files.iter().map(ToString::to_string).chain(found).collect();
+        let unreadable = self.data.report.bad_files.iter().map(ToString::to_string).chain(found).collect();
         let judged = match &encoded {
             Some(encoded) => report::judge(encoded, &result)?,
             None => None,
         };
-        report::write(&self.folder, &self.config, &self.data, self.method.encoder(), &result, judged.as_ref(), &left_out, &self.device)?;
+        self.draw_attention()?;
+        let findings = report::Findings { judged, unreadable };
+        report::write(&self.folder, &self.config, &self.data, self.method.encoder(), &result, &findings, &self.device)?;
         observer.event(&Event::Note(format!("report: {}", self.folder.path("report.html").display())));
         Ok(result)
+    }
+
+    /// Of a transformer, a picture of where its heads look in four of the shown images.
+    fn draw_attention(&self) -> Result<()> {
+        let shown = &self.data.shown;
+        let samples: Vec<usize> = (0..4).map(|i| i * shown.len() / 4).collect();
+        let plan = eval_plan(&self.config, self.data.channels);
+        let Some(picture) = attention_sheet(self.method.encoder(), &plan, &**shown, &samples)? else { return Ok(()) };
+        let mut png = std::io::Cursor::new(Vec::new());
+        picture
+            .write_to(&mut png, image::ImageFormat::Png)
+            .map_err(|e| Error::run(self.folder.path("attention.png"), e.to_string()))?;
+        self.folder.write("attention.png", png.get_ref())
     }
 
     fn export_encoder(&self) -> Result<()> {

@@ -49,7 +49,12 @@ pub fn run(args: &KnnArgs) -> Result<()> {
     }
     let build = ["build", "--release", "--locked", "--package", "twinsight-knn", "--example", "search"];
     shell::run(&mut shell::cargo(&build))?;
-    let program = shell::metadata()?.target_directory.into_std_path_buf().join("release").join("examples").join(format!("search{}", std::env::consts::EXE_SUFFIX));
+    let program = shell::metadata()?
+        .target_directory
+        .into_std_path_buf()
+        .join("release")
+        .join("examples")
+        .join(format!("search{}", std::env::consts::EXE_SUFFIX));
     let (mut ours, mut theirs) = (Vec::new(), Vec::new());
     for round in 0..=args.rounds {
         let words = [

@@ -43,8 +43,8 @@ impl Home {
             for i in 0..depth {
                 for scale in ["ls1", "ls2"] {
                     let name = format!("blocks.{i}.{scale}.gamma");
-                    if !all.contains_key(&name) {
-                        all.insert(name, Tensor::ones(dim, DType::F32, &Device::Cpu)?);
+                    if let std::collections::btree_map::Entry::Vacant(place) = all.entry(name) {
+                        place.insert(Tensor::ones(dim, DType::F32, &Device::Cpu)?);
                     }
                 }
             }

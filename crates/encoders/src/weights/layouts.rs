@@ -118,8 +118,11 @@ fn resnet_transformers(name: &str) -> Option<String> {
     Some(format!("{place}.layer.{}.{}.{last}", number - 1, kind(layer)))
 }
 
-/// The parts of a name inside a ConvNeXt's stages: (stage, Ok((block, rest)) or Err(rest of the downsampling)).
-fn convnext_stage(name: &str) -> Option<(usize, Result<(&str, &str), &str>)> {
+/// The block's number and the rest of a name, or the rest of the downsampling's.
+type InStage<'a> = Result<(&'a str, &'a str), &'a str>;
+
+/// The parts of a name inside a ConvNeXt's stages, with the stage's number.
+fn convnext_stage(name: &str) -> Option<(usize, InStage<'_>)> {
     let (stage, rest) = name.strip_prefix("stages.")?.split_once('.')?;
     let stage = stage.parse().ok()?;
     if let Some(rest) = rest.strip_prefix("downsample.") {

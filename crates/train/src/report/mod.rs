@@ -31,8 +31,16 @@ use page::{Page, escape};
 /// Images on the map at most.
 const MAP_IMAGES: usize = 1000;
 
-/// Writes the report into the run folder. `judged`: what the test images were taken for, where they have labels; `unreadable`: the images
-/// that were left out, with the reason.
+/// What the page says beside the run's figures.
+#[derive(Debug, Default)]
+pub struct Findings {
+    /// What the test images were taken for, where they have labels.
+    pub judged: Option<Confusion>,
+    /// Images that were left out, with the reason.
+    pub unreadable: Vec<String>,
+}
+
+/// Writes the report into the run folder.
 ///
 /// # Errors
 /// A failing forward pass, a full disk.
@@ -42,8 +50,7 @@ pub fn write(
     data: &RunData,
     encoder: &dyn Encoder,
     result: &RunResult,
-    judged: Option<&Confusion>,
-    unreadable: &[String],
+    findings: &Findings,
     device: &Device,
 ) -> Result<()> {
     let shown = &data.shown;
@@ -64,7 +71,7 @@ pub fn write(
     if let Some(html) = clusters.as_ref().map(|c| c.html.clone()) {
         page.section("Clusters", html);
     }
-    if let Some(table) = judged {
+    if let Some(table) = &findings.judged {
         page.section("Confusion", sections::confusion(table, shown.classes().unwrap_or_default()));
     }
     for (name, heading, words) in PICTURES {
@@ -74,8 +81,8 @@ pub fn write(
             page.section(heading, format!("<p>{words}</p><img class=\"{class}\" alt=\"{class}\" src=\"{url}\">"));
         }
     }
-    if !unreadable.is_empty() {
-        let items: String = unreadable.iter().map(|text| format!("<li>{}</li>", escape(text))).collect();
+    if !findings.unreadable.is_empty() {
+        let items: String = findings.unreadable.iter().map(|text| format!("<li>{}</li>", escape(text))).collect();
         page.section("Left out", format!("<p>Files that can't be read:</p><ul>{items}</ul>"));
     }
     page.section("Machine and cost", sections::machine(result));
@@ -107,8 +114,8 @@ pub fn rewrite(run: &std::path::Path, data: Option<&str>) -> Result<std::path::P
         Some(evaluation) => judge(&Encoded::new(evaluation, &*trained.encoder, &device)?, &result)?,
         None => None,
     };
-    let unreadable: Vec<String> = data.report.bad_files.iter().map(ToString::to_string).collect();
-    write(&folder, &config, &data, &*trained.encoder, &result, judged.as_ref(), &unreadable, &device)?;
+    let unreadable = data.report.bad_files.iter().map(ToString::to_string).collect();
+    write(&folder, &config, &data, &*trained.encoder, &result, &Findings { judged, unreadable }, &device)?;
     Ok(folder.path("report.html"))
 }
 
