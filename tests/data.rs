@@ -106,7 +106,7 @@ fn other_sources_are_trained_on_like_folders() -> Result<()> {
         let (code, _, stderr) = run(cache, args)?;
         ensure!(code == 2 && stderr.contains(word) && stderr.lines().count() == 1, "{args:?}: {code} {stderr}");
     }
-    for name in ["webdataset", "npz/colour.npz", "parquet", "manifest/all.jsonl"] {
+    for name in ["webdataset", "npz/colour.npz", "parquet/data", "manifest/all.jsonl"] {
         let info = run_json(cache, &["data", "info", &fixture(name)])?;
         ensure!(info["train"].as_u64().is_some_and(|n| n >= 3) && info["test"] == 2, "{name}: {info}");
     }

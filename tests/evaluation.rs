@@ -42,9 +42,10 @@ fn an_encoder_is_judged_in_every_way_that_there_is() -> Result<()> {
         }
     }
     ensure!(told["own_over_runs"]["mean"].as_f64() > Some(0.5), "{told}");
-    let tuned = run_json(cache, &["eval", "a", "--protocol", "own", "--fine-tune", "1", "--shares", "0.2", "--epochs", "2"])?;
+    let tuned = run_json(cache, &["eval", "a", "--protocol", "own", "--fine-tune", "1", "--shares", "0.2", "--epochs", "12"])?;
     let tuned = &tuned["runs"][0]["figures"][1];
-    ensure!(tuned["protocol"] == "fine-tuned" && tuned["top1"].as_f64() > Some(0.3), "{tuned}");
+    // 48 steps on 300 labels: far above the tenth that chance would give.
+    ensure!(tuned["protocol"] == "fine-tuned" && tuned["top1"].as_f64() > Some(0.35), "{tuned}");
 
     let few = ["classify", "a", "--labels", "fashion-mnist-mini", "--per-class", "10", "--data", "fashion-mnist-mini", "--test"];
     let all = run_json(cache, &few)?;

@@ -86,12 +86,15 @@ fn erased_rectangles_are_uniform_in_area_and_stay_inside() {
     assert_eq!(sample::erase_region(&mut Draws::new(keys(1).next().unwrap()), 1, 1, (1.0, 1.0), (1.0, 1.0)), None);
 }
 
+/// Side of the picture: enough pixels for its levels to be spread when it is equalised.
+const SIDE: u32 = 20;
+
 /// How many of `DRAWS` views of a picture differ from it when only `step` is done.
 fn changed(step: Transform) -> usize {
-    let image = image::RgbImage::from_fn(6, 6, |x, y| image::Rgb([(x * 40) as u8, (y * 40) as u8, 90]));
+    let image = image::RgbImage::from_fn(SIDE, SIDE, |x, y| image::Rgb([(x * 12) as u8, (y * 12) as u8, 90]));
     let image = DynamicImage::from(image);
     let resize = Transform::Resize { shorter: None, interpolation: Interpolation::Bilinear };
-    let spec = ViewSpec { size: 6, transforms: vec![resize, step] };
+    let spec = ViewSpec { size: SIDE as usize, transforms: vec![resize, step] };
     let groups = vec![ViewGroup { name: "view".to_string(), count: 1, spec }];
     let plan = ViewPlan { groups, normalize: Normalize::none(3), channels: 3 };
     plan.check().unwrap();

@@ -62,7 +62,7 @@ fn every_source_returns_the_pixels_that_pillow_reads() -> Result<()> {
         ("idx", "0"),
     ];
     if cfg!(feature = "parquet") {
-        sources.push(("parquet", "cat"));
+        sources.push(("parquet/data", "cat"));
     }
     for (name, first) in sources {
         for keep_bytes in [0, 1 << 30] {

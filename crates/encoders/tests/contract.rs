@@ -25,6 +25,7 @@ const PARAMETERS: [(&str, usize); 20] = [
     ("convnext_base", 87_566_464),
     ("convnext_large", 196_230_336),
     ("vit_mini", 1_965_504),
+    ("vit_hybrid_mini", 1_340_288),
     ("vit_tiny", 5_524_416),
     ("vit_small", 21_665_664),
     ("vit_base", 85_798_656),

@@ -52,7 +52,9 @@ mod tests {
         let mut pixels = Pixels::from_interleaved(&raw, 32, 32, 3, 3);
         equalize(&mut pixels);
         assert!(pixels.plane_mut(0).iter().all(|&v| v == 77));
-        assert_eq!(pixels.plane_mut(1)[..16], [0, 17, 34, 51, 68, 85, 102, 119, 136, 153, 170, 187, 204, 221, 238, 255]);
+        // What Pillow makes of it.
+        let expected = [0, 21, 43, 64, 85, 107, 128, 149, 171, 192, 213, 235, 255, 255, 255, 255];
+        assert_eq!(pixels.plane_mut(1)[..16], expected);
     }
 
     #[test]
