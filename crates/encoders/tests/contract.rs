@@ -8,7 +8,7 @@ use twinsight_nn::{Builder, DrawKey, Mode, ParamStore};
 const TRAIN: Mode = Mode::train(DrawKey { seed: 1, step: 0, pass: 0 });
 
 /// Trainable numbers without a classifier, as torchvision and timm count them; ours for the two small ones of our own.
-const PARAMETERS: [(&str, usize); 20] = [
+const PARAMETERS: [(&str, usize); 21] = [
     ("resnet_mini", 1_232_704),
     ("resnet18", 11_176_512),
     ("resnet34", 21_284_672),
