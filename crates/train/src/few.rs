@@ -175,6 +175,9 @@ pub struct Guess {
 
 /// Numbers of neighbours that are tried.
 const KS: [usize; 6] = [1, 3, 5, 10, 20, 50];
+
+/// Fewest neighbours that are tried, where there are so many labelled images.
+const SOME: usize = 3;
 /// Temperatures that are tried.
 const TEMPERATURES: [f32; 4] = [0.03, 0.07, 0.1, 0.2];
 
@@ -202,7 +205,8 @@ impl FewLabels {
         let most = rows - 1;
         let ks: Vec<usize> = match k {
             Some(k) => vec![k.min(most)],
-            None => KS.iter().copied().filter(|&k| k <= most).collect(),
+            // A single neighbour is always sure of itself: its share of the votes would say nothing.
+            None => KS.iter().copied().filter(|&k| k <= most && k >= most.min(SOME)).collect(),
         };
         let matrix = bank.matrix();
         let largest = ks.iter().copied().max().unwrap_or(1);
