@@ -8,7 +8,7 @@ use serde_json::json;
 use crate::open::BadFile;
 use crate::{Dataset, Error, Result};
 
-/// What [`write`] did.
+/// What [`write()`] did.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Shards {
     /// The files.
