@@ -15,6 +15,7 @@ use std::path::PathBuf;
 use crate::formats::cifar::Kind;
 use crate::{Error, Result};
 
+#[cfg(feature = "fashion-mnist-mini")]
 pub(crate) use mnist::FASHION_CLASSES;
 
 /// How the files of a data set are read.
