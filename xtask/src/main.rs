@@ -3,6 +3,7 @@
 
 mod bench;
 mod browser_test;
+mod check_cuda;
 mod ci;
 mod data;
 mod docs;
@@ -46,6 +47,8 @@ enum Command {
     Docs,
     /// Open a run's report in headless Chromium: every section, a picture on hover, no error, no request.
     BrowserTest(browser_test::BrowserTestArgs),
+    /// Compile and lint the GPU features, with a CUDA toolkit that is put together where there is none. Not part of `ci`.
+    CheckCuda(check_cuda::CheckCudaArgs),
     /// Train with a recipe.
     Train(train::TrainArgs),
     /// Compare weights and features with PyTorch's homes, both ways.
@@ -65,6 +68,7 @@ fn main() -> ExitCode {
         Command::Data { command } => data::run(&command),
         Command::Docs => docs::run(),
         Command::BrowserTest(args) => browser_test::run(&args),
+        Command::CheckCuda(args) => check_cuda::run(&args),
         Command::Train(args) => train::run(&args),
         Command::Interop(args) => interop::run(&args),
         Command::Bench { command } => bench::run(&command),

@@ -228,6 +228,9 @@ pub struct TrainArgs {
     /// The precision of training [default: f32].
     #[arg(long, value_enum)]
     pub precision: Option<PrecisionArg>,
+    /// What computes: cpu, cuda[:N] or metal, where the program was built for it [default: cpu].
+    #[arg(long)]
+    pub device: Option<String>,
     /// Passes over the images.
     #[arg(long)]
     pub epochs: Option<u64>,
@@ -289,6 +292,9 @@ pub struct ResumeArgs {
     /// Where its images lie now, when they were moved.
     #[arg(long, value_name = "PATH_OR_NAME")]
     pub data: Option<String>,
+    /// Another device than the run had: cpu, cuda[:N] or metal.
+    #[arg(long)]
+    pub device: Option<String>,
 }
 
 /// `data`.
@@ -411,6 +417,9 @@ pub struct EmbedArgs {
     /// Where vectors come from: pooled, patch-mean, class+mean, last-N or depth-N.
     #[arg(long, default_value = "pooled")]
     pub features: String,
+    /// What computes: cpu, cuda[:N] or metal, where the program was built for it.
+    #[arg(long, default_value = "cpu")]
+    pub device: String,
 }
 
 /// `import`.
@@ -739,6 +748,9 @@ pub struct BenchStepArgs {
     /// The precision of the step.
     #[arg(long, value_enum, default_value_t = PrecisionArg::F32)]
     pub precision: PrecisionArg,
+    /// What computes: cpu, cuda[:N] or metal, where the program was built for it.
+    #[arg(long, default_value = "cpu")]
+    pub device: String,
     /// Timed steps, after one that warms up.
     #[arg(long, default_value_t = 5)]
     pub steps: usize,

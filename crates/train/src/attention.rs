@@ -33,11 +33,11 @@ pub fn attention_maps(trained: &Trained, dataset: &dyn Dataset, index: usize, si
     let side = side.unwrap_or(trained.plan.view(0).size);
     let plan = ViewPlan { normalize: trained.plan.normalize.clone(), ..ViewPlan::eval(side, trained.plan.channels) };
     let no_patches = || Error::Config("attention maps need a vision transformer; this encoder has no attention".into());
-    maps(&*trained.encoder, &plan, dataset, index)?.ok_or_else(no_patches)
+    maps(&*trained.encoder, &plan, dataset, index, trained.device())?.ok_or_else(no_patches)
 }
 
 /// Images in rows: the image, the mean attention of the last block's heads over it, then each head's. Images that can't be read are passed
-/// over; `None` for encoders without attention.
+/// over; `None` for encoders without attention. `device`: where the encoder's parameters are.
 ///
 /// # Errors
 /// A failing forward pass.
@@ -46,11 +46,12 @@ pub fn attention_sheet(
     plan: &ViewPlan,
     dataset: &dyn Dataset,
     samples: &[usize],
+    device: &Device,
 ) -> Result<Option<RgbImage>> {
     const GAP: u32 = 4;
     let mut rows = Vec::new();
     for &sample in samples.iter().filter(|&&s| dataset.get(s).is_ok()) {
-        let Some(found) = maps(encoder, plan, dataset, sample)? else { return Ok(None) };
+        let Some(found) = maps(encoder, plan, dataset, sample, device)? else { return Ok(None) };
         let pictures = [found.image, found.mean].into_iter().chain(found.heads);
         rows.push(pictures.map(|p| resize(&p, TILE, TILE, FilterType::Triangle)).collect::<Vec<_>>());
     }
@@ -69,13 +70,19 @@ pub fn attention_sheet(
 /// Side of a picture on the sheet.
 const TILE: u32 = 128;
 
-fn maps(encoder: &dyn Encoder, plan: &ViewPlan, dataset: &dyn Dataset, index: usize) -> Result<Option<AttentionMaps>> {
+fn maps(
+    encoder: &dyn Encoder,
+    plan: &ViewPlan,
+    dataset: &dyn Dataset,
+    index: usize,
+    device: &Device,
+) -> Result<Option<AttentionMaps>> {
     let side = plan.view(0).size;
     let sample = dataset.get(index)?;
     let mut values = vec![0.0; plan.channels * side * side];
     render(plan, 0, &sample.image, DrawKey { seed: 0, epoch: 0, sample: index as u64, view: 0 }, &mut values)?;
     let picture = picture(&values, plan, side);
-    let x = Tensor::from_vec(values, (1, plan.channels, side, side), &Device::Cpu)?;
+    let x = Tensor::from_vec(values, (1, plan.channels, side, side), device)?;
     let Some(weights) = encoder.attention(&x)? else { return Ok(None) };
     let weights = weights.squeeze(0)?.to_vec2::<f32>()?;
     let Some(tokens) = encoder.forward(&x, &Mode::EVAL)?.tokens else { return Ok(None) };

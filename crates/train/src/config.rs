@@ -31,6 +31,9 @@ pub struct RunConfig {
     pub micro_batch: usize,
     /// Decides weights, order of images and views.
     pub seed: u64,
+    /// What computes: `cpu`, `cuda:N` or `metal`, where the program was built for it. The same steps on another device differ by rounding.
+    #[serde(default = "cpu")]
+    pub device: String,
     /// Where images come from and how they are prepared.
     pub data: DataConfig,
     /// The encoder's shape.
@@ -237,7 +240,7 @@ impl RunConfig {
     /// Text that is no TOML.
     pub fn differences(&self, text: &str) -> Result<Vec<String>> {
         let free = |key: &str| {
-            matches!(key, "data.path" | "data.workers" | "data.strict") || key.starts_with("log.")
+            matches!(key, "device" | "data.path" | "data.workers" | "data.strict") || key.starts_with("log.")
                 // The probe's weights are part of a checkpoint.
                 || key.starts_with("eval.") && key != "eval.probe_images"
         };
@@ -310,6 +313,7 @@ impl RunConfig {
 
     fn check(&self) -> Result<()> {
         twinsight_encoders::encoder(&self.encoder)?;
+        crate::device::check(&self.device)?;
         let one_of = |key: &str, value: &str, allowed: &[&str]| -> Result<()> {
             if allowed.contains(&value) {
                 return Ok(());
@@ -369,6 +373,10 @@ pub fn all_keys(method_name: &str) -> Result<Vec<String>> {
     Ok(dotted_keys(&table))
 }
 
+fn cpu() -> String {
+    "cpu".into()
+}
+
 fn defaults() -> Table {
     let defaults = RunConfig {
         method: METHODS[0].name.to_string(),
@@ -377,6 +385,7 @@ fn defaults() -> Table {
         batch: 256,
         micro_batch: 0,
         seed: 0,
+        device: cpu(),
         data: DataConfig {
             path: String::new(),
             limit: 0,

@@ -8,6 +8,7 @@ pub mod attention;
 pub mod bench;
 pub mod config;
 pub mod data;
+pub mod device;
 mod error;
 pub mod evaluate;
 pub mod export;

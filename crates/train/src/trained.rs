@@ -30,7 +30,14 @@ impl Trained {
     /// # Errors
     /// Neither of the two, a run that is not finished, a damaged file.
     pub fn load(path: &Path) -> Result<Self> {
-        let device = Device::Cpu;
+        Self::load_on(path, Device::Cpu)
+    }
+
+    /// As [`Trained::load`], onto a device.
+    ///
+    /// # Errors
+    /// As [`Trained::load`].
+    pub fn load_on(path: &Path, device: Device) -> Result<Self> {
         let (file, run) = encoder_file(path)?;
         let loaded = twinsight_encoders::load_encoder(&file, &device)?;
         let text = loaded.metadata.get("normalize");
@@ -44,6 +51,11 @@ impl Trained {
         };
         plan.check()?;
         Ok(Self { encoder: loaded.encoder, plan, config: run, file, device })
+    }
+
+    /// Where the encoder's parameters are.
+    pub fn device(&self) -> &Device {
+        &self.device
     }
 
     /// One vector an image, by batches of `batch`.

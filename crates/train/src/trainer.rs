@@ -151,16 +151,18 @@ impl Trainer {
     }
 
     /// Goes on with the run in `out` from its newest checkpoint (from the start when it was stopped before the first). `data`: where
-    /// its images lie now, where they were moved.
+    /// its images lie now, where they were moved. `device`: another one than before.
     ///
     /// # Errors
     /// No run there or one that goes on elsewhere, a damaged checkpoint, images or settings that changed.
-    pub fn resume(out: &Path, data: Option<&str>) -> Result<Self> {
+    pub fn resume(out: &Path, data: Option<&str>, device: Option<&str>) -> Result<Self> {
         let started = Instant::now();
         let (folder, mut config) = RunFolder::open(out)?;
         let lock = folder.lock()?;
-        let device = Device::Cpu;
-        let checkpoint = folder.load_checkpoint(&device)?;
+        if let Some(device) = device {
+            config.device = device.to_string();
+        }
+        let checkpoint = folder.load_checkpoint(&Device::Cpu)?;
         if let Some(path) = data {
             config.data.path = path.to_string();
         }
@@ -258,7 +260,10 @@ impl Trainer {
     pub fn run(&mut self, observer: &mut dyn Observer, stop: &AtomicBool) -> Result<Outcome> {
         let result = self.run_inner(observer, stop);
         observer.event(&Event::End);
-        result
+        result.map_err(|error| {
+            let RunConfig { device, batch, micro_batch, .. } = &self.config;
+            crate::device::out_of_memory(&error, device, *batch, *micro_batch).unwrap_or(error)
+        })
     }
 
     fn run_inner(&mut self, observer: &mut dyn Observer, stop: &AtomicBool) -> Result<Outcome> {
@@ -573,7 +578,7 @@ impl Trainer {
         let shown = &self.data.shown;
         let samples: Vec<usize> = (0..4).map(|i| i * shown.len() / 4).collect();
         let plan = eval_plan(&self.config, self.data.channels);
-        let Some(picture) = attention_sheet(self.method.encoder(), &plan, &**shown, &samples)? else { return Ok(()) };
+        let Some(picture) = attention_sheet(self.method.encoder(), &plan, &**shown, &samples, &self.device)? else { return Ok(()) };
         let mut png = std::io::Cursor::new(Vec::new());
         picture
             .write_to(&mut png, image::ImageFormat::Png)
@@ -700,7 +705,7 @@ fn build_probe(config: &RunConfig, data: &RunData, method: &dyn Method, device: 
 
 /// Builds method and optimizer from a resolved configuration.
 fn build(config: &RunConfig, data: &RunData) -> Result<(Box<dyn Method>, Optimizer, u64, Device)> {
-    let device = Device::Cpu;
+    let device = crate::device::open(&config.device)?;
     let per_epoch = steps_per_epoch(data.train.len(), config.batch)?;
     let context = MethodContext {
         encoder: twinsight_encoders::encoder(&config.encoder)?,

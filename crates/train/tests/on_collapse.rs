@@ -85,7 +85,7 @@ fn what_was_counted_before_a_resume_counts_after_it() -> Result<()> {
     ensure!(matches!(outcome, Outcome::Interrupted { step: 3, .. }), "{outcome:?}");
     let stop = AtomicBool::new(false);
     let mut notes = Notes { warnings: Vec::new(), stop_at: 0, stop: &stop };
-    let mut resumed = Trainer::resume(&place.path().join("run"), None)?;
+    let mut resumed = Trainer::resume(&place.path().join("run"), None, None)?;
     let Err(Error::Diverged(found)) = resumed.run(&mut notes, &stop) else { bail!("the collapse was not noticed") };
     ensure!(found.to_string().contains("step 4"), "{found}");
     Ok(())

@@ -27,6 +27,7 @@ pub fn step(args: &BenchStepArgs, output: &Output) -> Result<ExitCode> {
             PrecisionArg::Bf16 => Precision::Bf16,
         },
         steps: args.steps,
+        device: args.device.clone(),
     };
     let report = bench_step(&bench, &mut |done| Output::warn(format!("step {done} of {}", args.steps)))?;
     output.say(format!(

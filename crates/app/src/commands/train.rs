@@ -62,6 +62,9 @@ pub fn run(args: &TrainArgs, output: &Output) -> Result<ExitCode> {
         };
         set_in(&mut options, "data", "labels", word.into());
     }
+    if let Some(device) = &args.device {
+        options.insert("device".into(), device.as_str().into());
+    }
     if let Some(workers) = args.workers {
         set_in(&mut options, "data", "workers", Value::Integer(workers as i64));
     }
@@ -97,7 +100,7 @@ pub fn run(args: &TrainArgs, output: &Output) -> Result<ExitCode> {
 /// # Errors
 /// No run there, a damaged checkpoint; whatever training can fail of.
 pub fn resume(args: &ResumeArgs, output: &Output) -> Result<ExitCode> {
-    let trainer = Trainer::resume(&args.run, args.data.as_deref())?;
+    let trainer = Trainer::resume(&args.run, args.data.as_deref(), args.device.as_deref())?;
     Output::skipped(&trainer.data().report.bad_files);
     finish(trainer, output)
 }

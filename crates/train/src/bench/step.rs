@@ -7,7 +7,7 @@
 
 use std::time::Instant;
 
-use candle_core::{Device, Tensor};
+use candle_core::Tensor;
 use serde::Serialize;
 use twinsight_augment::Normalize;
 use twinsight_encoders::EncoderConfig;
@@ -36,6 +36,8 @@ pub struct BenchStep {
     pub precision: Precision,
     /// Timed steps; one more is made before them, and one after them to count operations.
     pub steps: usize,
+    /// What computes, as [`crate::device::open`] takes it.
+    pub device: String,
 }
 
 /// The share of one kind of operation in a step.
@@ -71,7 +73,7 @@ pub struct BenchReport {
     /// Whether a graph compiler ran (never here; the key is shared).
     pub compile: bool,
     /// The device.
-    pub device: &'static str,
+    pub device: String,
     /// Images a second at the median step, each image counted once however many views.
     pub images_per_s: f64,
     /// Median seconds a step.
@@ -102,7 +104,7 @@ pub fn bench_step(bench: &BenchStep, tick: &mut dyn FnMut(usize)) -> Result<Benc
             *slot = value;
         }
     }
-    let device = Device::Cpu;
+    let device = crate::device::open(&bench.device)?;
     let context = MethodContext {
         encoder: twinsight_encoders::encoder(&bench.encoder)?,
         encoder_config: EncoderConfig { channels: 3, image_size: bench.size, ..EncoderConfig::default() },
@@ -140,6 +142,8 @@ pub fn bench_step(bench: &BenchStep, tick: &mut dyn FnMut(usize)) -> Result<Benc
         method.adjust_gradients(&mut gradients, &at)?;
         optimizer.step(&gradients, 0.01, weight_decay)?;
         method.after_step(&at)?;
+        // Devices work behind the program's back: the step has ended when they have.
+        device.synchronize()?;
         let seconds = start.elapsed().as_secs_f64();
         if i > bench.steps {
             traced = profile(&trace::stop(), seconds);
@@ -160,7 +164,7 @@ pub fn bench_step(bench: &BenchStep, tick: &mut dyn FnMut(usize)) -> Result<Benc
         size: bench.size,
         dtype: bench.precision,
         compile: false,
-        device: "cpu",
+        device: bench.device.clone(),
         images_per_s: (bench.batch as f64 / median * 100.0).round() / 100.0,
         step_s: (median * 1e4).round() / 1e4,
         best_step_s: (times[0] * 1e4).round() / 1e4,
