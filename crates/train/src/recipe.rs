@@ -219,6 +219,11 @@ pub static RECIPES: &[RecipeSpec] = &[
         toml: include_str!("../recipes/dcl-paper.toml"),
     },
     RecipeSpec {
+        name: "dclw-paper",
+        summary: "DCLW with its paper's ImageNet settings: ResNet-50, 200 epochs, batch 256 (several GPUs' work)",
+        toml: include_str!("../recipes/dclw-paper.toml"),
+    },
+    RecipeSpec {
         name: "nnclr-paper",
         summary: "NNCLR with its paper's ImageNet settings: ResNet-50, 1000 epochs, batch 4096 (many GPUs' work)",
         toml: include_str!("../recipes/nnclr-paper.toml"),
