@@ -185,8 +185,11 @@ mod tests {
 
     /// Rows around 20 centres.
     fn rows(count: u32, dim: u32) -> Vec<f32> {
-        let noise = |i: u32| (i.wrapping_mul(2_654_435_761) ^ 0x9e37_79b9).wrapping_mul(2_246_822_519) as f32 / u32::MAX as f32 - 0.5;
-        (0..count).flat_map(|i| (0..dim).map(move |d| noise(i % 20 * dim + d + 7) * 4.0 + noise(1_000_003 + i * dim + d))).collect()
+        let noise =
+            |i: u32| (i.wrapping_mul(2_654_435_761) ^ 0x9e37_79b9).wrapping_mul(2_246_822_519) as f32 / u32::MAX as f32 - 0.5;
+        (0..count)
+            .flat_map(|i| (0..dim).map(move |d| noise(i % 20 * dim + d + 7) * 4.0 + noise(1_000_003 + i * dim + d)))
+            .collect()
     }
 
     #[test]

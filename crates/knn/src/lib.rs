@@ -20,10 +20,10 @@
 //! ```
 
 mod accuracy;
-#[cfg(feature = "approximate")]
-pub mod approximate;
 #[cfg(feature = "cluster")]
 pub mod agreement;
+#[cfg(feature = "approximate")]
+pub mod approximate;
 mod choose;
 #[cfg(feature = "cluster")]
 pub mod cluster;

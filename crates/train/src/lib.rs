@@ -39,3 +39,7 @@ pub use layers::Layer;
 pub use recipe::{RECIPES, RecipeSpec, recipe};
 pub use trained::{Trained, encoder_file, load_network};
 pub use trainer::{Outcome, RunResult, Trainer};
+
+/// Held by tests that run encoders at length, and by the one that counts what they compute: the count is the process's.
+#[cfg(test)]
+static ALONE: std::sync::Mutex<()> = std::sync::Mutex::new(());

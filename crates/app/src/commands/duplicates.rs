@@ -40,8 +40,7 @@ pub fn run(args: &DuplicatesArgs, output: &Output) -> Result<ExitCode> {
         false => (twinsight_knn::search(features.matrix(), features.matrix(), near, Metric::Cosine, true)?, None),
     };
     #[cfg(not(feature = "approximate"))]
-    let (found, recall) =
-        (twinsight_knn::search(features.matrix(), features.matrix(), near, Metric::Cosine, true)?, None::<f64>);
+    let (found, recall) = (twinsight_knn::search(features.matrix(), features.matrix(), near, Metric::Cosine, true)?, None::<f64>);
     // Images are joined to the first of their group.
     let mut first: Vec<usize> = (0..rows).collect();
     let mut nearest = vec![0.0f32; rows];
@@ -89,11 +88,7 @@ const CHECKED: usize = 200;
 
 /// The neighbours of all rows by an approximate search, and the share of the nearest that it finds, told of a few rows spread evenly.
 #[cfg(feature = "approximate")]
-fn approximate(
-    rows: twinsight_knn::Matrix,
-    k: usize,
-    output: &Output,
-) -> Result<(twinsight_knn::Neighbours, Option<f64>)> {
+fn approximate(rows: twinsight_knn::Matrix, k: usize, output: &Output) -> Result<(twinsight_knn::Neighbours, Option<f64>)> {
     use twinsight_knn::{Matrix, Neighbours, approximate};
     let found = approximate::Index::build(rows, Metric::Cosine, k, 0)?.search(rows, k, true)?;
     let count = rows.rows.min(CHECKED);
