@@ -2,7 +2,8 @@
 
     python tests/interop/evaluate.py --program target/release/twinsight [--run FOLDER]
 
-Needs numpy, scikit-learn, pyarrow and tensorboard; duckdb and polars where they are installed. Without --run a small one is trained.
+Needs numpy, scipy, scikit-learn, pyarrow, tensorboard, and duckdb or polars or both. Without --run a small one is trained. Called by
+`cargo xtask interop --evaluate`.
 """
 import argparse
 import csv
@@ -14,6 +15,7 @@ import tempfile
 import numpy as np
 import pyarrow
 import pyarrow.parquet
+from scipy.optimize import linear_sum_assignment
 from sklearn.cluster import KMeans
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
@@ -51,10 +53,12 @@ def main():
         assert np.array_equal(flat, rows) and table.num_rows == written["rows"]
         assert table.column_names == ["path", "label", "vector"]
         print(f"pyarrow {pyarrow.__version__}: {table.num_rows} rows, {vector}, equal to npy")
+        readers = 0
         try:
             import duckdb
             count, length = duckdb.sql(f"select count(*), min(len(vector)) from '{parquet}'").fetchone()
             assert (count, length) == (written["rows"], written["dim"])
+            readers += 1
             print(f"duckdb {duckdb.__version__}: {count} rows of {length} numbers")
         except ImportError:
             print("duckdb: not installed")
@@ -62,9 +66,11 @@ def main():
             import polars
             frame = polars.read_parquet(parquet)
             assert frame.height == written["rows"] and frame["vector"].dtype == polars.Array(polars.Float32, written["dim"])
+            readers += 1
             print(f"polars {polars.__version__}: {frame.height} rows, {frame['vector'].dtype}")
         except ImportError:
             print("polars: not installed")
+        assert readers > 0, "neither duckdb nor polars is installed: one of them has to read the file"
 
         labels = np.array(table["label"].to_pylist())
         with open(folder / "test.images.csv") as file:
@@ -74,6 +80,25 @@ def main():
         theirs = LogisticRegression(C=c, max_iter=5000).fit(rows, labels).score(np.load(folder / "test.npy"), test_labels)
         print(f"linear probe, C = {c}: {figures['top1']:.4f} here, {theirs:.4f} in scikit-learn")
         assert abs(figures["top1"] - theirs) <= 0.002 + 1e-9
+
+        # k-NN, every step by hand: cosine, weights exp(similarity / T), the class with most of them.
+        for k, temperature in ((20, 0.07), (200, 0.1)):
+            ours = twinsight("knn", run, "--k", k, "--temperature", temperature)
+            assert ours["measured_on"] == "test" and (ours["k"], ours["temperature"]) == (k, temperature), ours
+            bank = rows.astype(np.float64) / np.linalg.norm(rows.astype(np.float64), axis=1, keepdims=True)
+            queries = np.load(folder / "test.npy").astype(np.float64)
+            similarity = queries / np.linalg.norm(queries, axis=1, keepdims=True) @ bank.T
+            near = np.argsort(-similarity, axis=1, kind="stable")[:, :k]
+            names = sorted(set(labels))
+            votes = np.zeros((len(queries), len(names)))
+            number = np.array([names.index(label) for label in labels])
+            weight = np.exp((np.take_along_axis(similarity, near, 1) - similarity.max(1, keepdims=True)) / temperature)
+            for i in range(k):
+                np.add.at(votes, (np.arange(len(queries)), number[near[:, i]]), weight[:, i])
+            theirs = float(np.mean([names[best] == label for best, label in zip(votes.argmax(1), test_labels)]))
+            print(f"k-NN, k = {k}, T = {temperature}: {ours['knn']:.4f} here, {theirs:.4f} by numpy")
+            # Neighbours whose similarity is the same in f32 may be taken in another order.
+            assert abs(ours["knn"] - theirs) <= 0.001 + 1e-9
 
         found = twinsight("cluster", run, "--clusters", 10, "--out", folder / "clusters.csv")
         unit = rows / np.linalg.norm(rows, axis=1, keepdims=True)
@@ -85,6 +110,12 @@ def main():
         nmi, ari = normalized_mutual_info_score(labels, clusters), adjusted_rand_score(labels, clusters)
         print(f"NMI {found['nmi']:.8f} and {nmi:.8f}, ARI {found['ari']:.8f} and {ari:.8f}")
         assert abs(found["nmi"] - nmi) < 1e-6 and abs(found["ari"] - ari) < 1e-6
+        names = sorted(set(labels))
+        table = np.zeros((len(names), 10))
+        np.add.at(table, ([names.index(label) for label in labels], np.array(clusters) - 1), 1)
+        matched = table[linear_sum_assignment(table, maximize=True)].sum() / len(labels)
+        print(f"accuracy of the best matching: {found['matched_accuracy']:.8f} here, {matched:.8f} in scipy")
+        assert abs(found["matched_accuracy"] - matched) < 1e-9
 
         events = EventAccumulator(str(run), size_guidance={"scalars": 0, "images": 0})
         events.Reload()

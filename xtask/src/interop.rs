@@ -1,4 +1,4 @@
-//! `interop`: weights between the program and PyTorch's homes, by a Python program that compares the numbers.
+//! `interop`: what the program reads, writes and computes beside other programs, by Python programs that compare the numbers.
 
 use std::path::PathBuf;
 use std::process::Command;
@@ -8,25 +8,40 @@ use clap::Args;
 
 use crate::shell;
 
-/// With which Python.
+/// With which Python, and what.
 #[derive(Debug, Args)]
 pub struct InteropArgs {
-    /// A Python that has torch, torchvision, timm, transformers, onnx and onnxruntime.
+    /// A Python that has torch, torchvision, timm, transformers, onnx and onnxruntime; with --evaluate numpy, scipy, scikit-learn, faiss,
+    /// pyarrow, tensorboard, and duckdb or polars.
     #[arg(long)]
     python: PathBuf,
     /// Compare only these networks; may be given again.
-    #[arg(long)]
+    #[arg(long, conflicts_with = "evaluate")]
     only: Vec<String>,
+    /// Instead of weights, compare figures, tables, event files and nearest neighbours.
+    #[arg(long)]
+    evaluate: bool,
 }
 
 /// Builds the program and runs the comparison, whose table it prints.
 ///
 /// # Errors
-/// When a program fails, or numbers differ by more than 1e-4.
+/// When a program fails, or numbers differ by more than they may.
 pub fn run(args: &InteropArgs) -> Result<()> {
     let program = shell::release()?;
-    let mut command = Command::new(&args.python);
-    command.arg("tests/interop/interop.py").arg(program).current_dir(shell::root());
+    let script = |name: &str| {
+        let mut command = Command::new(&args.python);
+        command.arg(format!("tests/interop/{name}.py")).current_dir(shell::root());
+        command
+    };
+    if args.evaluate {
+        shell::run(script("evaluate").arg("--program").arg(program))?;
+        let search = shell::release_example("twinsight-knn", "search")?;
+        let size = ["--bank", "10000", "--queries", "2000", "--dim", "128", "--k", "50"];
+        return shell::run(script("neighbours").arg("--program").arg(search).args(size));
+    }
+    let mut command = script("interop");
+    command.arg(program);
     if !args.only.is_empty() {
         command.arg("--only").args(&args.only);
     }

@@ -36,6 +36,16 @@ pub fn release() -> Result<PathBuf> {
     Ok(Path::new(metadata.target_directory.as_str()).join("release").join(name))
 }
 
+/// Builds an example of a package for release and says where it is.
+///
+/// # Errors
+/// When it does not build.
+pub fn release_example(package: &str, name: &str) -> Result<PathBuf> {
+    run(&mut cargo(&["build", "--release", "--locked", "--package", package, "--example", name]))?;
+    let folder = Path::new(metadata()?.target_directory.as_str()).join("release").join("examples");
+    Ok(folder.join(format!("{name}{}", std::env::consts::EXE_SUFFIX)))
+}
+
 /// What cargo knows about the workspace's packages.
 ///
 /// # Errors

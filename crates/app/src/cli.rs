@@ -58,6 +58,8 @@ pub enum Command {
     /// k-NN accuracy of a trained encoder on labelled images, settings chosen on images held out.
     #[command(after_help = "Examples:
   twinsight knn runs/pictures-simclr
+  twinsight knn runs/pictures-simclr --metric euclidean --per-class
+  twinsight knn runs/pictures-simclr --leave-one-out --k 1,5,20
   twinsight knn runs/pictures-simclr/encoder.safetensors --data cifar10 --json")]
     Knn(KnnArgs),
     /// Accuracy with labels: our own protocol and those that others print, with linear classifiers and fine-tuning on request.
@@ -105,6 +107,7 @@ those of torchvision, timm, transformers, DINO, DINOv2, MoCo, lightly or solo-le
     #[command(after_help = "Examples:
   twinsight classify runs/pictures-simclr --labels few.csv new/*.jpg
   twinsight classify runs/pictures-simclr --labels sorted/ unsorted/ --abstain 0.6 --out classes.csv
+  twinsight classify runs/pictures-simclr --labels sorted/ unsorted/ --abstain auto
   twinsight classify runs/cifar-simclr --labels cifar10 --per-class 10 --data cifar10 --test --abstain 0.6
 
 A CSV file of labels has a line `image,label` each, paths relative to the file. A folder's sub-folders are the classes.")]
@@ -383,15 +386,33 @@ pub struct KnnArgs {
     /// At most this many training images.
     #[arg(long)]
     pub limit: Option<usize>,
-    /// Numbers of neighbours to choose from.
-    #[arg(long, value_delimiter = ',', default_values_t = [5, 10, 20, 50, 200])]
+    /// Numbers of neighbours to choose from [default: the run's own, or 5,10,20,50,200].
+    #[arg(long, value_delimiter = ',')]
     pub k: Vec<usize>,
-    /// Vote temperatures to choose from.
-    #[arg(long, value_delimiter = ',', default_values_t = [0.03, 0.07, 0.1, 0.2])]
+    /// Vote temperatures to choose from [default: the run's own, or 0.03,0.07,0.1,0.2].
+    #[arg(long, value_delimiter = ',')]
     pub temperature: Vec<f64>,
+    /// What nearness means.
+    #[arg(long, value_enum, default_value_t = MetricArg::Cosine)]
+    pub metric: MetricArg,
+    /// Instead, the accuracy of all training images, each predicted by the others, for every pair of settings; nothing is chosen.
+    #[arg(long)]
+    pub leave_one_out: bool,
+    /// Print the share of each class that is recognised.
+    #[arg(long)]
+    pub per_class: bool,
     /// Where vectors come from: pooled, patch-mean, class+mean, last-N or depth-N.
     #[arg(long, default_value = "pooled")]
     pub features: String,
+}
+
+/// What nearness means.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum MetricArg {
+    /// The cosine of the angle between two vectors.
+    Cosine,
+    /// Minus their distance.
+    Euclidean,
 }
 
 /// `embed`.
@@ -506,18 +527,21 @@ pub struct EvalArgs {
     /// Shares of the labels that linear classifiers and fine-tuning learn from, each class its share.
     #[arg(long, value_delimiter = ',', default_values_t = [1.0])]
     pub shares: Vec<f64>,
-    /// Draws of labels for a share below 1.
+    /// Draws of labels for a share below 1, and runs of fine-tuning; several give an interval over them.
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=100))]
     pub seeds: u64,
+    /// Print the share of each class that is recognised.
+    #[arg(long)]
+    pub per_class: bool,
     /// Fine-tune the encoder too: `full`, or how many of the last blocks.
     #[arg(long, value_name = "full|BLOCKS")]
     pub fine_tune: Option<String>,
-    /// Passes of fine-tuning over the labelled images.
-    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..))]
-    pub epochs: u64,
-    /// Peak learning rate of fine-tuning.
-    #[arg(long, default_value_t = 0.02)]
-    pub lr: f64,
+    /// Passes of fine-tuning over the labelled images [default: as many as make 300 steps, and 10 at least].
+    #[arg(long, value_parser = clap::value_parser!(u64).range(1..))]
+    pub epochs: Option<u64>,
+    /// Peak learning rate of fine-tuning [default: the best of 0, 0.001, 0.005 and 0.02 on a held-out fifth of the labels].
+    #[arg(long)]
+    pub lr: Option<f64>,
 }
 
 /// `classify`.
@@ -536,6 +560,9 @@ pub struct ClassifyArgs {
     /// Decides which.
     #[arg(long, default_value_t = 0)]
     pub seed: u64,
+    /// Draws of --per-class, from --seed on; the accuracy is told with an interval over them.
+    #[arg(long, requires = "per_class", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=100))]
+    pub seeds: u64,
     /// Images to classify from a folder or data set; where it has labels too, the accuracy is told.
     #[arg(long, value_name = "PATH_OR_NAME")]
     pub data: Option<String>,
@@ -548,9 +575,10 @@ pub struct ClassifyArgs {
     /// Neighbours that vote [default: chosen by leaving each labelled image out].
     #[arg(long)]
     pub k: Option<usize>,
-    /// Say nothing about images whose class has less than this share of the votes, 0 to 1.
-    #[arg(long, default_value_t = 0.0, value_name = "SHARE")]
-    pub abstain: f32,
+    /// Say nothing about images whose class has less than this share of the votes, 0 to 1; `auto` takes the lowest at which 90 % of the
+    /// labelled images, each left out of its own vote, are right (or the one at which most are).
+    #[arg(long, default_value = "0", value_name = "SHARE|auto")]
+    pub abstain: String,
     /// Write image, class, confidence and nearest labelled image as CSV instead of printing them.
     #[arg(long)]
     pub out: Option<PathBuf>,
@@ -585,6 +613,10 @@ pub struct DuplicatesArgs {
     /// Cosine similarity from which two images are duplicates, up to 1.
     #[arg(long, default_value_t = 0.98)]
     pub similarity: f32,
+    /// Look for neighbours in a graph of near images instead of comparing all: for millions of them. What it finds of the nearest is told.
+    #[cfg(feature = "approximate")]
+    #[arg(long)]
+    pub approximate: bool,
     /// Write group, image and similarity as CSV instead of printing them.
     #[arg(long)]
     pub out: Option<PathBuf>,
@@ -621,6 +653,9 @@ pub struct ReportArgs {
     /// Where a comparison goes [default: comparison.html].
     #[arg(long)]
     pub out: Option<PathBuf>,
+    /// Write over a comparison that is there already.
+    #[arg(long)]
+    pub force: bool,
 }
 
 /// `views`.

@@ -6,7 +6,7 @@
 //! an unlabelled folder must never be taken for one class a file. [`LabelMode::Folder`] takes the first sub-folder for the
 //! label whatever the numbers, [`LabelMode::None`] never does.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::LabelMode;
 
@@ -52,18 +52,27 @@ pub(crate) fn understand(paths: &[String], mode: LabelMode) -> Understood {
         Some(why) => Understood::Unlabelled(format!("no labels: {why}")),
         None => {
             let classes: Vec<String> = sizes.into_keys().map(String::from).collect();
-            Understood::Labels(Labels { of: of_known(paths, &classes).unwrap_or_default(), classes })
+            match of_known(paths, &classes) {
+                Ok(labels) => Understood::Labels(labels),
+                Err(path) => Understood::Impossible(format!("{path} lies in no sub-folder")),
+            }
         }
     }
 }
 
-/// The labels of images whose classes are known from another split; `Err` with the path of an image of none of them.
-pub(crate) fn of_known<'a>(paths: &'a [String], classes: &[String]) -> Result<Vec<u32>, &'a str> {
-    let label = |p: &'a String| {
-        let found = first_folder(p).and_then(|f| classes.binary_search_by(|c| c.as_str().cmp(f)).ok());
-        found.map(|l| l as u32).ok_or(p.as_str())
-    };
-    paths.iter().map(label).collect()
+/// The labels of images whose classes are known from another split. Folders that are none of these are further classes behind them, so
+/// that images of a class that was never seen in training count as what they are. `Err` with the path of an image in no folder, or where
+/// no folder is a known class.
+pub(crate) fn of_known<'a>(paths: &'a [String], classes: &[String]) -> Result<Labels, &'a str> {
+    let folders = paths.iter().map(|p| first_folder(p).ok_or(p.as_str())).collect::<Result<Vec<_>, _>>()?;
+    let known: BTreeMap<&str, u32> = classes.iter().map(String::as_str).zip(0..).collect();
+    if let (Some(first), false) = (paths.first(), folders.iter().any(|f| known.contains_key(f))) {
+        return Err(first);
+    }
+    let new: BTreeSet<&str> = folders.iter().copied().filter(|f| !known.contains_key(f)).collect();
+    let classes: Vec<String> = classes.iter().cloned().chain(new.iter().map(ToString::to_string)).collect();
+    let number: BTreeMap<&str, u32> = classes.iter().map(String::as_str).zip(0..).collect();
+    Ok(Labels { of: folders.iter().map(|f| number[f]).collect(), classes })
 }
 
 /// What speaks against labels in folders that could be.
@@ -133,7 +142,15 @@ mod tests {
     #[test]
     fn another_split_takes_over_the_classes() {
         let classes = ["cat".to_string(), "dog".to_string()];
-        assert_eq!(of_known(&["dog/1.png".into(), "cat/x/1.png".into()], &classes), Ok(vec![1, 0]));
-        assert_eq!(of_known(&["dog/1.png".into(), "cow/1.png".into()], &classes), Err("cow/1.png"));
+        let labels = |of: Vec<u32>, more: &[&str]| Labels {
+            of,
+            classes: classes.iter().cloned().chain(more.iter().map(ToString::to_string)).collect(),
+        };
+        assert_eq!(of_known(&["dog/1.png".into(), "cat/x/1.png".into()], &classes), Ok(labels(vec![1, 0], &[])));
+        // A class that training does not have gets a number of its own, behind the known ones.
+        let paths = ["cow/1.png".into(), "dog/1.png".into(), "ape/1.png".into()];
+        assert_eq!(of_known(&paths, &classes), Ok(labels(vec![3, 1, 2], &["ape", "cow"])));
+        assert_eq!(of_known(&["dog/1.png".into(), "2.png".into()], &classes), Err("2.png"));
+        assert_eq!(of_known(&["cow/1.png".into()], &classes), Err("cow/1.png"));
     }
 }

@@ -200,7 +200,8 @@ pub fn pack(parts: &[(&str, &dyn Dataset)], size: u32, out: &Path, strict: bool)
     let mut packed = Packed::default();
     let mut tensors = BTreeMap::new();
     let mut offset = 0;
-    let classes = parts.first().and_then(|(_, d)| d.classes()).unwrap_or_default();
+    // A test split may have classes behind those of the training split.
+    let classes = parts.iter().filter_map(|(_, d)| d.classes()).max_by_key(|c| c.len()).unwrap_or_default();
     for &(name, dataset) in parts {
         let channels = dataset.channels();
         let (mut labels, mut count) = (Vec::new(), 0);

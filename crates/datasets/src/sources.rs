@@ -143,7 +143,7 @@ fn label(
         return match known {
             Some([]) => Ok(String::new()),
             Some(known) => {
-                images.labels = labels::of_known(&paths, known).ok().map(|of| Labels { of, classes: known.to_vec() });
+                images.labels = labels::of_known(&paths, known).ok();
                 Ok(String::new())
             }
             None => match labels::understand(&paths, mode) {

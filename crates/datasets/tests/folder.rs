@@ -169,12 +169,22 @@ fn a_test_split_takes_its_labels_from_the_training_split() -> Result<()> {
     ensure!(test.classes() == found.train.classes() && test.label(0) == Some(0) && test.label(1) == Some(2));
     ensure!(found.report.bad_files.len() == 1 && found.report.bad_files[0].id == "test/dog/bad.jpg");
     ensure!(found.report.understood.contains("notes"), "{}", found.report.understood);
+    // A class that training does not have keeps the others' labels and gets a number behind them.
     write(dir.path(), &["test/horse/1.png"])?;
+    for labels in [LabelMode::Auto, LabelMode::Folder] {
+        let found = opened(dir.path(), &OpenOptions { labels, ..OpenOptions::default() })?;
+        let test = found.test.context("a test split")?;
+        ensure!(test.classes().map(<[String]>::to_vec) == Some(["cat", "cow", "dog", "horse"].map(String::from).to_vec()));
+        ensure!((0..3).map(|i| test.label(i)).collect::<Vec<_>>() == [Some(0), Some(2), Some(3)]);
+        ensure!(found.train.classes().map(<[String]>::len) == Some(3));
+    }
+    // An image in no folder can't be labelled, and then none is.
+    write(dir.path(), &["test/loose.png"])?;
     let found = opened(dir.path(), &OpenOptions::default())?;
     ensure!(found.train.classes().is_some() && found.test.context("a test split")?.classes().is_none());
-    ensure!(found.report.understood.contains("horse/1.png"), "{}", found.report.understood);
+    ensure!(found.report.understood.contains("loose.png"), "{}", found.report.understood);
     let forced = OpenOptions { labels: LabelMode::Folder, ..OpenOptions::default() };
-    ensure!(message(dir.path(), &forced)?.contains("horse/1.png"));
+    ensure!(message(dir.path(), &forced)?.contains("loose.png"));
     Ok(())
 }
 

@@ -66,10 +66,41 @@ pub fn sweep(
 /// # Errors
 /// Labels that do not fit, a temperature that is not finite and above 0, and all that [`search`] refuses.
 pub fn leave_one_out(rows: Matrix, labels: &[u32], classes: usize, k: usize, temperature: f32, metric: Metric) -> Result<f64> {
+    Ok(sweep_left_out(rows, labels, classes, &[k], &[temperature], metric)?[0].accuracy)
+}
+
+/// As [`choose`], by the accuracy of a table's rows predicted from all its other rows: where nothing is held out to choose on.
+///
+/// # Errors
+/// As [`sweep_left_out`].
+pub fn choose_left_out(
+    rows: Matrix,
+    labels: &[u32],
+    classes: usize,
+    ks: &[usize],
+    temperatures: &[f32],
+    metric: Metric,
+) -> Result<Setting> {
+    let tried = sweep_left_out(rows, labels, classes, ks, temperatures, metric)?;
+    tried.into_iter().reduce(better).ok_or(Error::NoSettings("setting"))
+}
+
+/// As [`sweep`], for a table whose rows are each predicted from all its other rows.
+///
+/// # Errors
+/// As [`sweep`].
+pub fn sweep_left_out(
+    rows: Matrix,
+    labels: &[u32],
+    classes: usize,
+    ks: &[usize],
+    temperatures: &[f32],
+    metric: Metric,
+) -> Result<Vec<Setting>> {
     check_labels("table", labels, rows.rows, classes)?;
-    check_temperature(temperature)?;
-    let found = search(rows, rows, k, metric, true)?;
-    Ok(judge(&found, labels, labels, classes, &[k], &[temperature])[0].accuracy)
+    let (ks, temperatures) = grid(ks, temperatures, rows.rows)?;
+    let found = search(rows, rows, ks[ks.len() - 1], metric, true)?;
+    Ok(judge(&found, labels, labels, classes, &ks, &temperatures))
 }
 
 fn better(a: Setting, b: Setting) -> Setting {
@@ -180,6 +211,10 @@ mod tests {
         assert_eq!(leave_one_out(m, &[0, 0, 1, 1], 2, 1, 0.1, Metric::Cosine)?, 1.0);
         // Each row's nearest other row has the other label.
         assert_eq!(leave_one_out(m, &[0, 1, 0, 1], 2, 1, 0.1, Metric::Euclidean)?, 0.0);
+        // With all three others the two of the other label win.
+        let tried = sweep_left_out(m, &[0, 0, 1, 1], 2, &[3, 1], &[10.0], Metric::Cosine)?;
+        assert_eq!(tried.iter().map(|s| (s.k, s.accuracy)).collect::<Vec<_>>(), [(1, 1.0), (3, 0.0)]);
+        assert_eq!(choose_left_out(m, &[0, 0, 1, 1], 2, &[3, 1], &[10.0], Metric::Cosine)?.k, 1);
         Ok(())
     }
 }

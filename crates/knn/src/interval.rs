@@ -33,8 +33,8 @@ pub fn bootstrap(right: &[bool], seed: u64) -> Option<Interval> {
     Some(Interval { mean, low: at(0.025), high: at(0.975) })
 }
 
-/// The mean of one figure a seed with its 95 % interval by Student's t: how much the figure would move with another seed. `None` for
-/// fewer than two figures.
+/// The mean of one share (0 to 1) a seed with its 95 % interval by Student's t, cut to 0 to 1: how much the figure would move with another
+/// seed. `None` for fewer than two figures.
 pub fn spread_of_seeds(figures: &[f64]) -> Option<Interval> {
     /// Student's t at 0.975 for 1 to 10 degrees of freedom; the normal's 1.96 lies below it by 14 % at 10.
     const T: [f64; 10] = [12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228];
@@ -45,7 +45,7 @@ pub fn spread_of_seeds(figures: &[f64]) -> Option<Interval> {
     let mean = figures.iter().sum::<f64>() / n as f64;
     let variance = figures.iter().map(|f| (f - mean).powi(2)).sum::<f64>() / (n - 1) as f64;
     let half = T[(n - 2).min(T.len() - 1)] * (variance / n as f64).sqrt();
-    Some(Interval { mean, low: mean - half, high: mean + half })
+    Some(Interval { mean, low: (mean - half).max(0.0), high: (mean + half).min(1.0) })
 }
 
 #[cfg(test)]
@@ -69,6 +69,9 @@ mod tests {
         let found = spread_of_seeds(&[0.5, 0.6, 0.7]).expect("three");
         assert!((found.mean - 0.6).abs() < 1e-12);
         assert!((found.high - 0.6 - 4.303 * 0.1 / 3f64.sqrt()).abs() < 1e-9);
+        // Two figures far apart: an accuracy is neither below 0 nor above 1.
+        let wide = spread_of_seeds(&[0.4, 0.8]).expect("two");
+        assert_eq!((wide.low, wide.high), (0.0, 1.0));
         assert_eq!(spread_of_seeds(&[0.5]), None);
     }
 }

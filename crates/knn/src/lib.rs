@@ -2,9 +2,10 @@
 //!
 //! The crate knows no tensor library: a table is a [`Matrix`], borrowed rows of one length. [`search`] finds the nearest
 //! rows, [`vote`] turns their labels into ranked classes, [`top1`] and [`accuracy`] judge these, [`choose`] picks the number
-//! of neighbours and the temperature on rows held out for that, [`leave_one_out`] needs no second table, and [`health`]
-//! judges embeddings without any labels. [`bootstrap`] says how sure an accuracy is. Two features add what a search can do
-//! without: `cluster` (k-means, silhouette, agreement of partitions) and `linear` (multinomial logistic regression).
+//! of neighbours and the temperature on rows held out for that, [`leave_one_out`] and [`choose_left_out`] need no second table, and [`health`]
+//! judges embeddings without any labels. [`bootstrap`] says how sure an accuracy is. Features add what a search can do
+//! without: `cluster` (k-means, silhouette, agreement of partitions), `linear` (multinomial logistic regression) and `approximate` (a graph of
+//! near rows, for millions of them).
 //!
 //! Results do not depend on the number of threads nor on the instruction set: block products in `f32` only select
 //! candidates, with a margin for their rounding, and the candidates' scores are then computed in one fixed order in `f64`.
@@ -21,6 +22,8 @@
 mod accuracy;
 #[cfg(feature = "cluster")]
 pub mod agreement;
+#[cfg(feature = "approximate")]
+pub mod approximate;
 mod choose;
 #[cfg(feature = "cluster")]
 pub mod cluster;
@@ -38,7 +41,7 @@ mod select;
 mod vote;
 
 pub use accuracy::{Accuracy, Confusion, accuracy, confusion, top_n, top1};
-pub use choose::{Setting, choose, leave_one_out, sweep};
+pub use choose::{Setting, choose, choose_left_out, leave_one_out, sweep, sweep_left_out};
 pub use error::{Error, Result};
 pub use interval::{Interval, bootstrap, spread_of_seeds};
 pub use matrix::Matrix;

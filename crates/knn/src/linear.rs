@@ -6,7 +6,7 @@
 
 use std::sync::Mutex;
 
-use argmin::core::{CostFunction, Executor, Gradient, State};
+use argmin::core::{CostFunction, Executor, Gradient, State, TerminationReason};
 use argmin::solver::linesearch::MoreThuenteLineSearch;
 use argmin::solver::quasinewton::LBFGS;
 use rayon::prelude::*;
@@ -25,6 +25,8 @@ pub struct Logistic {
     pub weight: Vec<f64>,
     /// Intercepts, one a class.
     pub bias: Vec<f64>,
+    /// Whether the search ended by itself; `false` where its iterations did not suffice.
+    pub converged: bool,
 }
 
 /// A penalty, and how often the classifier fitted with it was right.
@@ -34,10 +36,14 @@ pub struct Penalty {
     pub c: f64,
     /// Top-1 accuracy on the rows that it was tried on, as a fraction.
     pub accuracy: f64,
+    /// Whether the fit's iterations sufficed.
+    pub converged: bool,
 }
 
-/// Rows that one task takes at a time.
+/// Rows that are multiplied at a time.
 const BLOCK: usize = 256;
+/// Tasks at most, each with a gradient of its own: so many are added up in the end, however many rows there are.
+const GROUPS: usize = 64;
 /// Past steps that L-BFGS remembers (scikit-learn's number).
 const MEMORY: usize = 10;
 /// The search ends when the norm of the mean loss's gradient is below this.
@@ -83,6 +89,7 @@ impl Logistic {
         let method = LBFGS::new(search, MEMORY).with_tolerance_grad(TOLERANCE).map_err(solver)?;
         let method = method.with_tolerance_cost(1e-10).map_err(solver)?;
         let outcome = Executor::new(problem, method).configure(|s| s.param(first).max_iters(max_iter)).run().map_err(solver)?;
+        let converged = outcome.state().get_termination_reason() != Some(&TerminationReason::MaxItersReached);
         let found = outcome.state().get_best_param().ok_or_else(|| Error::Solver("logistic regression found nothing".into()))?;
         let parts = || found.chunks_exact(dim + 1);
         Ok(Self {
@@ -90,6 +97,7 @@ impl Logistic {
             dim,
             weight: parts().flat_map(|w| w[..dim].iter().map(|v| v / scale)).collect(),
             bias: parts().map(|w| w[dim]).collect(),
+            converged,
         })
     }
 
@@ -152,7 +160,7 @@ pub fn sweep_penalty(
     let mut tried = Vec::new();
     for c in cs {
         let fitted = Logistic::fit(rows, labels, classes, c, max_iter, last.as_ref())?;
-        tried.push(Penalty { c, accuracy: top1(&fitted.predict(queries)?, query_labels) });
+        tried.push(Penalty { c, accuracy: top1(&fitted.predict(queries)?, query_labels), converged: fitted.converged });
         last = Some(fitted);
     }
     Ok(tried)
@@ -193,7 +201,7 @@ impl Problem<'_> {
         let (dim, classes) = (self.rows.dim, self.classes);
         let weight: Vec<f64> = at.chunks_exact(dim + 1).flat_map(|w| &w[..dim]).copied().collect();
         let bias: Vec<f64> = at.chunks_exact(dim + 1).map(|w| w[dim]).collect();
-        let block = |data: &[f32], labels: &[u32]| -> (f64, Vec<f64>) {
+        let block = |data: &[f32], labels: &[u32], sum: &mut (f64, Vec<f64>)| {
             let rows = labels.len();
             let wide: Vec<f64> = data.iter().map(|&v| f64::from(v) * self.factor).collect();
             let mut logits = vec![0.0; rows * classes];
@@ -217,11 +225,24 @@ impl Problem<'_> {
             let mut gradient = vec![0.0; classes * dim];
             product::products(&residual, &columns, rows, &mut gradient);
             let sums = residual.chunks_exact(rows).map(|r| r.iter().sum::<f64>());
-            let gradient = gradient.chunks_exact(dim).zip(sums).flat_map(|(g, s)| g.iter().copied().chain([s])).collect();
-            (loss, gradient)
+            sum.0 += loss;
+            for ((to, g), s) in sum.1.chunks_exact_mut(dim + 1).zip(gradient.chunks_exact(dim)).zip(sums) {
+                to.iter_mut().zip(g).for_each(|(to, g)| *to += g);
+                to[dim] += s;
+            }
         };
-        let parts: Vec<(f64, Vec<f64>)> =
-            self.rows.data.par_chunks(BLOCK * dim).zip(self.labels.par_chunks(BLOCK)).map(|(d, l)| block(d, l)).collect();
+        let group = group_rows(self.labels.len());
+        let parts: Vec<(f64, Vec<f64>)> = self
+            .rows
+            .data
+            .par_chunks(group * dim)
+            .zip(self.labels.par_chunks(group))
+            .map(|(data, labels)| {
+                let mut sum = (0.0, vec![0.0; at.len()]);
+                data.chunks(BLOCK * dim).zip(labels.chunks(BLOCK)).for_each(|(d, l)| block(d, l, &mut sum));
+                sum
+            })
+            .collect();
         let n = self.labels.len() as f64;
         let (mut value, mut gradient) = (0.0, vec![0.0; at.len()]);
         for (loss, part) in parts {
@@ -258,6 +279,11 @@ impl Gradient for Problem<'_> {
     fn gradient(&self, at: &Vec<f64>) -> std::result::Result<Vec<f64>, argmin::core::Error> {
         Ok(self.evaluate(at).gradient)
     }
+}
+
+/// Rows of one task: whole blocks, so many that there are [`GROUPS`] tasks at most.
+fn group_rows(rows: usize) -> usize {
+    rows.div_ceil(BLOCK).div_ceil(GROUPS).max(1) * BLOCK
 }
 
 /// Turns logits into probabilities and returns the logarithm of the sum of their exponentials.
@@ -307,6 +333,24 @@ mod tests {
             let slope = (moved(1e-5) - moved(-1e-5)) / 2e-5;
             assert!((slope - gradient[i]).abs() < 1e-8, "{i}: {slope} {}", gradient[i]);
         }
+        Ok(())
+    }
+
+    #[test]
+    fn the_number_of_partial_gradients_is_bounded_and_whole_blocks_make_a_task() {
+        for rows in [1, 256, 257, 16_384, 16_385, 1_281_167] {
+            let group = group_rows(rows);
+            assert!(group.is_multiple_of(BLOCK) && rows.div_ceil(group) <= GROUPS, "{rows}: {group}");
+        }
+        assert_eq!((group_rows(16_384), group_rows(16_385)), (256, 512));
+    }
+
+    #[test]
+    fn a_fit_that_had_too_few_iterations_says_so() -> Result<()> {
+        let (data, labels) = groups();
+        let rows = Matrix::new(&data, 600, 2)?;
+        assert!(!Logistic::fit(rows, &labels, 3, 1.0, 1, None)?.converged);
+        assert!(Logistic::fit(rows, &labels, 3, 1.0, 200, None)?.converged);
         Ok(())
     }
 

@@ -6,6 +6,7 @@
 
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
+use twinsight_datasets::OpenOptions;
 use twinsight_encoders::{EncoderConfig, Ffn, Stem};
 use twinsight_nn::{NormKind, OptimizerConfig, Precision};
 use twinsight_ssl_methods::{METHODS, method};
@@ -72,6 +73,14 @@ pub struct DataConfig {
     pub std: Vec<f32>,
     /// Threads that make views; 0 for one a core.
     pub workers: usize,
+    /// Images that take at most this many bytes when decoded are decoded at once and kept; others are read when they are wanted, and what
+    /// can't be read is found then.
+    #[serde(default = "keep_bytes")]
+    pub keep_bytes: u64,
+}
+
+fn keep_bytes() -> u64 {
+    OpenOptions::default().keep_bytes
 }
 
 /// The encoder's shape.
@@ -396,6 +405,7 @@ fn defaults() -> Table {
             mean: Vec::new(),
             std: Vec::new(),
             workers: 0,
+            keep_bytes: keep_bytes(),
         },
         network: NetworkConfig {
             stem: Stem::Auto,

@@ -76,6 +76,15 @@ impl RunData {
     }
 }
 
+/// A checksum of names and labels of all images, in their order.
+pub fn fingerprint(dataset: &dyn Dataset) -> String {
+    let crc = (0..dataset.len()).fold(0, |crc, i| {
+        let crc = crc32c::crc32c_append(crc, dataset.id(i).as_bytes());
+        crc32c::crc32c_append(crc, &dataset.label(i).map_or([255; 4], u32::to_le_bytes))
+    });
+    format!("{crc:08x}")
+}
+
 /// The options that open the images of a configuration.
 ///
 /// # Errors
@@ -89,6 +98,7 @@ pub fn open_options(config: &RunConfig) -> Result<OpenOptions> {
             "none" => LabelMode::None,
             _ => LabelMode::Auto,
         },
+        keep_bytes: config.data.keep_bytes,
         ..OpenOptions::default()
     })
 }

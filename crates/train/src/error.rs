@@ -32,6 +32,16 @@ pub enum Error {
     /// A setting is unknown or out of range.
     #[error("{0}")]
     Config(String),
+    /// An encoder makes a vector that is not finite.
+    #[error(
+        "the encoder makes {value} of image {image}: its weights are damaged, or it was trained until its numbers overflowed"
+    )]
+    Vector {
+        /// The image, by its name in the data set.
+        image: String,
+        /// NaN or an infinity.
+        value: f32,
+    },
     /// A file could not be read or written.
     #[error("{path}: {source}")]
     Io {

@@ -1,17 +1,19 @@
-//! Features of a data set and their k-NN accuracy, with settings chosen on images held out from training.
+//! Features of a data set, and the labelled parts that an evaluation needs.
 //!
-//! The protocol: part of the labelled training images is held out. Number of neighbours and temperature are chosen by the
-//! accuracy of the held-out images against the rest. The final figure is that of the test images against all training
-//! images with those settings; test images choose nothing. Pixels and the untrained encoder go through the same.
+//! Part of the labelled training images is held out. [`crate::protocols`] says which images choose settings and which are judged; the judged
+//! ones choose nothing. Pixels and the untrained encoder go through the same.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor};
+use rand_chacha::ChaCha8Rng;
+use rand_chacha::rand_core::SeedableRng;
 use rayon::prelude::*;
 use twinsight_augment::{DrawKey, ViewPlan, render};
 use twinsight_datasets::Dataset;
 use twinsight_encoders::Encoder;
-use twinsight_knn::{Matrix, Metric};
+use twinsight_knn::Matrix;
 use twinsight_nn::Mode;
 
 use crate::config::EvalConfig;
@@ -39,8 +41,10 @@ pub struct Chosen {
     pub k: usize,
     /// Vote temperature.
     pub temperature: f64,
-    /// Accuracy of the held-out images, as a fraction.
+    /// Accuracy of the images that they were chosen on, as a fraction.
     pub accuracy: f64,
+    /// Whether these were the training images, each left out of its own vote, and not the held-out ones.
+    pub left_out: bool,
 }
 
 /// The labelled parts of one data set that an evaluation needs.
@@ -60,27 +64,8 @@ pub struct Evaluation {
     pub config: EvalConfig,
 }
 
-/// What an evaluation found.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Score {
-    /// Settings, with the held-out accuracy.
-    pub chosen: Chosen,
-    /// Accuracy of the test images with them; `None` without test images.
-    pub test: Option<f64>,
-    /// Effective rank (RankMe) of the features of the images that the headline is of, the first [`RANK_ROWS`] of them;
-    /// `None` for pixels.
-    pub effective_rank: Option<f64>,
-}
-
 /// Most rows whose effective rank is taken, which is then at most this.
 pub const RANK_ROWS: usize = 1024;
-
-impl Score {
-    /// The figure to report: the test images' where there are any, the held-out images' otherwise.
-    pub fn headline(&self) -> f64 {
-        self.test.unwrap_or(self.chosen.accuracy)
-    }
-}
 
 impl Features {
     /// The rows as the search takes them.
@@ -88,92 +73,69 @@ impl Features {
         Matrix { data: &self.rows, rows: self.index.len(), dim: self.dim }
     }
 
+    /// Some of the rows, by their places.
+    pub(crate) fn part(&self, rows: &[usize]) -> Self {
+        let labelled = self.labels.len() == self.index.len();
+        Self {
+            rows: rows.iter().flat_map(|&r| self.matrix().row(r)).copied().collect(),
+            dim: self.dim,
+            index: rows.iter().map(|&r| self.index[r]).collect(),
+            labels: if labelled { rows.iter().map(|&r| self.labels[r]).collect() } else { Vec::new() },
+            bad: Vec::new(),
+        }
+    }
+
     pub(crate) fn extend(&mut self, other: &Self) {
         self.rows.extend_from_slice(&other.rows);
         self.index.extend_from_slice(&other.index);
         self.labels.extend_from_slice(&other.labels);
+        self.bad.extend_from_slice(&other.bad);
     }
 }
 
 impl Evaluation {
-    /// Held-out accuracy with the best of the settings: the figure shown while training.
-    ///
-    /// # Errors
-    /// A failing forward pass or search.
-    pub fn held_out_accuracy(&self, encoder: &dyn Encoder, device: &Device) -> Result<Chosen> {
-        Ok(self.held_out_with_features(encoder, device)?.0)
-    }
-
-    /// As [`Evaluation::held_out_accuracy`], with the features of the held-out images.
-    ///
-    /// # Errors
-    /// A failing forward pass or search.
-    pub fn held_out_with_features(&self, encoder: &dyn Encoder, device: &Device) -> Result<(Chosen, Features)> {
-        let bank = encode(&*self.bank, encoder, &self.plan, self.config.batch, device)?;
-        let queries = encode(&*self.held_out, encoder, &self.plan, self.config.batch, device)?;
-        Ok((self.choose(&bank, &queries)?, queries))
-    }
-
-    /// The whole protocol on an encoder's features.
-    ///
-    /// # Errors
-    /// A failing forward pass or search.
-    pub fn score(&self, encoder: &dyn Encoder, device: &Device) -> Result<Score> {
-        self.protocol(|d| encode(d, encoder, &self.plan, self.config.batch, device), true)
-    }
-
-    /// The whole protocol on the pixels themselves.
-    ///
-    /// # Errors
-    /// A failing search.
-    pub fn score_pixels(&self) -> Result<Score> {
-        self.protocol(|d| pixels(d, &self.plan), false)
-    }
-
-    fn protocol(&self, features: impl Fn(&dyn Dataset) -> Result<Features>, ranked: bool) -> Result<Score> {
-        let rank = |of: &Features| if ranked { effective_rank(of.matrix()).map(Some) } else { Ok(None) };
-        let mut bank = features(&*self.bank)?;
-        let held_out = features(&*self.held_out)?;
-        let chosen = self.choose(&bank, &held_out)?;
-        let Some(test) = &self.test else {
-            return Ok(Score { chosen, test: None, effective_rank: rank(&held_out)? });
-        };
-        let test = features(&**test)?;
-        bank.extend(&held_out);
-        let found = twinsight_knn::search(bank.matrix(), test.matrix(), chosen.k, Metric::Cosine, false)?;
-        let predicted = twinsight_knn::vote(&found, &bank.labels, self.classes, chosen.temperature as f32)?;
-        let accuracy = twinsight_knn::top1(&predicted, &test.labels);
-        Ok(Score { chosen, test: Some(accuracy), effective_rank: rank(&test)? })
-    }
-
-    fn choose(&self, bank: &Features, queries: &Features) -> Result<Chosen> {
-        let ks: Vec<usize> = self.config.k.iter().copied().filter(|&k| k <= bank.index.len()).collect();
-        let ks = if ks.is_empty() { vec![bank.index.len()] } else { ks };
-        let temperatures: Vec<f32> = self.config.temperature.iter().map(|&t| t as f32).collect();
-        let best = twinsight_knn::choose(
-            bank.matrix(),
-            &bank.labels,
-            queries.matrix(),
-            &queries.labels,
-            self.classes,
-            &ks,
-            &temperatures,
-            Metric::Cosine,
-        )?;
-        Ok(Chosen { k: best.k, temperature: f64::from(best.temperature), accuracy: best.accuracy })
+    /// Says how many test images are of classes that no training image has, and which these are; `None` where there are none.
+    pub fn unknown_classes(&self) -> Option<String> {
+        let test = self.test.as_ref()?;
+        let seen: BTreeSet<u32> =
+            [&self.bank, &self.held_out].into_iter().flat_map(|d| (0..d.len()).filter_map(|i| d.label(i))).collect();
+        let strange: Vec<u32> = (0..test.len()).filter_map(|i| test.label(i)).filter(|l| !seen.contains(l)).collect();
+        let classes: BTreeSet<u32> = strange.iter().copied().collect();
+        let name = |&c: &u32| test.classes().and_then(|n| n.get(c as usize)).map_or_else(|| c.to_string(), String::clone);
+        let names: Vec<String> = classes.iter().map(name).collect();
+        (!names.is_empty()).then(|| {
+            let (count, all, names) = (strange.len(), test.len(), names.join(", "));
+            format!("{count} of {all} test images are of classes that no training image has ({names}); they count as mistaken")
+        })
     }
 }
 
-/// Effective rank of the first [`RANK_ROWS`] rows.
+/// Up to `most` of `count` rows, drawn by `seed`, in their order: for what takes too long on all.
+pub fn sample_rows(count: usize, most: usize, seed: u64) -> Vec<usize> {
+    if count <= most {
+        return (0..count).collect();
+    }
+    let mut rows = rand::seq::index::sample(&mut ChaCha8Rng::seed_from_u64(seed), count, most).into_vec();
+    rows.sort_unstable();
+    rows
+}
+
+/// The shortest number that this `f32` was written as: 0.03, not 0.029999999329447746.
+pub(crate) fn plain(value: f32) -> f64 {
+    value.to_string().parse().unwrap_or(f64::from(value))
+}
+
+/// Effective rank of up to [`RANK_ROWS`] rows, spread evenly: images often come class by class.
 pub(crate) fn effective_rank(of: Matrix) -> Result<f64> {
-    let rows = of.rows.min(RANK_ROWS);
-    Ok(twinsight_knn::health::effective_rank(Matrix { data: &of.data[..rows * of.dim], rows, dim: of.dim })?)
+    let count = of.rows.min(RANK_ROWS);
+    let rows: Vec<f32> = (0..count).flat_map(|i| of.row(i * of.rows / count)).copied().collect();
+    Ok(twinsight_knn::health::effective_rank(Matrix { data: &rows, rows: count, dim: of.dim })?)
 }
 
 /// Pooled features (N, D) of all images, in order, by batches of `batch`.
 ///
 /// # Errors
-/// A failing forward pass; images none of which can be read.
+/// A failing forward pass; images none of which can be read; a vector that is not finite ([`Error::Vector`]); labels for some images only.
 pub fn encode(dataset: &dyn Dataset, encoder: &dyn Encoder, plan: &ViewPlan, batch: usize, device: &Device) -> Result<Features> {
     let side = plan.view(0).size;
     let mut all = Features { dim: encoder.dim(), ..Features::default() };
@@ -182,13 +144,17 @@ pub fn encode(dataset: &dyn Dataset, encoder: &dyn Encoder, plan: &ViewPlan, bat
         if !part.index.is_empty() {
             let x = Tensor::from_vec(part.rows, (part.index.len(), plan.channels, side, side), device)?;
             let pooled = encoder.forward(&x, &Mode::EVAL)?.pooled.to_dtype(DType::F32)?;
-            all.rows.extend(pooled.flatten_all()?.to_vec1::<f32>()?);
+            let rows = pooled.flatten_all()?.to_vec1::<f32>()?;
+            if let Some(at) = rows.iter().position(|v| !v.is_finite()) {
+                return Err(Error::Vector { image: dataset.id(part.index[at / all.dim]), value: rows[at] });
+            }
+            all.rows.extend(rows);
         }
         all.index.extend(part.index);
         all.labels.extend(part.labels);
         all.bad.extend(part.bad);
     }
-    nonempty(all, dataset)
+    checked(all, dataset)
 }
 
 /// The normalised pixels of all images as features: the baseline without any encoder. Images are made [`PIXEL_SIDE`] pixels
@@ -203,17 +169,21 @@ pub fn pixels(dataset: &dyn Dataset, plan: &ViewPlan) -> Result<Features> {
     for start in (0..dataset.len()).step_by(1024) {
         let part = tensors(dataset, &plan, start..(start + 1024).min(dataset.len()))?;
         all.extend(&part);
-        all.bad.extend(part.bad);
     }
-    nonempty(all, dataset)
+    checked(all, dataset)
 }
 
 /// Most pixels a side of the images whose pixels are compared.
 pub const PIXEL_SIDE: usize = 32;
 
-fn nonempty(features: Features, dataset: &dyn Dataset) -> Result<Features> {
-    if features.index.is_empty() {
+fn checked(features: Features, dataset: &dyn Dataset) -> Result<Features> {
+    let (images, labels) = (features.index.len(), features.labels.len());
+    if images == 0 {
         return Err(Error::Config(format!("{}: none of its {} images can be read", dataset.name(), dataset.len())));
+    }
+    if labels != 0 && labels != images {
+        let reason = "a data set has labels for all of its images or for none";
+        return Err(Error::Config(format!("{}: {labels} labels for {images} images; {reason}", dataset.name())));
     }
     Ok(features)
 }
@@ -244,4 +214,48 @@ fn tensors(dataset: &dyn Dataset, plan: &ViewPlan, range: std::ops::Range<usize>
         all.bad.extend(bad);
     }
     Ok(all)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use twinsight_datasets::PackedImages;
+
+    #[test]
+    fn a_part_of_many_rows_is_decided_by_the_seed() {
+        assert_eq!(sample_rows(7, 10, 3), [0, 1, 2, 3, 4, 5, 6]);
+        let part = sample_rows(50_000, 10_000, 3);
+        assert!(part.len() == 10_000 && part.windows(2).all(|w| w[0] < w[1]) && part[9_999] < 50_000);
+        assert!(part == sample_rows(50_000, 10_000, 3) && part != sample_rows(50_000, 10_000, 4));
+        assert_eq!((plain(0.03), plain(0.1)), (0.03, 0.1));
+    }
+
+    #[test]
+    fn rank_is_of_rows_from_all_over_the_table() -> Result<()> {
+        // Images of one kind first: the first rows alone would have rank 1.
+        let rows: Vec<f32> = (0..2 * RANK_ROWS).flat_map(|i| if i < RANK_ROWS { [1.0, 0.0] } else { [0.0, 1.0] }).collect();
+        assert!((effective_rank(Matrix { data: &rows, rows: 2 * RANK_ROWS, dim: 2 })? - 2.0).abs() < 1e-9);
+        Ok(())
+    }
+
+    #[test]
+    fn test_images_of_classes_without_training_images_are_told() -> anyhow::Result<()> {
+        let images = |labels: Vec<u32>, classes: &[&str]| -> anyhow::Result<Arc<dyn Dataset>> {
+            let classes = classes.iter().map(ToString::to_string).collect();
+            Ok(Arc::new(PackedImages::new("x", vec![0; labels.len()], (1, 1, 1), Some(labels), classes)?))
+        };
+        let known = ["cat", "dog"];
+        let evaluation = Evaluation {
+            bank: images(vec![0, 0, 1], &known)?,
+            held_out: images(vec![0], &known)?,
+            test: Some(images(vec![0, 2, 2, 1], &["cat", "dog", "zebra"])?),
+            classes: 2,
+            plan: ViewPlan::eval(1, 1),
+            config: crate::RunConfig::resolve(&[])?.eval,
+        };
+        let told = evaluation.unknown_classes().unwrap_or_default();
+        assert!(told.starts_with("2 of 4 test images") && told.contains("(zebra)"), "{told}");
+        assert_eq!(Evaluation { test: Some(evaluation.bank.clone()), ..evaluation }.unknown_classes(), None);
+        Ok(())
+    }
 }

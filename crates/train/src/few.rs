@@ -33,8 +33,11 @@ impl ImageFiles {
     /// Reads labels from a CSV file: a line `image,label` each, the image's path relative to the file's folder (or absolute). A first
     /// line that says `image,label` or `path,label` is a heading.
     ///
+    /// An image that is named twice with one label counts once.
+    ///
     /// # Errors
-    /// A file that can't be read, a line that names no image file, or an empty label, by its line.
+    /// A file that can't be read, a line that names no image file, an empty label, or another label than an earlier line gave the same
+    /// image, by its line.
     pub fn from_csv(path: &Path, channels: usize) -> Result<Self> {
         let wrong = |e: csv::Error| Error::run(path, e.to_string());
         let mut reader = csv::ReaderBuilder::new();
@@ -42,19 +45,32 @@ impl ImageFiles {
         let mut reader = reader.map_err(wrong)?;
         let folder = path.parent().unwrap_or_else(|| Path::new("."));
         let (mut files, mut words) = (Vec::new(), Vec::new());
+        let mut seen: BTreeMap<PathBuf, (u64, String)> = BTreeMap::new();
         for (i, line) in reader.records().enumerate() {
             let line = line.map_err(wrong)?;
+            let number = line.position().map_or(i as u64 + 1, csv::Position::line);
             let (image, label) = (line.get(0).unwrap_or_default(), line.get(1).unwrap_or_default());
             if i == 0 && ["image", "path"].contains(&image) && label == "label" {
                 continue;
             }
             if image.is_empty() || label.is_empty() {
-                return Err(Error::run(path, format!("line {}: expected `image,label`, got `{image},{label}`", i + 1)));
+                return Err(Error::run(path, format!("line {number}: expected `image,label`, got `{image},{label}`")));
             }
             let file = folder.join(image);
             if !file.is_file() {
-                return Err(Error::run(path, format!("line {}: no such image: {}", i + 1, file.display())));
+                return Err(Error::run(path, format!("line {number}: no such image: {}", file.display())));
             }
+            let same = std::path::absolute(&file).map_err(Error::io(&file))?;
+            let same = same.canonicalize().unwrap_or(same);
+            match seen.get(&same) {
+                Some((_, earlier)) if earlier == label => continue,
+                Some((first, earlier)) => {
+                    let reason =
+                        format!("lines {first} and {number} give {image} two labels, `{earlier}` and `{label}`; keep one");
+                    return Err(Error::run(path, reason));
+                }
+                None => seen.insert(same, (number, label.to_string())),
+            };
             files.push(file);
             words.push(label.to_string());
         }
@@ -173,11 +189,8 @@ pub struct Guess {
     pub nearest: (u32, f32),
 }
 
-/// Numbers of neighbours that are tried.
-const KS: [usize; 6] = [1, 3, 5, 10, 20, 50];
-
-/// Fewest neighbours that are tried, where there are so many labelled images.
-const SOME: usize = 3;
+/// Numbers of neighbours that are tried. A single neighbour is always sure of itself: its share of the votes would say nothing.
+const KS: [usize; 5] = [3, 5, 10, 20, 50];
 /// Temperatures that are tried.
 const TEMPERATURES: [f32; 4] = [0.03, 0.07, 0.1, 0.2];
 
@@ -205,8 +218,8 @@ impl FewLabels {
         let most = rows - 1;
         let ks: Vec<usize> = match k {
             Some(k) => vec![k.min(most)],
-            // A single neighbour is always sure of itself: its share of the votes would say nothing.
-            None => KS.iter().copied().filter(|&k| k <= most && k >= most.min(SOME)).collect(),
+            // All the others, where they are too few for that.
+            None => KS.iter().copied().filter(|&k| k <= most).chain((most < KS[0]).then_some(most)).collect(),
         };
         let matrix = bank.matrix();
         let largest = ks.iter().copied().max().unwrap_or(1);
@@ -236,13 +249,38 @@ impl FewLabels {
         self.bank.index[row as usize]
     }
 
-    /// What each row is taken for.
+    /// What each row is taken for. `own` says which row of the labelled images a query is itself, where it is one of them: that row has
+    /// no vote on it.
     ///
     /// # Errors
-    /// No rows, rows of another encoder, features that are not finite.
-    pub fn classify(&self, rows: Matrix) -> Result<Vec<Guess>> {
-        let found = search(self.bank.matrix(), rows, self.k, Metric::Cosine, false)?;
-        let voted = vote(&found, &self.bank.labels, self.classes.len(), self.temperature)?;
+    /// No rows, not one entry of `own` a row, rows of another encoder, features that are not finite.
+    pub fn classify(&self, rows: Matrix, own: &[Option<u32>]) -> Result<Vec<Guess>> {
+        if own.len() != rows.rows {
+            return Err(Error::Config(format!("{} entries of `own` for {} rows", own.len(), rows.rows)));
+        }
+        let labelled = self.bank.index.len();
+        let mut found = search(self.bank.matrix(), rows, self.k, Metric::Cosine, false)?;
+        let mut guesses = self.guesses(&found)?;
+        if own.iter().any(Option::is_some) {
+            // One neighbour more, so that as many are left without the row itself (all others, where all vote).
+            let k = self.k.min(labelled - 1);
+            found = search(self.bank.matrix(), rows, k + 1, Metric::Cosine, false)?;
+            let without = (0..found.rows()).map(|q| {
+                let (index, score) = found.row(q);
+                let place = index.iter().position(|&i| Some(i) == own[q]).unwrap_or(k);
+                (0..=k).filter(move |&i| i != place).map(move |i| (index[i], score[i]))
+            });
+            let (index, score) = without.flatten().unzip();
+            let left = self.guesses(&Neighbours { k, index, score })?;
+            for (q, guess) in left.into_iter().enumerate().filter(|(q, _)| own[*q].is_some()) {
+                guesses[q] = guess;
+            }
+        }
+        Ok(guesses)
+    }
+
+    fn guesses(&self, found: &Neighbours) -> Result<Vec<Guess>> {
+        let voted = vote(found, &self.bank.labels, self.classes.len(), self.temperature)?;
         Ok((0..found.rows())
             .map(|q| {
                 let (index, score) = found.row(q);
@@ -250,6 +288,68 @@ impl FewLabels {
                 Guess { class: ranked[0], confidence: share[0], nearest: (index[0], score[0]) }
             })
             .collect())
+    }
+
+    /// What abstaining is worth, told from the labelled images alone, each left out of its own vote: by rising threshold of the confidence,
+    /// the share of images that are kept and how often these are right. The first line keeps all.
+    ///
+    /// # Errors
+    /// None in a classifier that was made.
+    pub fn coverage(&self) -> Result<Vec<Kept>> {
+        let own: Vec<Option<u32>> = (0..self.bank.index.len() as u32).map(Some).collect();
+        let guesses = self.classify(self.bank.matrix(), &own)?;
+        let mut sure: Vec<(f32, bool)> =
+            guesses.iter().zip(&self.bank.labels).map(|(g, &l)| (g.confidence, g.class == l)).collect();
+        sure.sort_by(|a, b| b.0.total_cmp(&a.0));
+        let mut table = Vec::new();
+        for share in COVERAGE {
+            let count = ((sure.len() as f64 * share).round() as usize).clamp(1, sure.len());
+            let threshold = if count == sure.len() { 0.0 } else { sure[count - 1].0 };
+            // All that are as sure as the last are kept with it.
+            let kept = sure.iter().filter(|s| s.0 >= threshold);
+            let (all, right) = kept.fold((0, 0), |(all, right), s| (all + 1, right + usize::from(s.1)));
+            let line = Kept { threshold, coverage: f64::from(all) / sure.len() as f64, accuracy: right as f64 / f64::from(all) };
+            if table.last().is_none_or(|l: &Kept| l.threshold < line.threshold) {
+                table.push(line);
+            }
+        }
+        Ok(table)
+    }
+
+    /// The lowest threshold of [`FewLabels::coverage`] at which `wanted` of the kept images are right, or else that at which the most are.
+    ///
+    /// # Errors
+    /// As [`FewLabels::coverage`].
+    pub fn threshold(&self, wanted: f64) -> Result<Kept> {
+        let table = self.coverage()?;
+        let enough = table.iter().copied().find(|l| l.accuracy >= wanted);
+        let best = table.iter().copied().reduce(|a, b| if b.accuracy > a.accuracy { b } else { a });
+        enough.or(best).ok_or_else(|| Error::Config("no labelled images".into()))
+    }
+}
+
+/// A line of what abstaining is worth.
+#[derive(Debug, Clone, Copy, PartialEq, serde::Serialize)]
+pub struct Kept {
+    /// Images whose class has at least this share of the votes are kept.
+    pub threshold: f32,
+    /// The share of images that are kept.
+    pub coverage: f64,
+    /// The share of the kept images that is right.
+    pub accuracy: f64,
+}
+
+/// Shares of the labelled images that are kept, in the table of what abstaining is worth.
+const COVERAGE: [f64; 6] = [1.0, 0.9, 0.75, 0.5, 0.25, 0.1];
+
+/// Where image `index` of `dataset` lies: the file itself, whatever it is called by, where its name below `root` is one; else its name in
+/// the data set that `source` names. Two images with the same answer are one.
+pub fn identity(dataset: &dyn Dataset, index: usize, root: Option<&Path>, source: &str) -> String {
+    let id = dataset.id(index);
+    let file = root.map_or_else(|| PathBuf::from(&id), |r| r.join(&id));
+    match file.canonicalize() {
+        Ok(path) if path.is_file() => path.display().to_string(),
+        _ => format!("{source}\n{id}"),
     }
 }
 
@@ -275,9 +375,41 @@ mod tests {
     fn a_handful_of_labels_classifies_and_says_how_sure_it_is() -> Result<()> {
         let few = FewLabels::new(features(&[0, 1, 0, 1, 0, 1]), vec!["left".into(), "right".into()], None)?;
         assert_eq!(few.left_out, 1.0);
-        let guesses = few.classify(Matrix::new(&[-1.0, 1.0, 1.0, 1.0, 0.0, 1.0], 3, 2)?)?;
+        let guesses = few.classify(Matrix::new(&[-1.0, 1.0, 1.0, 1.0, 0.0, 1.0], 3, 2)?, &[None; 3])?;
         assert_eq!((guesses[0].class, guesses[1].class), (0, 1));
         assert!(guesses[0].confidence > guesses[2].confidence);
+        Ok(())
+    }
+
+    #[test]
+    fn two_three_and_four_labels_have_settings_and_a_figure() -> Result<()> {
+        for labels in [&[0, 1][..], &[0, 1, 1], &[0, 1, 0, 1]] {
+            let few = FewLabels::new(features(labels), vec!["left".into(), "right".into()], None)?;
+            assert!((0.0..=1.0).contains(&few.left_out), "{labels:?}: {}", few.left_out);
+            assert_eq!(few.k, labels.len() - 1);
+            assert!(few.coverage()?[0].coverage == 1.0);
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn an_image_has_no_vote_on_itself() -> Result<()> {
+        // Row 4 lies among the others' class: alone against itself it would be right.
+        let mut bank = features(&[0, 0, 1, 1, 1]);
+        (bank.rows[8], bank.rows[9]) = (-1.0, 0.98);
+        let few = FewLabels::new(bank.clone(), vec!["left".into(), "right".into()], Some(1))?;
+        let query = Matrix { data: &bank.rows[8..], rows: 1, dim: 2 };
+        assert_eq!(few.classify(query, &[None])?[0].class, 1);
+        let left_out = few.classify(query, &[Some(4)])?;
+        assert_eq!((left_out[0].class, left_out[0].nearest.0), (0, 0));
+        // Where all labelled images vote, one fewer does.
+        let all = FewLabels::new(bank.clone(), vec!["left".into(), "right".into()], Some(5))?;
+        assert!(all.classify(query, &[Some(4)])?[0].confidence > 0.0);
+        assert!(all.classify(query, &[]).is_err());
+        // Of five images left out in turn, four are right; keeping the sure ones can only be told from these.
+        let table = few.coverage()?;
+        assert_eq!((table[0].threshold, table[0].coverage, table[0].accuracy), (0.0, 1.0, 0.8));
+        assert_eq!(few.threshold(0.5)?, table[0]);
         Ok(())
     }
 
@@ -322,12 +454,16 @@ mod tests {
             std::fs::write(&path, text)?;
             Ok(ImageFiles::from_csv(&path, 3))
         };
-        let files = read("image,label\na.png,cat\na.png,ant\n")??;
+        image::RgbImage::new(3, 2).save(dir.path().join("c.png"))?;
+        let files = read("image,label\na.png,cat\nc.png,ant\n./a.png,cat\n")??;
         assert_eq!((files.len(), files.classes().map(<[String]>::to_vec)), (2, Some(vec!["ant".into(), "cat".into()])));
         assert_eq!((files.label(0), files.get(0)?.label), (Some(1), Some(1)));
-        for (text, words) in
-            [("a.png,cat\nb.png,dog\n", "line 2: no such image"), ("a.png\n", "line 1: expected"), ("", "names no")]
-        {
+        for (text, words) in [
+            ("a.png,cat\nb.png,dog\n", "line 2: no such image"),
+            ("a.png\n", "line 1: expected"),
+            ("", "names no"),
+            ("a.png,cat\nc.png,cat\n./a.png,dog\n", "lines 1 and 3 give ./a.png two labels, `cat` and `dog`"),
+        ] {
             let told = read(text)?.err().map(|e| e.to_string()).unwrap_or_default();
             assert!(told.contains(words) && told.contains("few.csv"), "{text:?}: {told}");
         }

@@ -1,18 +1,27 @@
 //! Fine-tuning: a trained encoder with a linear head learns from labels, whole or in its last blocks only.
 //!
-//! The recipe is the usual one for small images: SGD with Nesterov momentum 0.9, cosine learning rate after a short warm-up, random
-//! resized crops (at least a quarter of the image) and flips. Nothing is chosen on the test images.
+//! The head starts as the logistic regression on the frozen features (Kumar et al. 2022, arXiv:2202.10054: a head that starts at random
+//! spoils what the encoder has learned). Then SGD with Nesterov momentum 0.9, a cosine learning rate after a short warm-up, random
+//! resized crops (at least a quarter of the image) and flips. The learning rate is chosen on a fifth of the labelled images. Blocks that are
+//! not trained change in nothing: all batch norms then keep the statistics that the features were judged with. Nothing is chosen on the
+//! judged images.
 
 use std::path::Path;
 use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor};
 use twinsight_augment::{Interpolation, Transform, ViewGroup, ViewPlan, ViewSpec};
-use twinsight_datasets::Dataset;
+use twinsight_datasets::{Dataset, hold_out};
+use twinsight_encoders::Encoder;
 use twinsight_kernels::cross_entropy_soft;
-use twinsight_knn::{Predictions, accuracy};
-use twinsight_nn::{Builder, DrawKey, Gradients, Linear, Mode, Optimizer, OptimizerConfig, Schedule, Shape};
+use twinsight_knn::linear::Logistic;
+use twinsight_knn::{Predictions, top1};
+use twinsight_nn::{
+    Builder, DrawKey, Gradients, Linear, Mode, Optimizer, OptimizerConfig, ParamStore, Schedule, Shape, load_tensors,
+};
 
+use crate::evaluate::encode;
+use crate::linear::{fit_chosen, widened};
 use crate::loader::{Loader, LoaderConfig, steps_per_epoch};
 use crate::{Error, Result};
 
@@ -30,131 +39,270 @@ pub enum Depth {
 pub struct FineTuneConfig {
     /// What is trained.
     pub depth: Depth,
-    /// Passes over the labelled images.
-    pub epochs: u64,
+    /// Passes over the labelled images; `None` for as many as make [`STEPS`] steps, and 10 at least.
+    pub epochs: Option<u64>,
     /// Images a step (fewer where there are not so many).
     pub batch: usize,
-    /// Peak learning rate.
-    pub lr: f64,
+    /// Peak learning rate; `None` for that of [`RATES`] that recognises most of a held-out fifth of the labelled images.
+    pub lr: Option<f64>,
     /// Weight decay.
     pub weight_decay: f64,
-    /// Decides the head's weights, the order of images and crops.
+    /// Decides which fifth is held out, the order of images, and crops.
     pub seed: u64,
 }
 
+/// Learning rates that are tried. The first leaves everything at its start: the logistic regression on frozen features.
+pub const RATES: [f64; 4] = [0.0, 0.001, 0.005, 0.02];
+/// Fewest steps of a fine-tuning whose epochs are not given.
+pub const STEPS: u64 = 300;
+
 impl Default for FineTuneConfig {
     fn default() -> Self {
-        Self { depth: Depth::Full, epochs: 10, batch: 64, lr: 0.02, weight_decay: 1e-4, seed: 0 }
+        Self { depth: Depth::Full, epochs: None, batch: 64, lr: None, weight_decay: 1e-4, seed: 0 }
     }
 }
 
 /// What fine-tuning reached.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct FineTuned {
-    /// Accuracy on the judged images, as a fraction.
-    pub top1: f64,
-    /// The share whose first five classes hold the label.
-    pub top5: f64,
-    /// The mean loss of the last epoch.
-    pub loss: f64,
+    /// What the judged images are taken for, among all their classes.
+    pub predicted: Predictions,
+    /// Their labels.
+    pub labels: Vec<u32>,
+    /// Classes that were learned; labels from this number on are of others.
+    pub known: usize,
+    /// The peak learning rate.
+    pub lr: f64,
+    /// Rates that were tried, with the share of the held-out fifth that was recognised; empty where the rate was given, or there were too
+    /// few images to choose it on.
+    pub tried: Vec<(f64, f64)>,
+    /// Passes over the labelled images.
+    pub epochs: u64,
+    /// Steps.
+    pub steps: u64,
+    /// Images that could not be read, with the reason.
+    pub bad: Vec<(String, String)>,
 }
 
 /// Fine-tunes the encoder of the file `encoder` on the labelled images `train` and judges it on `test`. `plan` is the evaluation view;
-/// `progress` is told epoch and mean loss.
+/// `progress` is told what is being done.
 ///
 /// # Errors
-/// Images without labels, fewer than two of them, classes that differ, a loss that is not finite, a `Last` that no block answers to.
+/// Images without labels (the first is named), fewer than two classes, a loss that is not finite, a `Last` that no block answers to.
 pub fn fine_tune(
     encoder: &Path,
     train: &Arc<dyn Dataset>,
     test: &dyn Dataset,
     plan: &ViewPlan,
     config: &FineTuneConfig,
-    progress: &mut dyn FnMut(u64, f64),
+    progress: &mut dyn FnMut(&str),
 ) -> Result<FineTuned> {
-    let device = Device::Cpu;
-    let classes = train.classes().map_or(0, <[String]>::len);
-    if classes < 2 || test.classes().map_or(0, <[String]>::len) != classes {
-        return Err(Error::Config(format!(
-            "{}: fine-tuning needs labels of the same 2 classes or more in training and test",
-            train.name()
-        )));
+    let known = train.classes().map_or(0, <[String]>::len);
+    for (part, what) in [(&**train, "fine-tuning"), (test, "judging it")] {
+        if let Some(i) = (0..part.len()).find(|&i| part.label(i).is_none()) {
+            return Err(Error::Config(format!("{}: {what} needs labels, and {} has none", part.name(), part.id(i))));
+        }
     }
-    let loaded = twinsight_encoders::load_encoder(encoder, &device)?;
-    let builder = Builder::new(config.seed, &device);
-    let head = Linear::torch_default(&builder.under("head"), loaded.encoder.dim(), classes, true)?;
-    let head_params = builder.finish();
-    let trained = trained_names(loaded.params.trainable().map(|p| p.name()), config.depth)?;
-    let sgd = OptimizerConfig::Sgd { momentum: 0.9, nesterov: true, weight_decay: config.weight_decay };
-    let mut body_optimizer = Optimizer::new(&sgd, &loaded.params)?;
-    let mut head_optimizer = Optimizer::new(&sgd, &head_params)?;
-
-    let batch = config.batch.min(train.len());
-    let per_epoch = steps_per_epoch(train.len(), batch)?;
-    let total = per_epoch * config.epochs;
-    let schedule = Schedule {
-        start: config.lr,
-        end: 0.0,
-        warmup_steps: (total / 20).max(1).min(total / 2),
-        warmup_start: 0.0,
-        total_steps: total,
-        shape: Shape::Cosine,
+    if known < 2 {
+        return Err(Error::Config(format!("{}: fine-tuning needs labels of 2 classes or more", train.name())));
+    }
+    let mut bad = Vec::new();
+    let (lr, tried) = match config.lr {
+        Some(lr) => (lr, Vec::new()),
+        None => choose_rate(encoder, train, plan, config, progress)?,
     };
-    let loader = LoaderConfig { dataset: train.clone(), plan: crops(plan), batch, seed: config.seed, threads: 0, strict: false };
-    let mut loader = Loader::start(loader, 0, &device)?;
-    let frozen_body = trained.is_empty();
-    let (mut sum, mut loss) = (0.0, f64::NAN);
-    for step in 0..total {
-        let views = loader.next_batch()?;
-        let labels: Vec<u32> = views.samples.iter().map(|&i| train.label(i).unwrap_or(0)).collect();
-        let targets = one_hot(&labels, classes, &device)?;
-        let mode = Mode::train(DrawKey { seed: config.seed, step, pass: 0 });
-        // Where only the head learns, batch norm keeps the statistics that the features were judged with.
-        let body = if frozen_body { Mode::EVAL } else { mode };
-        let pooled = loaded.encoder.forward(&views.views[0], &body)?.pooled;
-        let objective = cross_entropy_soft(&head.forward(&pooled, &mode)?, &targets)?;
-        let value = f64::from(objective.to_dtype(DType::F32)?.to_scalar::<f32>()?);
-        if !value.is_finite() {
-            return Err(Error::Config(format!(
-                "fine-tuning: the loss is {value} at step {step}; lower --lr (it is {})",
-                config.lr
-            )));
-        }
-        let store = objective.backward()?;
-        let rate = schedule.at(step);
-        head_optimizer.step(&Gradients::collect(&store, &head_params)?, rate, config.weight_decay)?;
-        if !frozen_body {
-            let mut gradients = Gradients::collect(&store, &loaded.params)?;
-            let all: Vec<String> = gradients.iter().map(|(name, _)| name.to_string()).collect();
-            for name in all.iter().filter(|n| !trained.contains(n)) {
-                gradients.remove(name);
-            }
-            body_optimizer.step(&gradients, rate, config.weight_decay)?;
-        }
-        sum += value;
-        if (step + 1).is_multiple_of(per_epoch) {
-            loss = sum / per_epoch as f64;
-            sum = 0.0;
-            progress((step + 1) / per_epoch, loss);
-        }
-    }
-    drop(loader);
-
-    let features = crate::evaluate::encode(test, &*loaded.encoder, plan, 256, &device)?;
-    let rows = Tensor::from_slice(&features.rows, (features.index.len(), features.dim), &device)?;
-    let logits = head.forward(&rows, &Mode::EVAL)?.to_vec2::<f32>()?;
-    let ranked = logits
-        .iter()
-        .flat_map(|row| {
-            let mut order: Vec<u32> = (0..classes as u32).collect();
-            order.sort_by(|&a, &b| row[b as usize].total_cmp(&row[a as usize]));
-            order
-        })
-        .collect();
-    let predicted = Predictions { classes, ranked, share: vec![1.0 / classes as f32; logits.len() * classes] };
-    let judged = accuracy(&predicted, &features.labels)?;
-    Ok(FineTuned { top1: judged.top1, top5: judged.top5, loss })
+    let mut network = Network::new(encoder, config.depth)?;
+    let (start, unreadable) = network.start(train, plan, known, config.seed)?;
+    bad.extend(unreadable);
+    let (epochs, steps) = network.train(train, plan, config, &start, lr, progress)?;
+    let (predicted, features) = network.predict(test, plan)?;
+    bad.extend(features.bad);
+    let classes = test.classes().map_or(known, |c| c.len().max(known));
+    Ok(FineTuned { predicted: widened(predicted, classes), labels: features.labels, known, lr, tried, epochs, steps, bad })
 }
+
+/// The rate of [`RATES`] with which most of a held-out fifth is recognised, the lowest of equally good ones, and what each reached.
+fn choose_rate(
+    encoder: &Path,
+    train: &Arc<dyn Dataset>,
+    plan: &ViewPlan,
+    config: &FineTuneConfig,
+    progress: &mut dyn FnMut(&str),
+) -> Result<(f64, Vec<(f64, f64)>)> {
+    let middle = RATES[RATES.len() / 2];
+    let (rest, held) = hold_out(train.clone(), 0.2, config.seed)?;
+    let first = rest.label(0);
+    if held.is_empty() || (0..rest.len()).all(|i| rest.label(i) == first) {
+        return Ok((middle, Vec::new()));
+    }
+    let known = train.classes().map_or(0, <[String]>::len);
+    let (start, _) = Network::new(encoder, config.depth)?.start(&rest, plan, known, config.seed)?;
+    let mut tried = Vec::new();
+    for rate in RATES {
+        let mut network = Network::new(encoder, config.depth)?;
+        network.train(&rest, plan, config, &start, rate, progress)?;
+        let (predicted, features) = network.predict(&*held, plan)?;
+        let accuracy = top1(&predicted, &features.labels);
+        progress(&format!("learning rate {rate}: {:.2} % of {} held-out images", accuracy * 100.0, held.len()));
+        tried.push((rate, accuracy));
+    }
+    let best = tried.iter().copied().reduce(|a, b| if b.1 > a.1 { b } else { a });
+    Ok((best.map_or(middle, |b| b.0), tried))
+}
+
+/// An encoder with its head.
+struct Network {
+    encoder: Box<dyn Encoder>,
+    body: ParamStore,
+    head: Option<Logistic>,
+    /// Whether anything of the encoder is trained, and whether all of it is.
+    trained: (bool, bool),
+}
+
+impl Network {
+    /// The encoder of a file, in which what `depth` leaves alone is frozen.
+    fn new(file: &Path, depth: Depth) -> Result<Self> {
+        let device = Device::Cpu;
+        let loaded = twinsight_encoders::load_encoder(file, &device)?;
+        let names: Vec<&str> = loaded.params.trainable().map(|p| p.name()).collect();
+        let trained = trained_names(names.iter().copied(), depth)?;
+        let frozen: Vec<String> = names.iter().filter(|n| !trained.iter().any(|t| t == *n)).map(ToString::to_string).collect();
+        let flags = (!trained.is_empty(), frozen.is_empty());
+        if frozen.is_empty() {
+            return Ok(Self { encoder: loaded.encoder, body: loaded.params, head: None, trained: flags });
+        }
+        let settings = twinsight_encoders::EncoderConfig { freeze: frozen, ..loaded.encoder.config().clone() };
+        let builder = Builder::zeros(&device);
+        let encoder = (loaded.spec.build)(&settings, &builder)?;
+        let body = builder.finish();
+        body.load(&load_tensors(file, &device)?.0, &file.display().to_string())?;
+        Ok(Self { encoder, body, head: None, trained: flags })
+    }
+
+    /// The head to start from, fitted to the encoder's features of the labelled images, and those that could not be read.
+    fn start(
+        &self,
+        train: &Arc<dyn Dataset>,
+        plan: &ViewPlan,
+        classes: usize,
+        seed: u64,
+    ) -> Result<(Logistic, Vec<(String, String)>)> {
+        let features = encode(&**train, &*self.encoder, plan, BATCH, &Device::Cpu)?;
+        let fitted = fit_chosen(features.matrix(), &features.labels, classes, seed)?.fitted;
+        Ok((fitted, features.bad))
+    }
+
+    /// Trains from `start`: (epochs, steps).
+    fn train(
+        &mut self,
+        train: &Arc<dyn Dataset>,
+        plan: &ViewPlan,
+        config: &FineTuneConfig,
+        start: &Logistic,
+        lr: f64,
+        progress: &mut dyn FnMut(&str),
+    ) -> Result<(u64, u64)> {
+        let device = Device::Cpu;
+        let builder = Builder::zeros(&device);
+        let head = Linear::torch_default(&builder.under("head"), start.dim, start.classes, true)?;
+        let params = builder.finish();
+        let numbers = |of: &[f64]| of.iter().map(|&v| v as f32).collect::<Vec<f32>>();
+        let weight = Tensor::from_vec(numbers(&start.weight), (start.classes, start.dim), &device)?;
+        let bias = Tensor::from_vec(numbers(&start.bias), start.classes, &device)?;
+        for (name, value) in [("head.weight", weight), ("head.bias", bias)] {
+            if let Some(parameter) = params.get(name) {
+                parameter.set(&value)?;
+            }
+        }
+        let batch = config.batch.min(train.len());
+        let per_epoch = steps_per_epoch(train.len(), batch)?;
+        let epochs = config.epochs.unwrap_or_else(|| STEPS.div_ceil(per_epoch).max(10));
+        let total = if lr > 0.0 { per_epoch * epochs } else { 0 };
+        if total > 0 {
+            self.steps(train, plan, config, (&head, &params), lr, (per_epoch, total), progress)?;
+        }
+        let values = |name: &str| -> Result<Vec<f64>> {
+            let found = params.get(name).map(|p| p.value().flatten_all()?.to_vec1::<f32>()).transpose()?;
+            Ok(found.unwrap_or_default().into_iter().map(f64::from).collect())
+        };
+        self.head = Some(Logistic { weight: values("head.weight")?, bias: values("head.bias")?, ..start.clone() });
+        Ok((epochs, total))
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "the loop's own inputs, all different")]
+    fn steps(
+        &self,
+        train: &Arc<dyn Dataset>,
+        plan: &ViewPlan,
+        config: &FineTuneConfig,
+        (head, head_params): (&Linear, &ParamStore),
+        lr: f64,
+        (per_epoch, total): (u64, u64),
+        progress: &mut dyn FnMut(&str),
+    ) -> Result<()> {
+        let device = Device::Cpu;
+        let sgd = OptimizerConfig::Sgd { momentum: 0.9, nesterov: true, weight_decay: config.weight_decay };
+        let mut head_optimizer = Optimizer::new(&sgd, head_params)?;
+        let mut body_optimizer = Optimizer::new(&sgd, &self.body)?;
+        let schedule = Schedule {
+            start: lr,
+            end: 0.0,
+            warmup_steps: (total / 20).max(1).min(total / 2),
+            warmup_start: 0.0,
+            total_steps: total,
+            shape: Shape::Cosine,
+        };
+        let classes = train.classes().map_or(0, <[String]>::len);
+        let batch = config.batch.min(train.len());
+        let loader =
+            LoaderConfig { dataset: train.clone(), plan: crops(plan), batch, seed: config.seed, threads: 0, strict: false };
+        let mut loader = Loader::start(loader, 0, &device)?;
+        let mut sum = 0.0;
+        for step in 0..total {
+            let views = loader.next_batch()?;
+            let labels: Vec<u32> = views.samples.iter().filter_map(|&i| train.label(i)).collect();
+            let targets = one_hot(&labels, classes, &device)?;
+            let mode = Mode::train(DrawKey { seed: config.seed, step, pass: 0 });
+            let body = match self.trained {
+                (_, true) => mode,
+                (true, false) => Mode { train: false, ..mode },
+                (false, _) => Mode::EVAL,
+            };
+            let pooled = self.encoder.forward(&views.views[0], &body)?.pooled;
+            let objective = cross_entropy_soft(&head.forward(&pooled, &mode)?, &targets)?;
+            let value = f64::from(objective.to_dtype(DType::F32)?.to_scalar::<f32>()?);
+            if !value.is_finite() {
+                return Err(Error::Config(format!("fine-tuning: the loss is {value} at step {step}; lower --lr (it is {lr})")));
+            }
+            let store = objective.backward()?;
+            let rate = schedule.at(step);
+            head_optimizer.step(&Gradients::collect(&store, head_params)?, rate, config.weight_decay)?;
+            if self.trained.0 {
+                body_optimizer.step(&Gradients::collect(&store, &self.body)?, rate, config.weight_decay)?;
+            }
+            sum += value;
+            if (step + 1).is_multiple_of(per_epoch) {
+                let epoch = (step + 1) / per_epoch;
+                if epoch.is_multiple_of((total / per_epoch).div_ceil(10)) {
+                    let (of, loss) = (total / per_epoch, sum / per_epoch as f64);
+                    progress(&format!("learning rate {lr}, epoch {epoch} of {of}: loss {loss:.4}"));
+                }
+                sum = 0.0;
+            }
+        }
+        Ok(())
+    }
+
+    /// What the head takes images for, with their features.
+    fn predict(&self, images: &dyn Dataset, plan: &ViewPlan) -> Result<(Predictions, crate::evaluate::Features)> {
+        let Some(head) = &self.head else { return Err(Error::Config("fine-tuning: there is no head yet".into())) };
+        let features = encode(images, &*self.encoder, plan, BATCH, &Device::Cpu)?;
+        Ok((head.predict(features.matrix())?, features))
+    }
+}
+
+/// Images a forward pass without a graph.
+const BATCH: usize = 256;
 
 /// The names of the encoder's parameters that are trained.
 fn trained_names<'a>(names: impl Iterator<Item = &'a str>, depth: Depth) -> Result<Vec<String>> {
@@ -207,6 +355,69 @@ fn one_hot(labels: &[u32], classes: usize, device: &Device) -> Result<Tensor> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// An encoder file with random weights, and 60 images of two classes that differ in brightness and noise.
+    fn place(dir: &Path, name: &str) -> anyhow::Result<(std::path::PathBuf, Arc<dyn Dataset>, ViewPlan)> {
+        let builder = Builder::new(3, &Device::Cpu);
+        let spec = twinsight_encoders::encoder(name)?;
+        let config = twinsight_encoders::EncoderConfig { channels: 1, image_size: 16, ..Default::default() };
+        let network = (spec.build)(&config, &builder)?;
+        let path = dir.join("encoder.safetensors");
+        twinsight_encoders::save_encoder(&path, spec, network.config(), &builder.finish(), &Default::default())?;
+        let labels: Vec<u32> = (0..60).map(|i| i % 2).collect();
+        let pixel = |i: usize, p: usize| ((i * 7919 + p * 104_729) % 251) as u8 / if labels[i] == 1 { 1 } else { 3 };
+        let pixels = (0..60).flat_map(|i| (0..256).map(move |p| (i, p))).map(|(i, p)| pixel(i, p)).collect();
+        let classes = vec!["dark".to_string(), "bright".to_string()];
+        let images = twinsight_datasets::PackedImages::new("x", pixels, (16, 16, 1), Some(labels), classes)?;
+        let plan =
+            ViewPlan { normalize: twinsight_augment::Normalize { mean: vec![0.4], std: vec![0.3] }, ..ViewPlan::eval(16, 1) };
+        Ok((path, Arc::new(images), plan))
+    }
+
+    #[test]
+    fn what_is_not_trained_stays_to_the_bit_and_what_is_trained_moves() -> anyhow::Result<()> {
+        let _alone = crate::ALONE.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        for (name, moved, still) in [
+            ("resnet_mini", "layer3.0.conv1.weight", ["layer1.0.bn1.running_mean", "layer2.0.conv1.weight"]),
+            ("vit_mini", "norm.weight", ["cls_token", "blocks.0.norm1.weight"]),
+        ] {
+            let dir = tempfile::tempdir()?;
+            let (path, images, plan) = place(dir.path(), name)?;
+            let config =
+                FineTuneConfig { depth: Depth::Last(1), epochs: Some(2), batch: 16, lr: Some(0.01), ..Default::default() };
+            let before = twinsight_encoders::load_encoder(&path, &Device::Cpu)?.params.snapshot()?;
+            let mut network = Network::new(&path, config.depth)?;
+            let (start, _) = network.start(&images, &plan, 2, 0)?;
+            network.train(&images, &plan, &config, &start, 0.01, &mut |_| {})?;
+            let after = network.body.snapshot()?;
+            let same = |n: &str| -> anyhow::Result<bool> {
+                Ok(before[n].flatten_all()?.to_vec1::<f32>()? == after[n].flatten_all()?.to_vec1::<f32>()?)
+            };
+            for n in before.keys().filter(|n| n.contains("running_")).map(String::as_str).chain(still) {
+                anyhow::ensure!(same(n)?, "{name}: {n} changed");
+            }
+            anyhow::ensure!(!same(moved)?, "{name}: {moved} was not trained");
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn the_rate_is_chosen_and_images_without_a_label_are_refused() -> anyhow::Result<()> {
+        let _alone = crate::ALONE.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let dir = tempfile::tempdir()?;
+        let (path, images, plan) = place(dir.path(), "resnet_mini")?;
+        let config = FineTuneConfig { epochs: Some(1), batch: 16, ..Default::default() };
+        let found = fine_tune(&path, &images, &*images, &plan, &config, &mut |_| {})?;
+        assert_eq!(found.tried.iter().map(|t| t.0).collect::<Vec<_>>(), RATES);
+        let most = found.tried.iter().map(|t| t.1).fold(0.0, f64::max);
+        assert_eq!(found.tried.iter().find(|t| t.1 == most).map(|t| t.0), Some(found.lr));
+        assert!(top1(&found.predicted, &found.labels) > 0.9 && found.known == 2);
+        let bare = twinsight_datasets::PackedImages::new("bare", vec![0; 256 * 4], (16, 16, 1), None, Vec::new())?;
+        let bare: Arc<dyn Dataset> = Arc::new(bare);
+        let told = fine_tune(&path, &bare, &*images, &plan, &config, &mut |_| {}).expect_err("no labels").to_string();
+        assert!(told.contains("needs labels, and #0 has none"), "{told}");
+        Ok(())
+    }
 
     #[test]
     fn the_last_blocks_are_found_by_name() -> Result<()> {

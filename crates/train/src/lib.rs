@@ -19,13 +19,16 @@ pub mod health;
 pub mod init;
 pub mod inspect;
 pub mod layers;
+mod linear;
 pub mod loader;
+pub mod machine;
 pub mod observe;
 pub mod probe;
 pub mod protocols;
 pub mod recipe;
 pub mod report;
 pub mod sheet;
+pub mod spread;
 pub mod tensorboard;
 mod trained;
 mod trainer;
@@ -37,3 +40,7 @@ pub use layers::Layer;
 pub use recipe::{RECIPES, RecipeSpec, recipe};
 pub use trained::{Trained, encoder_file, load_network};
 pub use trainer::{Outcome, RunResult, Trainer};
+
+/// Held by tests that run encoders at length, and by the one that counts what they compute: the count is the process's.
+#[cfg(test)]
+static ALONE: std::sync::Mutex<()> = std::sync::Mutex::new(());

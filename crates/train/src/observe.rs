@@ -4,7 +4,6 @@ use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use crate::evaluate::Chosen;
 use crate::health::Health;
 
 /// Something that happened in a run.
@@ -25,8 +24,10 @@ pub enum Event {
     Evaluated {
         /// Epochs done.
         epoch: u64,
-        /// What was found.
-        chosen: Chosen,
+        /// Accuracy of the held-out images, as a fraction.
+        accuracy: f64,
+        /// Neighbours that voted.
+        k: usize,
     },
     /// Training is over or was interrupted.
     End,
@@ -139,10 +140,10 @@ impl Observer for Progress {
                     self.bar.set_message(self.line(report));
                 }
             }
-            Event::Evaluated { epoch, chosen } => {
-                self.knn = Some(chosen.accuracy);
+            Event::Evaluated { epoch, accuracy, k } => {
+                self.knn = Some(*accuracy);
                 if self.plain {
-                    eprintln!("after epoch {epoch}: k-NN {:.1} % on held-out images (k = {})", chosen.accuracy * 100.0, chosen.k);
+                    eprintln!("after epoch {epoch}: k-NN {:.1} % on held-out images (k = {k})", accuracy * 100.0);
                 }
             }
             Event::End => self.bar.finish_and_clear(),

@@ -8,7 +8,7 @@ use twinsight_augment::{Normalize, ViewPlan};
 use twinsight_datasets::Dataset;
 use twinsight_encoders::{Encoder, FeatureSource, LoadedEncoder, Probe};
 
-use crate::evaluate::{Evaluation, Features, Score, encode};
+use crate::evaluate::{Evaluation, Features, encode};
 use crate::{Error, Result, RunConfig, RunFolder};
 
 /// An encoder with its input form.
@@ -61,9 +61,17 @@ impl Trained {
     /// One vector an image, by batches of `batch`.
     ///
     /// # Errors
-    /// A failing forward pass; images none of which can be read.
+    /// A failing forward pass; images none of which can be read; a vector that is not finite, with encoder file and image.
     pub fn embed(&self, dataset: &dyn Dataset, batch: usize) -> Result<Features> {
-        encode(dataset, &*self.encoder, &self.plan, batch, &self.device)
+        encode(dataset, &*self.encoder, &self.plan, batch, &self.device).map_err(|e| self.named(e))
+    }
+
+    /// Puts the encoder's file before what is wrong with its vectors.
+    fn named(&self, error: Error) -> Error {
+        match error {
+            Error::Vector { .. } => Error::run(&self.file, error.to_string()),
+            other => other,
+        }
     }
 
     /// The same with vectors from another place of the encoder than its last layer's.
@@ -82,15 +90,7 @@ impl Trained {
     /// # Errors
     /// A failing forward pass.
     pub fn encoded(&self, evaluation: &Evaluation) -> Result<crate::protocols::Encoded> {
-        crate::protocols::Encoded::new(evaluation, &*self.encoder, &self.device)
-    }
-
-    /// k-NN accuracy of its features by `evaluation`'s protocol.
-    ///
-    /// # Errors
-    /// A failing forward pass or search.
-    pub fn score(&self, evaluation: &Evaluation) -> Result<Score> {
-        evaluation.score(&*self.encoder, &self.device)
+        crate::protocols::Encoded::new(evaluation, &*self.encoder, &self.device).map_err(|e| self.named(e))
     }
 }
 

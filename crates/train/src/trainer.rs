@@ -4,7 +4,7 @@
 //! loop's own ([`LoopState`]). Images and random draws follow from (seed, step). So a run that was killed and resumed ends
 //! with the same bytes as one that never was.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
@@ -12,20 +12,22 @@ use std::time::Instant;
 use candle_core::{DType, Device, Tensor};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
-use twinsight_datasets::Dataset;
+use twinsight_datasets::{Dataset, Subset};
 use twinsight_nn::{Mode, Optimizer, Schedule, Shape as ScheduleShape, StateLoader, StateSaver, StateVisitor};
 use twinsight_ssl_methods::{At, Backward, Method, MethodContext, backward, method};
 
 use crate::attention::attention_sheet;
 use crate::config::RunConfig;
-use crate::data::{RunData, eval_plan, normalize};
-use crate::evaluate::Score;
+use crate::data::{RunData, eval_plan, fingerprint, normalize};
+use crate::evaluate::{Chosen, Evaluation, Features, encode};
 use crate::folder::{MetricsFile, RunFolder};
 use crate::health::{Health, Watch};
 use crate::loader::{Loader, LoaderConfig, steps_per_epoch};
+use crate::machine::Machine;
 use crate::observe::{Event, Observer, StepReport};
 use crate::probe::OnlineProbe;
 use crate::protocols::{Encoded, PROTOCOLS};
+use crate::spread::Spread;
 use crate::tensorboard::EventFile;
 use crate::{Error, Result, init, report, sheet};
 
@@ -52,14 +54,42 @@ pub struct RunResult {
     pub knn_random: Option<f64>,
     /// k-NN accuracy on the trained encoder's features.
     pub knn_trained: Option<f64>,
-    /// Effective rank of the untrained encoder's features ([`Score::effective_rank`]).
+    /// Lower end of its 95 % interval (bootstrap over the judged images).
+    #[serde(default)]
+    pub knn_low: Option<f64>,
+    /// Upper end.
+    #[serde(default)]
+    pub knn_high: Option<f64>,
+    /// The same vote's top-5 accuracy.
+    #[serde(default)]
+    pub knn_top5: Option<f64>,
+    /// Accuracy of the online linear probe on the held-out images, where there was one.
+    #[serde(default)]
+    pub probe: Option<f64>,
+    /// Effective rank of the untrained encoder's features of the judged images, or without labels of the shown ones.
     pub rank_random: Option<f64>,
-    /// Effective rank of the trained encoder's features.
+    /// Effective rank of the trained encoder's features of the same images.
     pub rank_trained: Option<f64>,
-    /// Neighbours, chosen on held-out images.
+    /// How the untrained encoder's features of the shown images are spread.
+    #[serde(default)]
+    pub spread_random: Option<Spread>,
+    /// How the trained encoder's are.
+    #[serde(default)]
+    pub spread_trained: Option<Spread>,
+    /// Clusters of the shown images, by silhouette.
+    #[serde(default)]
+    pub clusters: Option<usize>,
+    /// Their silhouette.
+    #[serde(default)]
+    pub silhouette: Option<f64>,
+    /// Neighbours.
     pub k: Option<usize>,
-    /// Vote temperature, chosen on held-out images.
+    /// Vote temperature.
     pub temperature: Option<f64>,
+    /// What these two were chosen on: `held-out images`, `training images left out in turn`, or `nothing` where the configuration has one
+    /// of each.
+    #[serde(default)]
+    pub chosen_on: Option<String>,
     /// `test` or `held-out`: which images the accuracies are of.
     pub measured_on: Option<String>,
     /// The last logged loss.
@@ -72,6 +102,9 @@ pub struct RunResult {
     pub skipped: usize,
     /// Seconds spent, evaluations and baselines included, summed over resumed parts.
     pub seconds: f64,
+    /// What it ran on, and the program.
+    #[serde(default)]
+    pub machine: Option<Machine>,
 }
 
 /// The loop's own state, part of every checkpoint.
@@ -85,6 +118,8 @@ struct LoopState {
     random_rank: f64,
     loss: f64,
     watch: Watch,
+    /// How the features were spread before the first step; among a checkpoint's words.
+    spread: Option<Spread>,
 }
 
 impl LoopState {
@@ -109,8 +144,12 @@ pub struct Trainer {
     started: Instant,
     /// [`fingerprint`] of the training images.
     images: String,
-    /// Images that the loader could not read, by id, with the reason.
+    /// Images that could not be read while training and evaluating, by id, with the reason; kept over a resume.
     bad: BTreeMap<String, String>,
+    /// Those of them that were named.
+    told: BTreeSet<String>,
+    /// The commit that the program was built from.
+    commit: Option<String>,
     /// Held while the run goes on, so that no other process writes into its folder.
     _lock: std::fs::File,
 }
@@ -146,6 +185,8 @@ impl Trainer {
             started,
             images,
             bad,
+            told: BTreeSet::new(),
+            commit: None,
             _lock: lock,
         })
     }
@@ -189,6 +230,8 @@ impl Trainer {
             started,
             images,
             bad,
+            told: BTreeSet::new(),
+            commit: None,
             _lock: lock,
         };
         if let Some((tensors, words)) = checkpoint {
@@ -227,10 +270,19 @@ impl Trainer {
             let mut loader = StateLoader::new(tensors, place.display().to_string());
             trainer.visit_state(&mut loader)?;
             loader.finish()?;
+            // Checkpoints of earlier versions lack these words; nothing is computed from them.
+            let word = |key: &str| words.get(key).map_or("null", String::as_str);
+            trainer.bad = serde_json::from_str(word("left_out")).unwrap_or_default();
+            trainer.state.spread = serde_json::from_str(word("spread")).unwrap_or_default();
         } else {
             init::start(&*trainer.method, &trainer.config)?;
         }
         Ok(trainer)
+    }
+
+    /// Says which commit the program was built from, for the run's figures.
+    pub fn set_commit(&mut self, commit: Option<&str>) {
+        self.commit = commit.map(String::from);
     }
 
     /// The configuration, resolved.
@@ -276,9 +328,7 @@ impl Trainer {
         if self.state.step < total {
             observer.event(&Event::Start { step: self.state.step, total });
             let trained = self.train(observer, stop, &mut metrics, &mut events);
-            for (id, reason) in &self.bad {
-                observer.event(&Event::Note(format!("skipped {id}: {reason}")));
-            }
+            self.tell_left_out(observer);
             trained?;
             if self.state.step < total {
                 return Ok(Outcome::Interrupted { step: self.state.step, total });
@@ -305,17 +355,50 @@ impl Trainer {
             }
             Err(e) => observer.event(&Event::Note(format!("no picture of the views: {e}"))),
         }
-        let Some(evaluation) = self.data.evaluation.clone().filter(|_| self.config.eval.baselines) else { return Ok(()) };
-        let pixels = evaluation.score_pixels()?;
-        let random = evaluation.score(self.method.encoder(), &self.device)?;
-        (self.state.pixels, self.state.random) = (pixels.headline(), random.headline());
-        self.state.random_rank = random.effective_rank.unwrap_or(f64::NAN);
-        metrics.append(&json!({"event": "baselines", "knn_pixels": pixels.headline(), "knn_random": random.headline()}))?;
-        events.scalars(0, &[("knn/pixels", pixels.headline()), ("knn/random", random.headline())])?;
+        let evaluation = self.data.evaluation.clone();
+        if let Some(text) = evaluation.as_ref().and_then(Evaluation::unknown_classes) {
+            observer.event(&Event::Note(text));
+        }
+        if !self.config.eval.baselines {
+            return Ok(());
+        }
+        let shown = report::shown(&self.data)?;
+        let (features, spread) = self.spread(&shown)?;
+        self.state.spread = Some(spread);
+        self.state.random_rank = spread.effective_rank;
+        let eval = self.config.eval.clone();
+        let Some(evaluation) = evaluation else {
+            self.left_out(&features.bad)?;
+            metrics.append(&json!({
+                "event": "baselines", "effective_rank": spread.effective_rank, "uniformity": spread.uniformity,
+                "alignment": spread.alignment
+            }))?;
+            return Ok(());
+        };
+        let encoded = Encoded::pixels(&evaluation)?;
+        let most = encoded.most_neighbours();
+        if let Some(k) = eval.k.iter().filter(|&&k| k > most).min() {
+            observer.event(&Event::Note(format!(
+                "eval.k: {k} and more neighbours are not tried, since settings are chosen among {most} images"
+            )));
+        }
+        if eval.published && PUBLISHED.0 > encoded.kept {
+            let kept = encoded.kept;
+            let (k, _) = PUBLISHED;
+            observer.event(&Event::Note(format!("eval.published: {kept} images are too few for k = {k}; nothing is recorded")));
+        }
+        let pixels = encoded.own_knn(&eval.k, &eval.temperature)?.1.top1;
+        let encoded = Encoded::new(&evaluation, self.method.encoder(), &self.device)?;
+        self.left_out(&encoded.bad)?;
+        let random = encoded.own_knn(&eval.k, &eval.temperature)?.1.top1;
+        (self.state.pixels, self.state.random) = (pixels, random);
+        self.state.random_rank = encoded.effective_rank()?;
+        metrics.append(&json!({"event": "baselines", "knn_pixels": pixels, "knn_random": random}))?;
+        events.scalars(0, &[("knn/pixels", pixels), ("knn/random", random)])?;
         observer.event(&Event::Note(format!(
             "before training, k-NN accuracy is {:.1} % on pixels and {:.1} % on the encoder {}",
-            pixels.headline() * 100.0,
-            random.headline() * 100.0,
+            pixels * 100.0,
+            random * 100.0,
             if self.config.network.init.is_empty() { "untrained" } else { "that it starts from" }
         )));
         Ok(())
@@ -330,7 +413,7 @@ impl Trainer {
     ) -> Result<()> {
         let mut loader = Loader::start(self.loader_config(), self.state.step, &self.device)?;
         let trained = self.steps(&mut loader, observer, stop, metrics, events);
-        self.bad = loader.bad_images();
+        self.bad.extend(loader.bad_images());
         trained
     }
 
@@ -429,6 +512,7 @@ impl Trainer {
             let stopping = stop.load(Ordering::Relaxed);
             if stopping || epoch_done || saved.elapsed().as_secs() >= self.config.log.checkpoint_seconds {
                 events.flush()?;
+                self.bad.extend(loader.bad_images());
                 self.save(metrics)?;
                 saved = Instant::now();
             }
@@ -484,39 +568,121 @@ impl Trainer {
         metrics: &mut MetricsFile,
         events: &mut EventFile,
     ) -> Result<()> {
-        let Some(evaluation) = &self.data.evaluation else { return Ok(()) };
-        let (chosen, features) = evaluation.held_out_with_features(self.method.encoder(), &self.device)?;
-        if let Some(probe) = &self.probe {
-            let accuracy = probe.accuracy(&features)?;
-            metrics.append(&json!({"event": "probe", "step": self.state.step, "epoch": epoch, "accuracy": accuracy}))?;
-            events.scalars(self.state.step, &[("probe/held_out", accuracy)])?;
+        let Some(evaluation) = self.data.evaluation.clone() else {
+            let shown = report::shown(&self.data)?;
+            let (features, spread) = self.spread(&shown)?;
+            self.left_out(&features.bad)?;
+            let step = self.state.step;
+            metrics.append(&json!({
+                "event": "spread", "step": step, "epoch": epoch, "effective_rank": spread.effective_rank,
+                "uniformity": spread.uniformity, "alignment": spread.alignment
+            }))?;
+            let values = [
+                ("features/effective_rank", Some(spread.effective_rank)),
+                ("features/uniformity", spread.uniformity),
+                ("features/alignment", spread.alignment),
+            ];
+            let known: Vec<(&str, f64)> = values.into_iter().filter_map(|(name, value)| Some((name, value?))).collect();
+            events.scalars(step, &known)?;
+            return self.draw(&shown, &features, events);
+        };
+        let encoder = self.method.encoder();
+        let encoded = match self.config.eval.published {
+            true => Encoded::new(&evaluation, encoder, &self.device)?,
+            false => Encoded::without_test(&evaluation, encoder, &self.device)?,
+        };
+        self.left_out(&encoded.bad)?;
+        let eval = &self.config.eval;
+        let chosen = encoded.choose(&eval.k, &eval.temperature)?;
+        let held = encoded.held_out();
+        let (accuracy, _) = self.record(&encoded, &held, chosen, epoch, metrics, events)?;
+        observer.event(&Event::Evaluated { epoch, accuracy, k: chosen.k });
+        self.draw(&*evaluation.held_out, &held, events)
+    }
+
+    /// Writes down what an evaluation found: the accuracy of the held-out images by k-NN, which is returned with that of the online probe,
+    /// and what others print.
+    fn record(
+        &self,
+        encoded: &Encoded,
+        held: &Features,
+        chosen: Chosen,
+        epoch: u64,
+        metrics: &mut MetricsFile,
+        events: &mut EventFile,
+    ) -> Result<(f64, Option<f64>)> {
+        let step = self.state.step;
+        let probe = self.probe.as_ref().map(|p| p.accuracy(held)).transpose()?;
+        if let Some(accuracy) = probe {
+            metrics.append(&json!({"event": "probe", "step": step, "epoch": epoch, "accuracy": accuracy}))?;
+            events.scalars(step, &[("probe/held_out", accuracy)])?;
         }
+        if self.config.eval.published
+            && let Some(spec) = PROTOCOLS.iter().find(|p| p.knn == Some(PUBLISHED))
+            && PUBLISHED.0 <= encoded.kept
+        {
+            let found = encoded.published_knn(spec)?;
+            metrics.append(&json!({
+                "event": "published", "step": step, "epoch": epoch, "protocol": found.protocol, "accuracy": found.top1,
+                "measured_on": found.measured_on
+            }))?;
+        }
+        let accuracy = match chosen.left_out {
+            true => {
+                let (predicted, labels) = encoded.predict_knn(chosen.k, chosen.temperature)?;
+                twinsight_knn::top1(&predicted, labels)
+            }
+            false => chosen.accuracy,
+        };
+        metrics.append(&json!({
+            "event": "knn", "step": step, "epoch": epoch, "accuracy": accuracy, "k": chosen.k,
+            "temperature": chosen.temperature, "measured_on": "held-out"
+        }))?;
+        events.scalars(step, &[("knn/held_out", accuracy)])?;
+        Ok((accuracy, probe))
+    }
+
+    /// The backbone's features of the shown images, and how they are spread.
+    fn spread(&self, shown: &Subset) -> Result<(Features, Spread)> {
+        let (encoder, plan) = (self.method.encoder(), eval_plan(&self.config, self.data.channels));
+        let features = encode(shown, encoder, &plan, self.config.eval.batch, &self.device)?;
+        let spread = Spread::of(&features, shown, encoder, self.method.views(), self.config.seed, &self.device)?;
+        Ok((features, spread))
+    }
+
+    /// Nearest neighbours of some images for TensorBoard, and the map of its projector.
+    fn draw(&self, dataset: &dyn Dataset, features: &Features, events: &mut EventFile) -> Result<()> {
         let near = NEIGHBOURS.min(features.index.len().saturating_sub(1));
         if near > 0 {
-            let picture = sheet::neighbour_sheet(&*evaluation.held_out, &features, QUERIES, near)?;
+            let picture = sheet::neighbour_sheet(dataset, features, QUERIES, near)?;
             let mut png = std::io::Cursor::new(Vec::new());
             picture
                 .write_to(&mut png, image::ImageFormat::Png)
                 .map_err(|e| Error::run(self.folder.root(), format!("a picture of neighbours: {e}")))?;
             events.image(self.state.step, "neighbours", picture.width(), picture.height(), png.get_ref())?;
         }
-        if self.config.eval.published {
-            let lightly = PROTOCOLS.iter().find(|p| p.knn == Some((200, 0.1)));
-            let encoded = Encoded::new(evaluation, self.method.encoder(), &self.device)?;
-            if let Some(found) = lightly.and_then(|p| encoded.published_knn(p).ok()) {
-                metrics.append(&json!({
-                    "event": "published", "step": self.state.step, "epoch": epoch, "protocol": found.protocol, "accuracy": found.top1,
-                    "measured_on": found.measured_on
-                }))?;
+        report::project(&self.folder, dataset, features)
+    }
+
+    /// Takes note of images that could not be read.
+    ///
+    /// # Errors
+    /// Under `strict` the first.
+    fn left_out(&mut self, bad: &[(String, String)]) -> Result<()> {
+        if let (true, Some((id, reason))) = (self.config.data.strict, bad.first()) {
+            return Err(Error::Config(format!("{id}: {reason} (an image that can't be read ends the run under --strict)")));
+        }
+        self.bad.extend(bad.iter().cloned());
+        Ok(())
+    }
+
+    /// Names the images that were left out since the last call.
+    fn tell_left_out(&mut self, observer: &mut dyn Observer) {
+        for (id, reason) in &self.bad {
+            if self.told.insert(id.clone()) {
+                observer.event(&Event::Note(format!("skipped {id}: {reason}")));
             }
         }
-        metrics.append(&json!({
-            "event": "knn", "step": self.state.step, "epoch": epoch, "accuracy": chosen.accuracy, "k": chosen.k,
-            "temperature": chosen.temperature, "measured_on": "held-out"
-        }))?;
-        events.scalars(self.state.step, &[("knn/held_out", chosen.accuracy)])?;
-        observer.event(&Event::Evaluated { epoch, chosen });
-        Ok(())
     }
 
     /// What is done once, after the last step: the exported encoder, the figures, the report.
@@ -525,37 +691,68 @@ impl Trainer {
             Some(evaluation) => Some(Encoded::new(evaluation, self.method.encoder(), &self.device)?),
             None => None,
         };
-        let eval = &self.config.eval;
-        let score: Option<Score> = encoded.as_ref().map(|e| e.score(&eval.k, &eval.temperature)).transpose()?;
+        let (mut own, mut probe) = (None, None);
+        if let Some(encoded) = &encoded {
+            self.left_out(&encoded.bad)?;
+            let eval = &self.config.eval;
+            let (chosen, measured) = encoded.own_knn(&eval.k, &eval.temperature)?;
+            let held = encoded.held_out();
+            probe = self.record(encoded, &held, chosen, self.config.epochs, metrics, events)?.1;
+            let on = measured.measured_on.as_str();
+            metrics.append(&json!({"event": "final", "step": self.state.step, "accuracy": measured.top1, "measured_on": on}))?;
+            if on == "test" {
+                events.scalars(self.state.step, &[("knn/test", measured.top1)])?;
+            }
+            own = Some((chosen, measured));
+        }
         self.export_encoder()?;
+        let shown = report::shown(&self.data)?;
+        let (features, spread) = self.spread(&shown)?;
+        let test = self.data.evaluation.as_ref().is_some_and(|e| e.test.is_some());
+        let seen: Vec<(String, String)> = features
+            .bad
+            .iter()
+            .map(|(id, reason)| (if test { format!("{id} (test)") } else { id.clone() }, reason.clone()))
+            .collect();
+        self.left_out(&seen)?;
+        self.tell_left_out(observer);
+        let look = report::Look::at(shown, features)?;
         let known = |v: f64| v.is_finite().then_some(v);
+        let measured = own.as_ref().map(|o| &o.1);
+        let chosen = own.as_ref().map(|o| o.0);
+        let rank = encoded.as_ref().map(Encoded::effective_rank).transpose()?;
         let result = RunResult {
             knn_pixels: known(self.state.pixels),
             knn_random: known(self.state.random),
-            knn_trained: score.map(|s| s.headline()),
+            knn_trained: measured.map(|m| m.top1),
+            knn_low: measured.map(|m| m.low),
+            knn_high: measured.map(|m| m.high),
+            knn_top5: measured.map(|m| m.top5),
+            probe,
             rank_random: known(self.state.random_rank),
-            rank_trained: score.and_then(|s| s.effective_rank),
-            k: score.map(|s| s.chosen.k),
-            temperature: score.map(|s| s.chosen.temperature),
-            measured_on: score.map(|s| if s.test.is_some() { "test".into() } else { "held-out".into() }),
+            rank_trained: Some(rank.unwrap_or(spread.effective_rank)),
+            spread_random: self.state.spread,
+            spread_trained: Some(spread),
+            clusters: look.clusters().map(|c| c.0),
+            silhouette: look.clusters().map(|c| c.1),
+            k: chosen.map(|c| c.k),
+            temperature: chosen.map(|c| c.temperature),
+            chosen_on: chosen.map(|c| {
+                let eval = &self.config.eval;
+                match (eval.k.len() * eval.temperature.len(), c.left_out) {
+                    (1, _) => "nothing".into(),
+                    (_, true) => "training images left out in turn".into(),
+                    (_, false) => "held-out images".into(),
+                }
+            }),
+            measured_on: measured.map(|m| m.measured_on.clone()),
             loss: self.state.loss,
             steps: self.state.step,
             images: self.state.step * self.config.batch as u64,
             skipped: self.data.report.bad_files.len() + self.bad.len(),
             seconds: self.state.seconds + self.started.elapsed().as_secs_f64(),
+            machine: Some(Machine::here(self.commit.as_deref())),
         };
-        if let Some(s) = &score {
-            let step = self.state.step;
-            metrics.append(&json!({
-                "event": "knn", "step": step, "epoch": self.config.epochs, "accuracy": s.chosen.accuracy, "k": s.chosen.k,
-                "temperature": s.chosen.temperature, "measured_on": "held-out"
-            }))?;
-            events.scalars(step, &[("knn/held_out", s.chosen.accuracy)])?;
-            if let Some(test) = s.test {
-                metrics.append(&json!({"event": "final", "step": step, "accuracy": test, "measured_on": "test"}))?;
-                events.scalars(step, &[("knn/test", test)])?;
-            }
-        }
         events.flush()?;
         metrics.sync()?;
         let text = serde_json::to_string_pretty(&result).map_err(|e| Error::Config(e.to_string()))?;
@@ -568,7 +765,7 @@ impl Trainer {
         };
         self.draw_attention()?;
         let findings = report::Findings { judged, unreadable };
-        report::write(&self.folder, &self.config, &self.data, self.method.encoder(), &result, &findings, &self.device)?;
+        report::write(&self.folder, &self.config, &result, &findings, &look)?;
         observer.event(&Event::Note(format!("report: {}", self.folder.path("report.html").display())));
         Ok(result)
     }
@@ -610,6 +807,8 @@ impl Trainer {
             ("config".to_string(), self.config.to_toml()?),
             ("images".to_string(), self.images.clone()),
             ("training_images".to_string(), self.data.train.len().to_string()),
+            ("left_out".to_string(), json!(self.bad).to_string()),
+            ("spread".to_string(), json!(self.state.spread).to_string()),
         ]);
         self.folder.save_checkpoint(&(saver.into_tensors(), words))
     }
@@ -671,17 +870,11 @@ impl Trainer {
 const QUERIES: usize = 8;
 const NEIGHBOURS: usize = 8;
 
+/// Neighbours and temperature of the figure that `eval.published` records.
+const PUBLISHED: (usize, f64) = (200, 0.1);
+
 /// The name of the checkpoints' form.
 const FORMAT: &str = "twinsight-checkpoint-1";
-
-/// A checksum of names and labels of all images, in their order.
-fn fingerprint(dataset: &dyn Dataset) -> String {
-    let crc = (0..dataset.len()).fold(0, |crc, i| {
-        let crc = crc32c::crc32c_append(crc, dataset.id(i).as_bytes());
-        crc32c::crc32c_append(crc, &dataset.label(i).map_or([255; 4], u32::to_le_bytes))
-    });
-    format!("{crc:08x}")
-}
 
 /// Encodes an empty picture of each size that the method's views have, to find out what doesn't fit before anything is written.
 fn try_views(method: &dyn Method, device: &Device) -> Result<()> {

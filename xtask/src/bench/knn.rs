@@ -37,6 +37,9 @@ pub struct KnnArgs {
     /// Rounds of runs in turn, after one that warms up.
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
     rounds: u32,
+    /// Fail where the median takes a larger share of the peer's time.
+    #[arg(long, value_name = "SHARE")]
+    at_most: Option<f64>,
 }
 
 /// Runs it.
@@ -47,14 +50,7 @@ pub fn run(args: &KnnArgs) -> Result<()> {
     if !args.peer.is_file() {
         bail!("{} is not a file: --peer must be the peer's program", args.peer.display());
     }
-    let build = ["build", "--release", "--locked", "--package", "twinsight-knn", "--example", "search"];
-    shell::run(&mut shell::cargo(&build))?;
-    let program = shell::metadata()?
-        .target_directory
-        .into_std_path_buf()
-        .join("release")
-        .join("examples")
-        .join(format!("search{}", std::env::consts::EXE_SUFFIX));
+    let program = shell::release_example("twinsight-knn", "search")?;
     let (mut ours, mut theirs) = (Vec::new(), Vec::new());
     for round in 0..=args.rounds {
         let words = [
@@ -89,8 +85,18 @@ pub fn run(args: &KnnArgs) -> Result<()> {
     let told = shell::output(&mut same)?;
     print!("{told}");
     let (own, peer) = (median(&mut ours), median(&mut theirs));
-    println!("median of {}: {own:.3} s against {peer:.3} s: {:.3} of the peer's time", args.rounds, own / peer);
-    Ok(())
+    let share = own / peer;
+    println!("median of {}: {own:.3} s against {peer:.3} s: {share:.3} of the peer's time", args.rounds);
+    within(share, args.at_most)
+}
+
+/// Holds a share of the peer's time against the most that it may be.
+fn within(share: f64, most: Option<f64>) -> Result<()> {
+    match most {
+        // A share that is no number is not within anything.
+        Some(most) if share.is_nan() || share > most => bail!("{share:.3} of the peer's time; expected at most {most}"),
+        _ => Ok(()),
+    }
 }
 
 /// `seconds` of the JSON line that a program prints last.
@@ -114,5 +120,7 @@ mod tests {
     #[test]
     fn the_median_is_the_middle() {
         assert_eq!((median(&mut [3.0, 1.0, 2.0]), median(&mut [4.0, 1.0, 2.0, 3.0])), (2.0, 2.5));
+        assert!(within(0.7, Some(0.8)).is_ok() && within(0.9, None).is_ok());
+        assert!(within(0.9, Some(0.8)).is_err() && within(f64::NAN, Some(0.8)).is_err());
     }
 }

@@ -1,5 +1,6 @@
 //! `cluster`: k-means on the vectors, with the number of clusters by silhouette where none is given.
 
+use std::collections::HashSet;
 use std::process::ExitCode;
 
 use anyhow::{Result, bail};
@@ -8,6 +9,7 @@ use twinsight_knn::agreement::Contingency;
 use twinsight_knn::cluster::{Distances, KMeansConfig, k_means, sweep_clusters};
 use twinsight_knn::{Matrix, health};
 use twinsight_train::Trained;
+use twinsight_train::evaluate::sample_rows;
 
 use super::{open_for, write_table};
 use crate::cli::ClusterArgs;
@@ -17,6 +19,9 @@ use crate::output::Output;
 const COUNTS: std::ops::RangeInclusive<usize> = 2..=20;
 /// Rows that silhouettes are taken on.
 const SAMPLE: usize = 3000;
+
+/// Rows that effective rank and uniformity are taken on: the latter looks at all pairs.
+const MEASURED: usize = 10_000;
 
 /// Runs it.
 ///
@@ -34,14 +39,29 @@ pub fn run(args: &ClusterArgs, output: &Output) -> Result<ExitCode> {
         let wanted = args.clusters.map_or(String::new(), |k| format!("--clusters {k}: "));
         bail!("{wanted}{data} has {count} readable images; expected at least 3, and fewer clusters than images");
     }
-    let rank = health::effective_rank(features.matrix())?;
-    let uniformity = health::uniformity(features.matrix())?;
+    let measured = sample_rows(count, MEASURED, args.seed);
+    let part: Vec<f32> = measured.iter().flat_map(|&i| features.matrix().row(i)).copied().collect();
+    let part = Matrix::new(&part, measured.len(), features.dim)?;
+    let (rank, uniformity) = (health::effective_rank(part)?, health::uniformity(part)?);
     // Directions count, as everywhere else.
     for row in features.rows.chunks_exact_mut(features.dim) {
         let norm = row.iter().map(|v| v * v).sum::<f32>().sqrt();
         if norm > 0.0 {
             row.iter_mut().for_each(|v| *v /= norm);
         }
+    }
+    // Images with one and the same vector can't be told apart.
+    let different = features
+        .rows
+        .chunks_exact(features.dim)
+        .map(|r| r.iter().map(|v| v.to_bits()).collect())
+        .collect::<HashSet<Vec<u32>>>()
+        .len();
+    if different < 3 || args.clusters.is_some_and(|k| k >= different) {
+        let wanted = args.clusters.map_or(String::new(), |k| format!("--clusters {k}: "));
+        bail!(
+            "{wanted}the encoder makes {different} different vectors of {data}'s {count} images; expected at least 3, and fewer clusters than vectors"
+        );
     }
     let config = KMeansConfig { seed: args.seed, ..KMeansConfig::default() };
     let sample: Vec<usize> = (0..count.min(SAMPLE)).map(|i| i * count / count.min(SAMPLE)).collect();
@@ -50,7 +70,7 @@ pub fn run(args: &ClusterArgs, output: &Output) -> Result<ExitCode> {
     let (clusters, tried) = match args.clusters {
         Some(clusters) => (clusters, Vec::new()),
         None => {
-            let counts: Vec<usize> = COUNTS.filter(|&c| c < sample.len()).collect();
+            let counts: Vec<usize> = COUNTS.filter(|&c| c < sample.len().min(different)).collect();
             let tried = sweep_clusters(table, &counts, KMeansConfig { n_init: 3, ..config })?;
             let tried: Vec<(usize, f64)> = tried.iter().map(|(c, s)| (c.count(), *s)).collect();
             let best = tried.iter().copied().reduce(|a, b| if b.1 > a.1 { b } else { a });
@@ -64,14 +84,17 @@ pub fn run(args: &ClusterArgs, output: &Output) -> Result<ExitCode> {
         output.say(format!("{k} clusters: silhouette {s:.4}"));
     }
     let sizes: Vec<usize> = (0..clusters as u32).map(|c| found.members(c).len()).collect();
+    let on = if measured.len() < count { format!(" (of {} images drawn by --seed)", measured.len()) } else { String::new() };
     output.say(format!(
-        "{clusters} clusters of {count} images (sizes {sizes:?}); silhouette {}; inertia {:.4}; effective rank {rank:.1}; uniformity {uniformity:.2}",
+        "{clusters} clusters of {count} images (sizes {sizes:?}); silhouette {}; inertia {:.4}; effective rank {rank:.1}; uniformity \
+         {uniformity:.2}{on}",
         silhouette.map_or("unknown".into(), |s| format!("{s:.4}")),
         found.inertia
     ));
     let mut line = json!({
         "clusters": clusters, "images": count, "sizes": sizes, "inertia": found.inertia, "silhouette": silhouette,
-        "tried": tried, "effective_rank": rank, "uniformity": uniformity, "skipped": skipped, "out": args.out,
+        "tried": tried, "effective_rank": rank, "uniformity": uniformity, "measured_images": measured.len(), "skipped": skipped,
+        "out": args.out,
     });
     if features.labels.len() == count {
         let agreement = Contingency::new(&features.labels, &found.assignment)?;

@@ -33,7 +33,14 @@ pub fn run(args: &DuplicatesArgs, output: &Output) -> Result<ExitCode> {
     if rows < 2 {
         bail!("{data}: {rows} readable images; duplicates need at least 2");
     }
-    let found = twinsight_knn::search(features.matrix(), features.matrix(), NEIGHBOURS.min(rows - 1), Metric::Cosine, true)?;
+    let near = NEIGHBOURS.min(rows - 1);
+    #[cfg(feature = "approximate")]
+    let (found, recall) = match args.approximate {
+        true => approximate(features.matrix(), near, output)?,
+        false => (twinsight_knn::search(features.matrix(), features.matrix(), near, Metric::Cosine, true)?, None),
+    };
+    #[cfg(not(feature = "approximate"))]
+    let (found, recall) = (twinsight_knn::search(features.matrix(), features.matrix(), near, Metric::Cosine, true)?, None::<f64>);
     // Images are joined to the first of their group.
     let mut first: Vec<usize> = (0..rows).collect();
     let mut nearest = vec![0.0f32; rows];
@@ -67,8 +74,43 @@ pub fn run(args: &DuplicatesArgs, output: &Output) -> Result<ExitCode> {
     let extra: usize = groups.iter().map(|g| g.len() - 1).sum();
     output.say(format!("{extra} of {rows} images are like another (cosine similarity {} or more)", args.similarity));
     let listed: Vec<Vec<String>> = groups.iter().map(|g| g.iter().map(|&r| id(r)).collect()).collect();
-    output.finish(&json!({"groups": listed, "images": rows, "duplicates": extra, "skipped": skipped, "out": args.out}))?;
+    let mut line = json!({"groups": listed, "images": rows, "duplicates": extra, "skipped": skipped, "out": args.out});
+    if recall.is_some() {
+        line["recall"] = json!(recall);
+    }
+    output.finish(&line)?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// Rows whose exact neighbours the approximate ones are held against.
+#[cfg(feature = "approximate")]
+const CHECKED: usize = 200;
+
+/// The neighbours of all rows by an approximate search, and the share of the nearest that it finds, told of a few rows spread evenly.
+#[cfg(feature = "approximate")]
+fn approximate(rows: twinsight_knn::Matrix, k: usize, output: &Output) -> Result<(twinsight_knn::Neighbours, Option<f64>)> {
+    use twinsight_knn::{Matrix, Neighbours, approximate};
+    let found = approximate::Index::build(rows, Metric::Cosine, k, 0)?.search(rows, k, true)?;
+    let count = rows.rows.min(CHECKED);
+    let checked: Vec<usize> = (0..count).map(|i| i * rows.rows / count).collect();
+    let queries: Vec<f32> = checked.iter().flat_map(|&r| rows.row(r)).copied().collect();
+    // One neighbour more, from which the row itself is taken out.
+    let more = twinsight_knn::search(rows, Matrix { data: &queries, rows: count, dim: rows.dim }, k + 1, Metric::Cosine, false)?;
+    let empty = || Neighbours { k, index: Vec::new(), score: Vec::new() };
+    let (mut exact, mut own_found) = (empty(), empty());
+    for (q, &row) in checked.iter().enumerate() {
+        let (index, score) = more.row(q);
+        let own = index.iter().position(|&i| i as usize == row).unwrap_or(k);
+        for i in (0..=k).filter(|&i| i != own) {
+            exact.index.push(index[i]);
+            exact.score.push(score[i]);
+        }
+        own_found.index.extend_from_slice(found.row(row).0);
+        own_found.score.extend_from_slice(found.row(row).1);
+    }
+    let recall = approximate::recall(&own_found, &exact)?;
+    output.say(format!("the approximate search finds {:.2} % of the {k} nearest ({count} images looked at)", recall * 100.0));
+    Ok((found, Some(recall)))
 }
 
 /// The first image of a group, with shorter ways left behind.

@@ -4,50 +4,90 @@ use std::process::ExitCode;
 
 use anyhow::{Result, bail};
 use serde_json::json;
-use twinsight_datasets::hold_out;
+use twinsight_knn::Metric;
+use twinsight_train::Trained;
 use twinsight_train::evaluate::Evaluation;
-use twinsight_train::{RunConfig, Trained};
+use twinsight_train::protocols::{Encoded, Measured};
 
-use super::open_for;
-use crate::cli::KnnArgs;
+use super::{classes_table, grid, labelled_evaluation};
+use crate::cli::{KnnArgs, MetricArg};
 use crate::output::Output;
 
 /// Runs it.
 ///
 /// # Errors
-/// Images without labels, settings out of range.
+/// Images without labels, settings out of range, more neighbours than images.
 pub fn run(args: &KnnArgs, output: &Output) -> Result<ExitCode> {
-    let trained = Trained::load(&args.run)?.with_features(args.features.parse()?)?;
-    let (data, opened) =
-        open_for(&trained, args.data.as_deref(), false, |of_run| args.limit.map_or(of_run, |l| (l > 0).then_some(l)))?;
-    let skipped = Output::skipped(&opened.report.bad_files);
-    let classes = opened.train.classes().map_or(0, <[String]>::len);
-    if classes < 2 {
-        bail!("{data}: k-NN accuracy needs labels of at least 2 classes ({})", opened.report.understood);
-    }
-    // The run's own share, so that the held-out images are those that it never trained on.
-    let share = trained.config.as_ref().map(|c| c.data.held_out).filter(|&s| s > 0.0).unwrap_or(0.1);
-    let mut eval = RunConfig::resolve(&[])?.eval;
-    (eval.k, eval.temperature) = (args.k.clone(), args.temperature.clone());
-    if eval.k.contains(&0) || eval.temperature.iter().any(|&t| t <= 0.0) {
+    if args.k.contains(&0) || args.temperature.iter().any(|&t| !(t > 0.0 && t.is_finite())) {
         bail!("--k and --temperature take numbers above 0");
     }
-    let (bank, held_out) = hold_out(opened.train, share, 0)?;
-    let test = opened.test.filter(|t| !t.is_empty() && t.label(0).is_some());
-    let evaluation = Evaluation { bank, held_out, test, classes, plan: trained.plan.clone(), config: eval };
-    let score = trained.score(&evaluation)?;
-    let pixels = evaluation.score_pixels()?;
-    let on = if score.test.is_some() { "test" } else { "held-out" };
+    let trained = Trained::load(&args.run)?.with_features(args.features.parse()?)?;
+    let mut found = labelled_evaluation(&trained, args.data.as_deref(), args.limit)?;
+    let (ks, temperatures) = (args.k.clone(), args.temperature.clone());
+    let eval = &mut found.evaluation.config;
+    if !ks.is_empty() {
+        eval.k = ks;
+    }
+    if !temperatures.is_empty() {
+        eval.temperature = temperatures;
+    }
+    let with_metric = |encoded: Encoded| Encoded {
+        metric: match args.metric {
+            MetricArg::Cosine => Metric::Cosine,
+            MetricArg::Euclidean => Metric::Euclidean,
+        },
+        ..encoded
+    };
+    let encoded = with_metric(trained.encoded(&found.evaluation)?);
+    let skipped = found.skipped + Output::skipped(encoded.bad.iter().map(|(id, reason)| format!("{id}: {reason}")));
+    if args.leave_one_out {
+        return leave_one_out(args, &encoded, &found.evaluation, skipped, output);
+    }
+    let ks = grid(&found.evaluation.config.k, !args.k.is_empty(), encoded.most_neighbours())?;
+    let temperatures = &found.evaluation.config.temperature;
+    let (chosen, measured) = encoded.own_knn(&ks, temperatures)?;
+    let pixels = with_metric(Encoded::pixels(&found.evaluation)?).own_knn(&ks, temperatures)?.1;
     output.say(format!(
-        "k-NN accuracy on {on} images: {:.2} % (pixels {:.2} %); k = {}, temperature = {} chosen on held-out images",
-        score.headline() * 100.0,
-        pixels.headline() * 100.0,
-        score.chosen.k,
-        score.chosen.temperature
+        "k-NN accuracy on {} images: {:.2} % (95 % interval {:.2} to {:.2}), top-5 {:.2} % (pixels {:.2} %); {}",
+        measured.measured_on,
+        measured.top1 * 100.0,
+        measured.low * 100.0,
+        measured.high * 100.0,
+        measured.top5 * 100.0,
+        pixels.top1 * 100.0,
+        measured.settings
     ));
+    if args.per_class {
+        classes_table(&measured, &found.classes, output);
+    }
+    let Measured { top1, top5, low, high, per_class, confusion, measured_on, .. } = measured;
     output.finish(&json!({
-        "knn": score.headline(), "knn_pixels": pixels.headline(), "measured_on": on, "held_out": score.chosen.accuracy,
-        "k": score.chosen.k, "temperature": score.chosen.temperature, "skipped": skipped,
+        "knn": top1, "top5": top5, "low": low, "high": high, "knn_pixels": pixels.top1, "measured_on": measured_on,
+        "chosen_on": chosen.accuracy, "k": chosen.k, "temperature": chosen.temperature, "classes": found.classes,
+        "per_class": per_class, "confusion": confusion, "skipped": skipped,
     }))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Every setting's accuracy on the training images, each predicted by the others.
+fn leave_one_out(
+    args: &KnnArgs,
+    encoded: &Encoded,
+    evaluation: &Evaluation,
+    skipped: usize,
+    output: &Output,
+) -> Result<ExitCode> {
+    let images = encoded.train.index.len();
+    let ks = grid(&evaluation.config.k, !args.k.is_empty(), images.saturating_sub(1))?;
+    let tried = encoded.left_out(&ks, &evaluation.config.temperature)?;
+    output.say(format!("k-NN accuracy of {images} training images, each predicted by the others:"));
+    for s in &tried {
+        output.say(format!("  k = {:<4} T = {:<5} {:6.2} %", s.k, s.temperature, s.accuracy * 100.0));
+    }
+    let rows: Vec<_> = tried
+        .iter()
+        .map(|s| json!({"k": s.k, "temperature": (f64::from(s.temperature) * 1e6).round() / 1e6, "accuracy": s.accuracy}))
+        .collect();
+    output.finish(&json!({"leave_one_out": rows, "images": images, "skipped": skipped}))?;
     Ok(ExitCode::SUCCESS)
 }

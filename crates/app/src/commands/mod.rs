@@ -22,12 +22,15 @@ mod views;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::Arc;
 
-use anyhow::{Context, Result};
-use twinsight_datasets::{Opened, open};
+use anyhow::{Context, Result, bail};
+use twinsight_datasets::{Dataset, Opened, hold_out, open};
 use twinsight_train::data::open_options;
+use twinsight_train::evaluate::Evaluation;
 use twinsight_train::layers::parse_assignment;
-use twinsight_train::{Layer, Trained};
+use twinsight_train::protocols::Measured;
+use twinsight_train::{Layer, RunConfig, Trained};
 
 use crate::cli::{BenchCommand, Command, SettingArgs};
 use crate::output::Output;
@@ -107,6 +110,73 @@ fn open_for(
     options.limit = limit(options.limit);
     let opened = open(&name, &options)?;
     Ok((name, opened))
+}
+
+/// Labelled images that an encoder is judged on.
+struct LabelledImages {
+    evaluation: Evaluation,
+    /// All training images, those held out included.
+    whole: Arc<dyn Dataset>,
+    /// Names of all classes, those of test images alone behind.
+    classes: Vec<String>,
+    /// Images that could not be read so far.
+    skipped: usize,
+}
+
+/// Opens the labelled images of a command on a trained encoder, parts them as the run did, and names what can't be read and test images
+/// of classes that were never seen.
+fn labelled_evaluation(trained: &Trained, data: Option<&str>, limit: Option<usize>) -> Result<LabelledImages> {
+    let (data, opened) = open_for(trained, data, false, |of_run| limit.map_or(of_run, |l| (l > 0).then_some(l)))?;
+    let skipped = Output::skipped(&opened.report.bad_files);
+    let whole = opened.train;
+    let count = whole.classes().map_or(0, <[String]>::len);
+    if count < 2 {
+        bail!("{data}: accuracy needs labels of at least 2 classes ({})", opened.report.understood);
+    }
+    let first = whole.label(0);
+    if (0..whole.len()).all(|i| whole.label(i) == first) {
+        bail!("{data}: all {} images are of one class; there is nothing to tell apart", whole.len());
+    }
+    // The run's own share, so that the held-out images are those that it never trained on, and its own settings to choose from.
+    let share = trained.config.as_ref().map(|c| c.data.held_out).filter(|&s| s > 0.0).unwrap_or(0.1);
+    let config = trained.config.as_ref().map_or_else(|| RunConfig::resolve(&[]).map(|c| c.eval), |c| Ok(c.eval.clone()))?;
+    let (bank, held_out) = hold_out(whole.clone(), share, 0)?;
+    let test = opened.test.filter(|t| !t.is_empty());
+    if test.as_ref().is_some_and(|t| t.label(0).is_none()) {
+        Output::warn(format!("{data}: its test images have no labels; the held-out training images are judged instead"));
+    }
+    let test = test.filter(|t| t.label(0).is_some());
+    let named = |d: &Arc<dyn Dataset>| d.classes().unwrap_or_default().to_vec();
+    let classes = test.as_ref().map(named).filter(|c| c.len() > count).unwrap_or_else(|| named(&whole));
+    let evaluation = Evaluation { bank, held_out, test, classes: count, plan: trained.plan.clone(), config };
+    if let Some(text) = evaluation.unknown_classes() {
+        Output::warn(text);
+    }
+    Ok(LabelledImages { evaluation, whole, classes, skipped })
+}
+
+/// The numbers of neighbours that can be had of `most` images. Of those that the user `asked` for none may be beyond; of others those that are
+/// are told and left out.
+fn grid(ks: &[usize], asked: bool, most: usize) -> Result<Vec<usize>> {
+    let (kept, beyond): (Vec<usize>, Vec<usize>) = ks.iter().copied().partition(|&k| k <= most);
+    if let Some(k) = beyond.first() {
+        if asked {
+            bail!("--k {k}: there are {most} images to choose neighbours from; expected 1 to {most}");
+        }
+        let words: Vec<String> = beyond.iter().map(ToString::to_string).collect();
+        Output::warn(format!("k = {}: left out, since there are {most} images to choose neighbours from", words.join(", ")));
+    }
+    Ok(if kept.is_empty() { vec![most] } else { kept })
+}
+
+/// Prints the share of each class that is recognised.
+fn classes_table(measured: &Measured, classes: &[String], output: &Output) {
+    let width = classes.iter().map(|c| c.chars().count()).max().unwrap_or(0);
+    for (c, share) in measured.per_class.iter().enumerate() {
+        let name = classes.get(c).cloned().unwrap_or_else(|| c.to_string());
+        let share = share.map_or("no images".to_string(), |s| format!("{:6.2} %", s * 100.0));
+        output.say(format!("    {name:<width$}  {share}"));
+    }
 }
 
 /// Writes a table as CSV; the file appears whole.

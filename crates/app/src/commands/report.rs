@@ -26,6 +26,9 @@ pub fn run(args: &ReportArgs, output: &Output) -> Result<ExitCode> {
                 bail!("--data is for the report of one run; a comparison reads figures only");
             }
             let out = args.out.clone().unwrap_or_else(|| "comparison.html".into());
+            if out.exists() && !args.force {
+                bail!("{}: exists already; --out names another file, --force writes over it", out.display());
+            }
             report::compare(runs, &out)?;
             out
         }

@@ -129,6 +129,7 @@ pub fn start(config: RunConfig, out: &Path, output: &Output) -> Result<ExitCode>
 }
 
 fn finish(mut trainer: Trainer, output: &Output) -> Result<ExitCode> {
+    trainer.set_commit(option_env!("TWINSIGHT_COMMIT"));
     let stop = Arc::new(AtomicBool::new(false));
     let flag = stop.clone();
     ctrlc::set_handler(move || {
@@ -151,6 +152,17 @@ fn finish(mut trainer: Trainer, output: &Output) -> Result<ExitCode> {
                     percent(result.knn_trained),
                     percent(result.knn_random),
                     percent(result.knn_pixels)
+                ));
+            }
+            if let (None, Some(after)) = (result.knn_trained, &result.spread_trained) {
+                let number = |v: Option<f64>| v.map_or("unknown".to_string(), |v| format!("{v:.2}"));
+                let before = result.spread_random.map_or("unknown".to_string(), |s| format!("{:.1}", s.effective_rank));
+                output.say(format!(
+                    "without labels: effective rank {before} untrained, {:.1} trained; uniformity {}, alignment {}; {} clusters by silhouette",
+                    after.effective_rank,
+                    number(after.uniformity),
+                    number(after.alignment),
+                    result.clusters.map_or("no".to_string(), |c| c.to_string())
                 ));
             }
             output.say(format!("{:.0} s; the encoder is in {root}", result.seconds));

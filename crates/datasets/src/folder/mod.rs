@@ -16,7 +16,7 @@ use walkdir::WalkDir;
 
 use crate::decode::{ENDINGS, has_image_ending};
 use crate::encoded::{EncodedImages, Item, Scan};
-use crate::labels::{self, Labels, Understood};
+use crate::labels::{self, Understood};
 use crate::open::{BadFile, LabelMode};
 use crate::place::Place;
 use crate::{Error, Result};
@@ -34,8 +34,8 @@ pub struct Splits {
 
 /// Looks through `root`. The header of every file is read, in parallel, for its form, size and colour.
 ///
-/// `classes` are those of another split, which this one is labelled by (`Some(&[])`: not labelled); without them,
-/// sub-folders are understood by `mode`.
+/// `classes` are those of another split, which this one is labelled by (`Some(&[])`: not labelled), with classes that it has beyond
+/// them behind; without them, sub-folders are understood by `mode`.
 ///
 /// # Errors
 /// A folder that can't be read or holds no image; labels that were demanded and can't be; under `strict` the first bad
@@ -65,8 +65,8 @@ fn understand(images: &mut EncodedImages, mode: LabelMode, classes: Option<&[Str
     match classes {
         Some([]) => Ok("no labels, as in training images".into()),
         Some(classes) => match labels::of_known(&paths, classes) {
-            Ok(of) => {
-                images.labels = Some(Labels { of, classes: classes.to_vec() });
+            Ok(labels) => {
+                images.labels = Some(labels);
                 Ok(String::new())
             }
             Err(path) if mode == LabelMode::Folder => {

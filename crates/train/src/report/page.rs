@@ -63,8 +63,8 @@ impl Page {
     /// Data that JSON can't hold.
     pub fn html(&self) -> Result<String> {
         let slug = |heading: &str| heading.to_lowercase().replace(' ', "-");
-        // `</script>` within the data would end it.
-        let data = serde_json::to_string(&self.data).map_err(|e| Error::Config(format!("report: {e}")))?.replace("</", "<\\/");
+        // `</script>` within the data would end it, and `<!--` would begin a comment; in JSON `<` stands in strings alone.
+        let data = serde_json::to_string(&self.data).map_err(|e| Error::Config(format!("report: {e}")))?.replace('<', "\\u003c");
         let mut page = String::from("<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\">");
         let _ = write!(
             page,
@@ -111,12 +111,12 @@ mod tests {
     #[test]
     fn data_can_not_end_its_script_and_nothing_reaches_for_the_network() -> Result<()> {
         let mut page = Page::new("a <b>", "c");
-        page.data("name", serde_json::json!("</script><b>"));
+        page.data("name", serde_json::json!("</script><!--<script><b>"));
         page.section("Two words", "<p>x</p>");
         page.chart("empty", "step", Vec::new());
         let html = page.html()?;
         assert!(html.contains("<h2>Two words</h2>") && html.contains("id=\"two-words\"") && html.contains("a &lt;b&gt;"));
-        assert!(!html.contains("\"</script>") && html.contains("<\\/script>"));
+        assert!(html.contains("\\u003c/script>\\u003c!--\\u003cscript>\\u003cb>"));
         assert!(!html.contains("http://") && !html.contains("https://"));
         Ok(())
     }

@@ -42,6 +42,8 @@ impl Seen<'_> {
 pub(super) struct Found {
     /// The partition.
     pub clusters: Clusters,
+    /// Their silhouette.
+    pub silhouette: f64,
     /// What each is called.
     pub names: Vec<String>,
     /// The section.
@@ -67,22 +69,63 @@ pub(super) fn figures(r: &RunResult) -> String {
              <tr><td>trained encoder</td><td class=\"n\"><b>{}</b></td></tr>\
              <tr><td>the same encoder, untrained</td><td class=\"n\">{}</td></tr>\
              <tr><td>pixels, no encoder</td><td class=\"n\">{}</td></tr>\
-             <tr><td>k and temperature, chosen on held-out training images</td><td class=\"n\">{}, {}</td></tr>",
+             <tr><td>k and temperature, {}</td><td class=\"n\">{}, {}</td></tr>",
             percent(r.knn_trained),
             percent(r.knn_random),
             percent(r.knn_pixels),
+            match r.chosen_on.as_deref() {
+                Some("nothing") => "fixed by the configuration".to_string(),
+                on => format!("chosen on {}", on.unwrap_or("held-out images")),
+            },
             r.k.map_or("–".into(), |k| k.to_string()),
-            r.temperature.map_or("–".into(), |t| format!("{t:.2}")),
+            r.temperature.map_or("–".into(), |t| format!("{t}")),
         );
+        if let (Some(low), Some(high)) = (r.knn_low, r.knn_high) {
+            let (low, high) = (percent(Some(low)), percent(Some(high)));
+            let words = "trained encoder, 95 % interval over the images judged";
+            let _ = write!(out, "<tr><td>{words}</td><td class=\"n\">{low} to {high}</td></tr>");
+        }
+        for (words, value) in
+            [("trained encoder, top-5", r.knn_top5), ("linear probe beside training, on held-out images", r.probe)]
+        {
+            if value.is_some() {
+                let _ = write!(out, "<tr><td>{words}</td><td class=\"n\">{}</td></tr>", percent(value));
+            }
+        }
     }
+    out.push_str(&spread(r));
     let _ = write!(
         out,
-        "<tr><td>last loss</td><td class=\"n\">{:.4}</td></tr><tr><td>images seen</td><td class=\"n\">{}</td></tr>\
+        "<tr><th>the run</th><th></th></tr><tr><td>last loss</td><td class=\"n\">{:.4}</td></tr><tr><td>images seen</td><td class=\"n\">{}</td></tr>\
          <tr><td>hours</td><td class=\"n\">{:.2}</td></tr></table>",
         r.loss,
         r.images,
         r.seconds / 3600.0
     );
+    out
+}
+
+/// What can be told of features without labels, before and after training.
+fn spread(r: &RunResult) -> String {
+    let Some(after) = &r.spread_trained else { return String::new() };
+    let mut out = format!("<tr><th>features of {} images, without labels</th><th>untrained → trained</th></tr>", after.images);
+    let number = |v: Option<f64>, digits: usize| v.map_or_else(|| "–".to_string(), |v| format!("{v:.digits$}"));
+    let before = r.spread_random.as_ref();
+    let rows = [
+        ("effective rank (more directions are used)", before.map(|s| s.effective_rank), Some(after.effective_rank), 1),
+        ("uniformity (0: one point, −4: evenly spread)", before.and_then(|s| s.uniformity), after.uniformity, 2),
+        ("alignment (0: views of an image fall together)", before.and_then(|s| s.alignment), after.alignment, 3),
+    ];
+    for (words, before, after, digits) in rows {
+        let (before, after) = (number(before, digits), number(after, digits));
+        let _ = write!(out, "<tr><td>{words}</td><td class=\"n\">{before} → {after}</td></tr>");
+    }
+    if let (Some(count), Some(silhouette)) = (r.clusters, r.silhouette) {
+        let _ = write!(
+            out,
+            "<tr><td>clusters by silhouette, and it (1: apart, 0: touching)</td><td class=\"n\">{count}, {silhouette:.3}</td></tr>"
+        );
+    }
     out
 }
 
@@ -97,6 +140,9 @@ pub(super) fn curves(page: &mut Page, metrics: &[Value]) {
     page.chart("effective rank", "step", vec![line("step", "effective_rank", "rank")]);
     let health = vec![line("step", "alignment", "alignment"), line("step", "uniformity", "uniformity")];
     page.chart("alignment and uniformity", "step", health);
+    page.chart("effective rank of the features", "step", vec![line("spread", "effective_rank", "rank")]);
+    let spread = vec![line("spread", "alignment", "alignment"), line("spread", "uniformity", "uniformity")];
+    page.chart("alignment and uniformity of the features", "step", spread);
     page.chart("images a second", "step", vec![line("step", "images_per_s", "images/s")]);
     page.section("Curves", "<div id=\"charts\" class=\"charts\"></div>");
 }
@@ -253,7 +299,7 @@ pub(super) fn clusters(seen: &Seen, rows: &[f32], dim: usize, kept: f64) -> Resu
         html.push_str("</div>");
         names.push(name);
     }
-    Ok(Some(Found { clusters, names, html }))
+    Ok(Some(Found { clusters, silhouette, names, html }))
 }
 
 fn commonest(seen: &Seen, members: &[usize]) -> Option<(String, f64)> {
@@ -305,23 +351,21 @@ pub(super) fn confusion(table: &Confusion, names: &[String]) -> String {
 /// Versions, machine and what the run took.
 pub(super) fn machine(r: &RunResult) -> String {
     let rate = r.images as f64 / r.seconds.max(1e-9);
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    let rows = [
-        ("twinsight", env!("CARGO_PKG_VERSION").to_string()),
-        ("processor", format!("{} ({cores} threads, {})", processor(), twinsight_kernels::instruction_set())),
-        ("system", format!("{} {}", std::env::consts::OS, std::env::consts::ARCH)),
+    let mut rows: Vec<(&str, String)> = match &r.machine {
+        Some(m) => vec![
+            ("twinsight", m.commit.as_ref().map_or(m.version.clone(), |c| format!("{} ({c})", m.version))),
+            ("processor", format!("{} ({} threads, {})", m.processor, m.threads, m.instruction_set)),
+            ("system", m.system.clone()),
+        ],
+        None => vec![("machine", "not recorded: the run is of an earlier version".into())],
+    };
+    rows.extend([
         ("images seen", r.images.to_string()),
         ("steps", r.steps.to_string()),
         ("hours, evaluation included", format!("{:.3}", r.seconds / 3600.0)),
         ("images a second, evaluation included", format!("{rate:.1}")),
         ("images left out as unreadable", r.skipped.to_string()),
-    ];
+    ]);
     let rows: String = rows.iter().map(|(k, v)| format!("<tr><td>{k}</td><td>{}</td></tr>", escape(v))).collect();
     format!("<table>{rows}</table>")
-}
-
-fn processor() -> String {
-    let text = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let model = text.lines().find(|l| l.starts_with("model name")).and_then(|l| l.split_once(':'));
-    model.map_or("unknown".into(), |(_, name)| name.trim().to_string())
 }
