@@ -19,6 +19,7 @@ from scipy.optimize import linear_sum_assignment
 from sklearn.cluster import KMeans
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
+from sklearn.preprocessing import StandardScaler
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 
@@ -77,7 +78,9 @@ def main():
             test_labels = np.array([line["label"] for line in csv.DictReader(file)])
         figures = twinsight("eval", run, "--protocol", "simclr")["runs"][0]["figures"][0]
         c = float(figures["settings"].split("C = ")[1].split(" ")[0])
-        theirs = LogisticRegression(C=c, max_iter=5000).fit(rows, labels).score(np.load(folder / "test.npy"), test_labels)
+        scaler = StandardScaler().fit(rows)
+        theirs = LogisticRegression(C=c, max_iter=5000).fit(scaler.transform(rows), labels)
+        theirs = theirs.score(scaler.transform(np.load(folder / "test.npy")), test_labels)
         print(f"linear probe, C = {c}: {figures['top1']:.4f} here, {theirs:.4f} in scikit-learn")
         assert abs(figures["top1"] - theirs) <= 0.002 + 1e-9
 

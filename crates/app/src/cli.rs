@@ -533,6 +533,9 @@ pub struct EvalArgs {
     /// Print the share of each class that is recognised.
     #[arg(long)]
     pub per_class: bool,
+    /// Judge the pixels, and the encoder as it was before training, by the same protocols.
+    #[arg(long)]
+    pub baselines: bool,
     /// Fine-tune the encoder too: `full`, or how many of the last blocks.
     #[arg(long, value_name = "full|BLOCKS")]
     pub fine_tune: Option<String>,

@@ -38,6 +38,7 @@ mod pca;
 mod product;
 mod search;
 mod select;
+mod standard;
 mod vote;
 
 pub use accuracy::{Accuracy, Confusion, accuracy, confusion, top_n, top1};
@@ -47,4 +48,5 @@ pub use interval::{Interval, bootstrap, spread_of_seeds};
 pub use matrix::Matrix;
 pub use pca::{Components, principal_components};
 pub use search::{Metric, Neighbours, search};
+pub use standard::Standard;
 pub use vote::{Predictions, vote};

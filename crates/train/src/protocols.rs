@@ -15,7 +15,7 @@ use serde::Serialize;
 use twinsight_datasets::Dataset;
 use twinsight_encoders::Encoder;
 use twinsight_knn::{
-    Matrix, Metric, Predictions, Setting, bootstrap, choose, choose_left_out, confusion, search, spread_of_seeds, sweep_left_out,
+    Matrix, Metric, Predictions, Standard, Setting, bootstrap, choose, choose_left_out, confusion, search, spread_of_seeds, sweep_left_out,
     vote,
 };
 
@@ -278,8 +278,8 @@ impl Encoded {
         self.measured(spec.name, &predicted, labels, format!("k = {k}, T = {temperature}"))
     }
 
-    /// A linear classifier on `share` of the training labels (each class its share), drawn with each of `seeds`. The penalty is
-    /// chosen on a fifth of the drawn labels; the classifier is then fitted to all of them.
+    /// A linear classifier on `share` of the training labels (each class its share), drawn with each of `seeds`, on features standardised by
+    /// the drawn ones. The penalty is chosen on a fifth of the drawn labels; the classifier is then fitted to all of them.
     ///
     /// # Errors
     /// A share or class too small, features that are not finite.
@@ -289,8 +289,12 @@ impl Encoded {
         for &seed in seeds {
             let drawn = draw_rows(of.labels, self.known, share, seed);
             let (rows, labels) = take(of.bank, of.labels, &drawn);
-            let chosen = fit_chosen(Matrix { data: &rows, rows: drawn.len(), dim: of.bank.dim }, &labels, self.known, seed)?;
-            let predicted = widened(chosen.fitted.predict(of.queries)?, self.classes);
+            let table = |data| Matrix { data, rows: drawn.len(), dim: of.bank.dim };
+            let standard = Standard::of(table(&rows))?;
+            let (rows, queries) = (standard.apply(table(&rows)), standard.apply(of.queries));
+            let chosen = fit_chosen(table(&rows), &labels, self.known, seed)?;
+            let predicted = chosen.fitted.predict(Matrix { data: &queries, ..of.queries })?;
+            let predicted = widened(predicted, self.classes);
             penalties.push(format!("{:.4e}", chosen.c));
             remarks.extend(chosen.remarks);
             found.push(self.measured("simclr", &predicted, of.query_labels, String::new())?);

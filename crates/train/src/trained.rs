@@ -7,7 +7,10 @@ use serde::Deserialize;
 use twinsight_augment::{Normalize, ViewPlan};
 use twinsight_datasets::Dataset;
 use twinsight_encoders::{Encoder, FeatureSource, LoadedEncoder, Probe};
+use twinsight_nn::Builder;
+use twinsight_ssl_methods::MethodContext;
 
+use crate::data::normalize;
 use crate::evaluate::{Evaluation, Features, encode};
 use crate::{Error, Result, RunConfig, RunFolder};
 
@@ -83,6 +86,33 @@ impl Trained {
             FeatureSource::Pooled => self,
             source => Self { encoder: Box::new(Probe::new(self.encoder, source)?), ..self },
         })
+    }
+
+    /// The encoder as the run began with it: drawn from the run's seed, or of the file that the run started from. Its vectors are the pooled
+    /// ones.
+    ///
+    /// # Errors
+    /// An encoder file instead of a run; a start that is no longer there.
+    pub fn before_training(&self) -> Result<Self> {
+        let Some(config) = &self.config else {
+            return Err(Error::run(&self.file, "does not say how it was trained; name a run folder to have its encoder before training"));
+        };
+        let context = MethodContext {
+            encoder: twinsight_encoders::encoder(&config.encoder)?,
+            encoder_config: config.encoder_config(self.encoder.config().channels),
+            normalize: normalize(config),
+            batch_size: config.batch,
+            epochs: config.epochs,
+            steps_per_epoch: 1,
+            seed: config.seed,
+            device: self.device.clone(),
+        };
+        let method = (twinsight_ssl_methods::method(&config.method)?.build)(&config.options, &context)?;
+        crate::init::start(&*method, config)?;
+        let builder = Builder::zeros(&self.device);
+        let encoder = (context.encoder.build)(method.encoder().config(), &builder)?;
+        builder.finish().copy_from(&method.encoder_params())?;
+        Ok(Self { encoder, plan: self.plan.clone(), config: self.config.clone(), file: self.file.clone(), device: self.device.clone() })
     }
 
     /// The features of the labelled images of `evaluation`, for protocols that look at them in several ways.

@@ -154,6 +154,22 @@ fn of_run(args: &EvalArgs, run: &Path, protocols: &[&ProtocolSpec], depth: Optio
             }
             maximum_over_epochs(run, spec, encoded.measured_on(), &mut of_run, output)?;
         }
+        if args.baselines {
+            let before = trained.before_training()?;
+            for (name, words, encoded) in [
+                ("pixels", "on pixels", Encoded::pixels(&evaluation)?),
+                ("before_training", "on the encoder before training", before.encoded(&evaluation)?),
+            ] {
+                for spec in protocols {
+                    for measured in of_protocol(args, &encoded, spec, &evaluation)? {
+                        output.say(format!("  {:<12} {:6.2} %  {words}; {}", spec.name, measured.top1 * 100.0, measured.settings));
+                        let mut value = serde_json::to_value(&measured)?;
+                        value["baseline"] = json!(name);
+                        of_run.figures.push(value);
+                    }
+                }
+            }
+        }
         of_run.probe = last_probe(run)?;
         if let Some(probe) = of_run.probe {
             output.say(format!(
