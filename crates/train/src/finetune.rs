@@ -52,7 +52,7 @@ pub struct FineTuneConfig {
 }
 
 /// Learning rates that are tried. The first leaves everything at its start: the logistic regression on frozen features.
-pub const RATES: [f64; 4] = [0.0, 0.001, 0.005, 0.02];
+pub const RATES: [f64; 4] = [0.0, 0.002, 0.01, 0.05];
 /// Fewest steps of a fine-tuning whose epochs are not given.
 pub const STEPS: u64 = 300;
 

@@ -35,7 +35,7 @@ use crate::{Error, Result, init, report, sheet};
 #[derive(Debug, Clone, PartialEq)]
 pub enum Outcome {
     /// All steps are done; the figures are in the folder too.
-    Finished(RunResult),
+    Finished(Box<RunResult>),
     /// It was asked to stop, and did after a whole step.
     Interrupted {
         /// Steps done.
@@ -335,7 +335,7 @@ impl Trainer {
             }
         }
         let result = self.finish(observer, &mut metrics, &mut events)?;
-        Ok(Outcome::Finished(result))
+        Ok(Outcome::Finished(Box::new(result)))
     }
 
     /// What is done once, before the first step: the picture of the views and the baselines.
