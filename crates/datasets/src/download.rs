@@ -2,9 +2,10 @@
 //!
 //! A file grows under `NAME.partial` in the data set's folder of the cache. When a connection is cut the next try asks for the
 //! rest by a `Range` header; a server that sends the whole file instead is understood. The checksum is computed over the
-//! finished file; a wrong one removes it, and the next mirror is tried. Plain HTTP is refused except to this machine.
+//! finished file; a wrong one removes it, and the next mirror is tried. Plain HTTP is refused except to this machine. One process at
+//! a time downloads into a folder: others wait for it, and find its files. Proxies are those of the environment (`HTTPS_PROXY`, `ALL_PROXY`).
 
-use std::fs::{File, OpenOptions};
+use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -41,12 +42,11 @@ const TRIES: u32 = 4;
 const FIRST_WAIT: Duration = Duration::from_millis(500);
 #[cfg(test)]
 const FIRST_WAIT: Duration = Duration::from_millis(5);
-/// How long a server may take to answer, and to send a whole file. A connection that stalls ends with the latter; what came is kept, and
-/// the next try goes on from it.
+/// How long a server may take to answer, and to send anything more. What came is kept, and the next try goes on from it.
 #[cfg(not(test))]
-const PATIENCE: (Duration, Duration) = (Duration::from_secs(60), Duration::from_secs(600));
+const PATIENCE: (Duration, Duration) = (Duration::from_secs(60), Duration::from_secs(30));
 #[cfg(test)]
-const PATIENCE: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(2));
+const PATIENCE: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(1));
 
 /// Downloads all files of `spec` into `dir/NAME/`; those that are there already are checked and kept. An archive of a folder of images
 /// is unpacked.
@@ -94,6 +94,8 @@ pub fn present(spec: &DatasetSpec, dir: &Path) -> Result<Vec<PathBuf>> {
 /// As [`fetch`].
 pub fn fetch_file(file: &RemoteFile, folder: &Path, progress: &mut dyn Progress) -> Result<PathBuf> {
     let path = folder.join(file.name);
+    // Held until this returns.
+    let _lock = lock(folder, file.name, progress)?;
     if path.exists() {
         if matches(&path, file.checksum)? {
             return Ok(path);
@@ -114,6 +116,22 @@ pub fn fetch_file(file: &RemoteFile, folder: &Path, progress: &mut dyn Progress)
     Err(last.unwrap_or_else(|| Error::BadSetting(format!("{}: no address to download it from", file.name))))
 }
 
+/// Takes a folder of the cache for this process; waits for one that downloads into it.
+fn lock(folder: &Path, name: &str, progress: &mut dyn Progress) -> Result<File> {
+    let path = folder.join(".lock");
+    let file = File::create(&path).map_err(Error::io(&path))?;
+    match file.try_lock() {
+        Ok(()) => {}
+        Err(TryLockError::WouldBlock) => {
+            progress.note(&format!("{name}: another process downloads into {}; waiting for it", folder.display()));
+            file.lock().map_err(Error::io(&path))?;
+        }
+        // A file system without locks: go on without.
+        Err(TryLockError::Error(_)) => {}
+    }
+    Ok(file)
+}
+
 /// A client for `url`: no redirect leads it from https to plain http, and no proxy stands between this machine and itself.
 fn client(url: &str) -> Agent {
     let secure = url.starts_with("https://");
@@ -121,7 +139,7 @@ fn client(url: &str) -> Agent {
         .https_only(secure)
         .timeout_connect(Some(Duration::from_secs(20)))
         .timeout_recv_response(Some(PATIENCE.0))
-        .timeout_recv_body(Some(PATIENCE.1))
+        .timeout_per_read(Some(PATIENCE.1))
         .http_status_as_error(false);
     if secure { config.build().into() } else { config.proxy(None).build().into() }
 }
@@ -134,6 +152,8 @@ fn from_mirror(url: &str, file: &RemoteFile, path: &Path, progress: &mut dyn Pro
     let partial = path.with_file_name(format!("{}.partial", file.name));
     let agent = client(url);
     let (mut wait, mut failures, mut restarted) = (FIRST_WAIT, 0, false);
+    // A server that begins anew each time gets nowhere, however much it sends.
+    let mut longest = size(&partial);
     loop {
         let before = size(&partial);
         match transfer(&agent, url, &partial, file, progress) {
@@ -154,8 +174,8 @@ fn from_mirror(url: &str, file: &RemoteFile, path: &Path, progress: &mut dyn Pro
             Err(Trouble::Disk(e)) => return Err(e),
             Err(Trouble::Final(reason)) => return Err(fail(reason)),
             Err(Trouble::Cut(reason)) => {
-                if size(&partial) > before {
-                    (wait, failures) = (FIRST_WAIT, 0);
+                if size(&partial) > longest {
+                    (wait, failures, longest) = (FIRST_WAIT, 0, size(&partial));
                 }
                 failures += 1;
                 if failures == TRIES {
@@ -224,14 +244,16 @@ fn transfer(
             break;
         }
         received += count as u64;
-        if let Some(size) = file.size.filter(|&size| already + received > size) {
-            return Err(Trouble::Final(format!("the server sends more than the {size} bytes that the file has")));
+        if already + received > file.size.most() {
+            let may = if file.size.exact().is_some() { "has" } else { "can have" };
+            return Err(Trouble::Final(format!("the server sends more than the {} bytes that the file {may}", file.size.most())));
         }
         out.write_all(&buffer[..count]).map_err(disk)?;
         progress.advance(count as u64);
     }
     out.sync_all().map_err(disk)?;
-    match length {
+    // What the server announced, or else what is known of the file.
+    match length.or(file.size.exact().map(|size| size.saturating_sub(already))) {
         Some(length) if received < length => {
             Err(Trouble::Cut(format!("the connection was cut after {received} of {length} bytes")))
         }
@@ -260,6 +282,7 @@ fn is_allowed(url: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{Size, SplitSizes};
     use std::io::{BufRead, BufReader};
     use std::net::TcpListener;
     use std::sync::{Arc, Mutex};
@@ -276,6 +299,8 @@ mod tests {
         Busy,
         /// Announces everything, sends so many bytes, and then nothing more for a minute.
         Stall(usize),
+        /// Sends so many bytes whatever range was asked for, and hangs up: announces everything, or nothing.
+        Anew(usize, bool),
     }
 
     /// A server on this machine that serves `content`; returns its address and the ranges it was asked for.
@@ -300,7 +325,7 @@ mod tests {
                 log.lock().expect("unpoisoned").push(range);
                 let act = acts[i.min(acts.len() - 1)];
                 let from = match act {
-                    Act::IgnoreRange => 0,
+                    Act::IgnoreRange | Act::Anew(..) => 0,
                     _ => range.unwrap_or(0),
                 };
                 let (status, body) = match act {
@@ -312,9 +337,11 @@ mod tests {
                 };
                 let place = format!("Content-Range: bytes {from}-{}/{}\r\n", content.len() - 1, content.len());
                 let place = if from > 0 { place.as_str() } else { "" };
-                let head = format!("HTTP/1.1 {status}\r\nContent-Length: {}\r\n{place}Connection: close\r\n\r\n", body.len());
+                let length = format!("Content-Length: {}\r\n", body.len());
+                let length = if matches!(act, Act::Anew(_, false)) { "" } else { length.as_str() };
+                let head = format!("HTTP/1.1 {status}\r\n{length}{place}Connection: close\r\n\r\n");
                 let sent = match act {
-                    Act::Cut(n) | Act::Stall(n) => &body[..n.min(body.len())],
+                    Act::Cut(n) | Act::Stall(n) | Act::Anew(n, _) => &body[..n.min(body.len())],
                     _ => &body[..],
                 };
                 // A client that hung up first is part of some tests.
@@ -330,6 +357,13 @@ mod tests {
         (Box::leak(format!("http://{address}/file.bin").into_boxed_str()), asked)
     }
 
+    /// Names of the files in a folder, the lock aside.
+    fn files(folder: &Path) -> anyhow::Result<Vec<String>> {
+        let names = std::fs::read_dir(folder)?.map(|e| Ok(e?.file_name().to_string_lossy().into_owned()));
+        let names: Vec<String> = names.collect::<std::io::Result<_>>()?;
+        Ok(names.into_iter().filter(|n| n != ".lock").collect())
+    }
+
     fn content() -> Vec<u8> {
         (0..100_000_u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 13) as u8).collect()
     }
@@ -339,7 +373,7 @@ mod tests {
         RemoteFile {
             name: "file.bin",
             urls: Box::leak(urls.into_boxed_slice()),
-            size: None,
+            size: Size::AtMost(1 << 20),
             checksum: Checksum::Sha256(Box::leak(hash.into_boxed_str())),
         }
     }
@@ -362,7 +396,7 @@ mod tests {
         let (url, _) = serve(b"something else".to_vec(), vec![Act::Whole]);
         let text = fetch_file(&remote(vec![url], &content()), dir.path(), &mut Silent).expect_err("wrong content").to_string();
         assert!(text.contains("checksum") && text.contains(url), "{text}");
-        assert_eq!(std::fs::read_dir(dir.path())?.count(), 0, "files were left");
+        assert_eq!(files(dir.path())?, [""; 0], "files were left");
         Ok(())
     }
 
@@ -376,7 +410,7 @@ mod tests {
             let asked = asked.lock().expect("unpoisoned").clone();
             assert_eq!(asked.len(), 2);
             assert!(ranges && asked[1].is_some_and(|from| from > 0 && from <= 40_000), "{asked:?}");
-            assert_eq!(std::fs::read_dir(dir.path())?.count(), 1, "a partial file was left");
+            assert_eq!(files(dir.path())?, ["file.bin"], "a partial file was left");
         }
         Ok(())
     }
@@ -448,7 +482,7 @@ mod tests {
     fn a_server_that_sends_more_than_the_file_has_is_stopped() -> anyhow::Result<()> {
         let dir = tempfile::tempdir()?;
         let (url, _) = serve(content(), vec![Act::Whole]);
-        let file = RemoteFile { size: Some(50_000), ..remote(vec![url], &content()) };
+        let file = RemoteFile { size: Size::Exact(50_000), ..remote(vec![url], &content()) };
         let text = fetch_file(&file, dir.path(), &mut Silent).expect_err("too much").to_string();
         assert!(text.contains("more than the 50000 bytes") && !dir.path().join("file.bin").exists(), "{text}");
         assert!(size(&dir.path().join("file.bin.partial")) <= 50_000);
@@ -473,5 +507,104 @@ mod tests {
         let dir = tempfile::tempdir().expect("a temporary folder");
         let text = fetch_file(&file, dir.path(), &mut Silent).expect_err("plain http").to_string();
         assert!(text.contains("https"), "{text}");
+    }
+
+    #[test]
+    fn a_wrong_file_at_one_mirror_is_made_good_by_the_next() -> anyhow::Result<()> {
+        let dir = tempfile::tempdir()?;
+        let (wrong, _) = serve(b"something else".to_vec(), vec![Act::Whole]);
+        let (right, asked) = serve(content(), vec![Act::Whole]);
+        let path = fetch_file(&remote(vec![wrong, right], &content()), dir.path(), &mut Silent)?;
+        assert_eq!((std::fs::read(&path)?, files(dir.path())?), (content(), vec!["file.bin".to_string()]));
+        assert_eq!(*asked.lock().expect("unpoisoned"), [None], "nothing of the wrong file is gone on from");
+        Ok(())
+    }
+
+    #[test]
+    fn a_server_that_begins_anew_and_breaks_off_each_time_is_left() -> anyhow::Result<()> {
+        let dir = tempfile::tempdir()?;
+        let (url, asked) = serve(content(), vec![Act::Anew(40_000, true), Act::Anew(10_000, true), Act::Anew(39_000, true)]);
+        let text = fetch_file(&remote(vec![url], &content()), dir.path(), &mut Silent).expect_err("it never ends").to_string();
+        assert!(text.contains("4 times in a row"), "{text}");
+        // The first try got further than none; the next ones never further than it.
+        assert_eq!(asked.lock().expect("unpoisoned").len(), 1 + TRIES as usize - 1);
+        Ok(())
+    }
+
+    #[test]
+    fn a_body_of_unknown_length_is_taken_to_its_end() -> anyhow::Result<()> {
+        let dir = tempfile::tempdir()?;
+        let (url, _) = serve(content(), vec![Act::Anew(usize::MAX, false)]);
+        let path = fetch_file(&remote(vec![url], &content()), dir.path(), &mut Silent)?;
+        assert_eq!(std::fs::read(&path)?, content());
+        // Where the file's size is known, an end before it is a cut.
+        let dir = tempfile::tempdir()?;
+        let (url, asked) = serve(content(), vec![Act::Anew(30_000, false), Act::Whole]);
+        let file = RemoteFile { size: Size::Exact(100_000), ..remote(vec![url], &content()) };
+        fetch_file(&file, dir.path(), &mut Silent)?;
+        assert_eq!(*asked.lock().expect("unpoisoned"), [None, Some(30_000)]);
+        Ok(())
+    }
+
+    #[test]
+    fn a_second_process_waits_and_finds_the_file() -> anyhow::Result<()> {
+        struct Notes(Vec<String>);
+        impl Progress for Notes {
+            fn start(&mut self, _: &str, _: Option<u64>, _: u64) {}
+            fn advance(&mut self, _: u64) {}
+            fn note(&mut self, text: &str) {
+                self.0.push(text.to_string());
+            }
+        }
+        let dir = tempfile::tempdir()?;
+        let held = lock(dir.path(), "x", &mut Silent)?;
+        let (url, asked) = serve(content(), vec![Act::Whole]);
+        let file = remote(vec![url], &content());
+        let notes = std::thread::scope(|scope| {
+            let waiting = scope.spawn(|| {
+                let mut notes = Notes(Vec::new());
+                fetch_file(&file, dir.path(), &mut notes).map(|_| notes.0)
+            });
+            std::thread::sleep(Duration::from_millis(200));
+            std::fs::write(dir.path().join("file.bin"), content()).map_err(Error::io("x"))?;
+            drop(held);
+            waiting.join().expect("it does not panic")
+        })?;
+        assert!(notes.len() == 1 && notes[0].contains("waiting"), "{notes:?}");
+        assert!(asked.lock().expect("unpoisoned").is_empty(), "the file was there");
+        Ok(())
+    }
+
+    #[test]
+    fn a_hostile_archive_is_fetched_and_not_unpacked() -> anyhow::Result<()> {
+        let mut header = tar::Header::new_ustar();
+        header.as_old_mut().name[..8].copy_from_slice(b"../x.png");
+        header.set_size(1);
+        header.set_mode(0o644);
+        header.set_cksum();
+        let mut tar = tar::Builder::new(flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast()));
+        tar.append(&header, &b"x"[..])?;
+        let raw = tar.into_inner()?.finish()?;
+        let (url, _) = serve(raw.clone(), vec![Act::Whole]);
+        let files_of = Box::leak(Box::new([RemoteFile { name: "x.tar.gz", ..remote(vec![url], &raw) }]));
+        let spec = DatasetSpec {
+            name: "hostile",
+            summary: "",
+            licence: "",
+            homepage: "",
+            citation: "",
+            classes: &[],
+            splits: SplitSizes { train: 0, test: 0 },
+            files: files_of,
+            layout: Layout::Folder(""),
+        };
+        let dir = tempfile::tempdir()?;
+        let text = fetch(&spec, dir.path(), &mut Silent).expect_err("it leads out").to_string();
+        assert!(text.contains("leads out"), "{text}");
+        assert_eq!(
+            (files(dir.path())?, files(&dir.path().join("hostile"))?),
+            (vec!["hostile".to_string()], vec!["x.tar.gz".to_string()])
+        );
+        Ok(())
     }
 }

@@ -20,6 +20,7 @@ pub mod inspect;
 pub mod layers;
 pub mod loader;
 pub mod observe;
+pub mod picture;
 pub mod probe;
 pub mod protocols;
 pub mod recipe;
