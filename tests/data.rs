@@ -284,8 +284,8 @@ fn images_of_four_and_five_channels_are_trained_on_and_embedded() -> Result<()> 
     let cache = dir.path();
     write_npz(&cache.join("four.npz"), [24, 10, 12, 4])?;
     std::fs::create_dir(cache.join("five"))?;
-    for i in 0..24_u16 {
-        let samples: Vec<u16> = (0..12 * 10 * 5).map(|p| (p * 101 + i * 2503) % 60_000).collect();
+    for i in 0..24_u32 {
+        let samples: Vec<u16> = (0..12 * 10 * 5).map(|p: u32| ((p * 101 + i * 2503) % 60_000) as u16).collect();
         let raw = twinsight_test_support::tiff::bands((12, 10), 5, &samples)?;
         std::fs::write(cache.join(format!("five/{i:02}.tif")), raw)?;
     }

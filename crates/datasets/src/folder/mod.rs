@@ -167,7 +167,9 @@ fn walk(root: &Path, strict: bool) -> Result<(Vec<Found>, Vec<BadFile>, Unread)>
                     continue;
                 }
                 let top = e.depth() == 0;
-                let error = Error::Io { path: path.clone(), source: e.into() };
+                // The system's own words: those around them would tell the path once more.
+                let source = e.into_io_error().unwrap_or_else(|| std::io::Error::other("it can't be looked at"));
+                let error = Error::Io { path: path.clone(), source };
                 if strict || top {
                     return Err(error);
                 }
