@@ -307,7 +307,7 @@ pub enum DataCommand {
     List,
     /// Download data sets into the cache (or TWINSIGHT_DATA), checked by their checksums.
     Fetch {
-        /// Their names.
+        /// Their names; `medmnist` stands for all of its 2-D sets.
         #[arg(required = true)]
         names: Vec<String>,
         /// Another folder than the cache.
@@ -325,7 +325,10 @@ pub enum DataCommand {
         #[arg(long)]
         strict: bool,
     },
-    /// Decode every image; list those that can't be, with the reason, and those that occur twice.
+    /// Decode every image; list those that can't be, with the reason, and those that occur twice, within a split or in both.
+    #[command(
+        after_help = "Exit code 0: every file can be read; 1: some can't; 2: nothing could be checked, or --strict stopped."
+    )]
     Check {
         /// A folder, a manifest, an archive or table, or the name of a data set.
         data: String,
@@ -335,7 +338,7 @@ pub enum DataCommand {
     },
     /// Write the images as WebDataset shards, or decoded and of one size as a packed file.
     Convert(ConvertArgs),
-    /// Write a manifest that splits the images of a folder into training and test images, class by class.
+    /// Write a manifest that splits the images of a folder or manifest into training and test images, class by class.
     Split(SplitArgs),
 }
 
@@ -362,9 +365,9 @@ pub struct ConvertArgs {
 /// `data split`.
 #[derive(Debug, Args)]
 pub struct SplitArgs {
-    /// A folder of images.
+    /// A folder of images, or a manifest.
     pub data: PathBuf,
-    /// Where to: a manifest ending in .csv.
+    /// Where to: a manifest ending in .csv, which is not there yet.
     #[arg(long)]
     pub out: PathBuf,
     /// The share of test images.
@@ -664,7 +667,7 @@ pub struct ReportArgs {
 /// `views`.
 #[derive(Debug, Args)]
 pub struct ViewsArgs {
-    /// An image, a folder or the name of a data set.
+    /// An image, a folder, a manifest, an archive or table, or the name of a data set.
     pub data: String,
     /// Where to: a PNG file.
     #[arg(long)]
@@ -675,7 +678,7 @@ pub struct ViewsArgs {
     /// Sets of views an image.
     #[arg(long, default_value_t = 2)]
     pub draws: usize,
-    /// A row for every step of the first view by itself, at its full strength.
+    /// A view for every step of all views by itself, at its full strength.
     #[arg(long)]
     pub steps: bool,
     /// Settings.

@@ -1,7 +1,7 @@
 //! The `twinsight` program: arguments in, the library crates called, words out.
 //!
-//! Exit codes: 0 done, 2 bad input or a failure of the system (one clear line on standard error), 3 training diverged or
-//! collapsed, 130 interrupted after saving.
+//! Exit codes: 0 done, 1 `data check` found files that can't be read, 2 bad input or a failure of the system (one clear line on
+//! standard error), 3 training diverged or collapsed, 130 interrupted after saving.
 
 mod cli;
 mod commands;

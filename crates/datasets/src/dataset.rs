@@ -1,5 +1,6 @@
 //! The trait that every source of images implements, and parts of data sets.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use image::DynamicImage;
@@ -8,12 +9,12 @@ use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng;
 use rayon::prelude::*;
 
-use crate::{Error, Result};
+use crate::{Bands, Error, Result};
 
 /// One image with its label, if it has one.
 #[derive(Debug, Clone)]
 pub struct Sample {
-    /// The image, 8 or 16 bits, 1 to 4 channels.
+    /// The image, 8 or 16 bits, 1 to 4 channels; a picture for people where the data set has [`Dataset::bands`].
     pub image: DynamicImage,
     /// The class, an index into [`Dataset::classes`].
     pub label: Option<u32>,
@@ -44,6 +45,19 @@ pub trait Dataset: Send + Sync {
         None
     }
 
+    /// The levels of image number `index` in all their channels and bits, where the data set is one of other images than pictures (2 or
+    /// 4 to 16 channels, or 16 bits): what views are to be made of. `None` for all images or for none.
+    fn bands(&self, index: usize) -> Option<Result<Bands>> {
+        let _ = index;
+        None
+    }
+
+    /// The file that image number `index` is, where it is one by itself.
+    fn file(&self, index: usize) -> Option<PathBuf> {
+        let _ = index;
+        None
+    }
+
     /// The order in which epoch `epoch` of a run with `seed` should see the images, where the source has a wish: a permutation that
     /// reads large archives from front to back. `None`: any order is as good.
     fn order(&self, seed: u64, epoch: u64) -> Option<Vec<u32>> {
@@ -60,7 +74,7 @@ pub trait Dataset: Send + Sync {
     /// What image number `index` is called: its path below the data set, or `#index`.
     fn id(&self, index: usize) -> String;
 
-    /// 1 when every image is gray, 3 otherwise: what a view should have.
+    /// What a view should have: 1 when every image is gray, 3 when they are other pictures, else as many as [`Dataset::bands`] has.
     fn channels(&self) -> usize;
 
     /// Width and height where all images are known to share them.
@@ -149,6 +163,12 @@ impl Dataset for Subset {
     }
     fn encoded(&self, index: usize) -> Option<Result<Vec<u8>>> {
         self.index.get(index).and_then(|&i| self.whole.encoded(i))
+    }
+    fn bands(&self, index: usize) -> Option<Result<Bands>> {
+        self.index.get(index).and_then(|&i| self.whole.bands(i))
+    }
+    fn file(&self, index: usize) -> Option<PathBuf> {
+        self.index.get(index).and_then(|&i| self.whole.file(i))
     }
     fn order(&self, seed: u64, epoch: u64) -> Option<Vec<u32>> {
         let whole = self.whole.order(seed, epoch)?;

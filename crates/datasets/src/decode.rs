@@ -1,9 +1,10 @@
 //! One image file: its header, its pixels, and whether it is all there.
 
+pub(crate) mod bands;
 mod jpeg;
 
 use std::fs::File;
-use std::io::{Cursor, Read};
+use std::io::{BufRead, Cursor, Read, Seek};
 use std::path::Path;
 
 use image::metadata::Orientation;
@@ -12,7 +13,14 @@ use image::{DynamicImage, ImageDecoder, ImageReader, Limits};
 use crate::{Error, Result};
 
 /// Endings of image files, in lower case.
-pub const ENDINGS: [&str; 13] = ["jpg", "jpeg", "jpe", "png", "bmp", "gif", "webp", "tif", "tiff", "pnm", "ppm", "pgm", "pbm"];
+pub const ENDINGS: [&str; 16] =
+    ["jpg", "jpeg", "jpe", "jfif", "png", "apng", "bmp", "gif", "webp", "tif", "tiff", "pnm", "ppm", "pgm", "pbm", "pam"];
+
+/// Endings of image files of forms that are not read, in lower case: they are counted and told, so that nobody misses them unawares.
+pub const UNREAD: [&str; 22] = [
+    "heic", "heif", "avif", "jxl", "jp2", "j2k", "jpf", "tga", "dng", "cr2", "cr3", "nef", "arw", "orf", "rw2", "raf", "psd",
+    "svg", "exr", "hdr", "dds", "ico",
+];
 
 /// Largest side of an image that is read at all.
 const MAX_SIDE: u32 = 30_000;
@@ -20,8 +28,9 @@ const MAX_SIDE: u32 = 30_000;
 const MAX_PIXELS: u64 = 178_956_970;
 /// Largest file that is read, and most memory that a decoder may take.
 pub(crate) const MAX_BYTES: u64 = 1 << 30;
-/// Enough of a file for the header of nearly every image.
-pub(crate) const HEAD: u64 = 64 << 10;
+/// Enough of a file for the header of nearly every image, and how much more is read where it is one that has more: descriptions and
+/// previews may come before.
+pub(crate) const HEADS: [u64; 4] = [4 << 10, 64 << 10, 1 << 20, 16 << 20];
 
 /// What an image's header says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -30,18 +39,30 @@ pub(crate) struct Header {
     pub(crate) size: (u32, u32),
     /// Whether it has no colour.
     pub(crate) gray: bool,
+    /// Channels and bytes a level, where it is no picture but bands ([`crate::Bands`]).
+    pub(crate) bands: Option<(usize, usize)>,
 }
 
 impl Header {
-    /// Bytes of its decoded 8-bit form in `channels` channels.
+    /// Bytes of its decoded form: bands as they are, pictures in 8 bits and `channels` channels.
     pub(crate) fn bytes(self, channels: usize) -> u64 {
-        u64::from(self.size.0) * u64::from(self.size.1) * channels as u64
+        let pixel = self.bands.map_or(channels, |(channels, bytes)| channels * bytes);
+        u64::from(self.size.0) * u64::from(self.size.1) * pixel as u64
     }
 }
 
 /// Whether a file's ending is an image's.
 pub(crate) fn has_image_ending(path: &Path) -> bool {
-    path.extension().and_then(|e| e.to_str()).is_some_and(|e| ENDINGS.contains(&e.to_ascii_lowercase().as_str()))
+    ending(path).is_some_and(|e| ENDINGS.contains(&e.as_str()))
+}
+
+/// A file's ending in lower case, if it is that of a form of images that is not read.
+pub(crate) fn unread_ending(path: &Path) -> Option<String> {
+    ending(path).filter(|e| UNREAD.contains(&e.as_str()))
+}
+
+fn ending(path: &Path) -> Option<String> {
+    path.extension().and_then(|e| e.to_str()).map(str::to_ascii_lowercase)
 }
 
 /// Decodes an image file of any known form by its content, turned upright by its EXIF orientation.
@@ -65,7 +86,10 @@ pub fn decode_bytes(raw: &[u8], name: &Path) -> Result<DynamicImage> {
     if raw.starts_with(&[0xff, 0xd8]) {
         return jpeg::decode(raw, name);
     }
-    let mut decoder = decoder(raw, name)?;
+    if raw.is_empty() {
+        return Err(bad(name, "the file is empty"));
+    }
+    let mut decoder = decoder(Cursor::new(raw), name)?;
     let (width, height) = decoder.dimensions();
     check_size(width, height, name)?;
     if decoder.total_bytes() > MAX_BYTES {
@@ -88,11 +112,32 @@ pub(crate) fn decode_as(raw: &[u8], name: &Path, channels: usize) -> Result<Dyna
 /// # Errors
 /// Content that begins as no image does, or says that the image is larger than any that is read.
 pub(crate) fn header(raw: &[u8], name: &Path) -> Result<Header> {
-    let mut decoder = decoder(raw, name)?;
+    if raw.is_empty() {
+        return Err(bad(name, "the file is empty"));
+    }
+    header_of(Cursor::new(raw), name)
+}
+
+/// As [`header`], from a file of which as little is read as its form allows.
+///
+/// # Errors
+/// As [`header`]; a file that can't be read.
+pub(crate) fn header_of(mut file: impl BufRead + Seek, name: &Path) -> Result<Header> {
+    let mut magic = [0; 4];
+    if file.read_exact(&mut magic).is_ok() && bands::is_tiff(&magic) {
+        file.rewind().map_err(Error::io(name))?;
+        if let Some(shape) = bands::shape(&mut file) {
+            shape.check(name)?;
+            let bands = Some((shape.channels, usize::from(shape.bits / 8)));
+            return Ok(Header { size: shape.size, gray: false, bands });
+        }
+    }
+    file.rewind().map_err(Error::io(name))?;
+    let mut decoder = decoder(file, name)?;
     let (w, h) = decoder.dimensions();
     check_size(w, h, name)?;
     let turned = swaps_sides(decoder.orientation().unwrap_or(Orientation::NoTransforms));
-    Ok(Header { size: if turned { (h, w) } else { (w, h) }, gray: !decoder.color_type().has_color() })
+    Ok(Header { size: if turned { (h, w) } else { (w, h) }, gray: !decoder.color_type().has_color(), bands: None })
 }
 
 fn swaps_sides(orientation: Orientation) -> bool {
@@ -111,11 +156,8 @@ fn check_size(width: u32, height: u32, name: &Path) -> Result<()> {
     Ok(())
 }
 
-fn decoder<'a>(raw: &'a [u8], name: &Path) -> Result<impl ImageDecoder + 'a> {
-    if raw.is_empty() {
-        return Err(bad(name, "the file is empty"));
-    }
-    let mut reader = ImageReader::new(Cursor::new(raw)).with_guessed_format().map_err(Error::io(name))?;
+fn decoder<'a>(file: impl BufRead + Seek + 'a, name: &Path) -> Result<impl ImageDecoder + 'a> {
+    let mut reader = ImageReader::new(file).with_guessed_format().map_err(Error::io(name))?;
     if reader.format().is_none() {
         return Err(bad(name, "its content begins as no known form of image does"));
     }
@@ -188,7 +230,7 @@ mod tests {
             encoder.encode_image(&picture())?;
             let image = decode(&path)?;
             assert_eq!((image.width(), image.height()), size, "orientation {value}");
-            assert_eq!(header(&content(&path, HEAD)?, &path)?, Header { size, gray: false });
+            assert_eq!(header(&content(&path, HEADS[1])?, &path)?, Header { size, gray: false, bands: None });
             let corner = image.to_rgb8().get_pixel(if value == 6 { 59 } else { 0 }, if value == 8 { 89 } else { 0 }).0;
             let want = if value == 3 { picture().get_pixel(89, 59).0 } else { picture().get_pixel(0, 0).0 };
             assert!(corner.iter().zip(want).all(|(a, b)| a.abs_diff(b) < 40), "orientation {value}: {corner:?} {want:?}");
@@ -203,7 +245,7 @@ mod tests {
         std::fs::write(&path, b"P5 29000 29000 65535\n\0")?;
         assert!(decode(&path).is_err());
         std::fs::write(&path, b"P5 4000000000 2 255\n\0")?;
-        assert!(decode(&path).is_err() && header(&content(&path, HEAD)?, &path).is_err());
+        assert!(decode(&path).is_err() && header(&content(&path, HEADS[1])?, &path).is_err());
         Ok(())
     }
 }

@@ -2,9 +2,10 @@
 //!
 //! A file grows under `NAME.partial` in the data set's folder of the cache. When a connection is cut the next try asks for the
 //! rest by a `Range` header; a server that sends the whole file instead is understood. The checksum is computed over the
-//! finished file; a wrong one removes it, and the next mirror is tried. Plain HTTP is refused except to this machine.
+//! finished file; a wrong one removes it, and the next mirror is tried. Plain HTTP is refused except to this machine. One process at
+//! a time downloads into a folder: others wait for it, and find its files. Proxies are those of the environment (`HTTPS_PROXY`, `ALL_PROXY`).
 
-use std::fs::{File, OpenOptions};
+use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -41,12 +42,11 @@ const TRIES: u32 = 4;
 const FIRST_WAIT: Duration = Duration::from_millis(500);
 #[cfg(test)]
 const FIRST_WAIT: Duration = Duration::from_millis(5);
-/// How long a server may take to answer, and to send a whole file. A connection that stalls ends with the latter; what came is kept, and
-/// the next try goes on from it.
+/// How long a server may take to answer, and to send anything more. What came is kept, and the next try goes on from it.
 #[cfg(not(test))]
-const PATIENCE: (Duration, Duration) = (Duration::from_secs(60), Duration::from_secs(600));
+const PATIENCE: (Duration, Duration) = (Duration::from_secs(60), Duration::from_secs(30));
 #[cfg(test)]
-const PATIENCE: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(2));
+const PATIENCE: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(1));
 
 /// Downloads all files of `spec` into `dir/NAME/`; those that are there already are checked and kept. An archive of a folder of images
 /// is unpacked.
@@ -94,6 +94,8 @@ pub fn present(spec: &DatasetSpec, dir: &Path) -> Result<Vec<PathBuf>> {
 /// As [`fetch`].
 pub fn fetch_file(file: &RemoteFile, folder: &Path, progress: &mut dyn Progress) -> Result<PathBuf> {
     let path = folder.join(file.name);
+    // Held until this returns.
+    let _lock = lock(folder, file.name, progress)?;
     if path.exists() {
         if matches(&path, file.checksum)? {
             return Ok(path);
@@ -114,6 +116,22 @@ pub fn fetch_file(file: &RemoteFile, folder: &Path, progress: &mut dyn Progress)
     Err(last.unwrap_or_else(|| Error::BadSetting(format!("{}: no address to download it from", file.name))))
 }
 
+/// Takes a folder of the cache for this process; waits for one that downloads into it.
+fn lock(folder: &Path, name: &str, progress: &mut dyn Progress) -> Result<File> {
+    let path = folder.join(".lock");
+    let file = File::create(&path).map_err(Error::io(&path))?;
+    match file.try_lock() {
+        Ok(()) => {}
+        Err(TryLockError::WouldBlock) => {
+            progress.note(&format!("{name}: another process downloads into {}; waiting for it", folder.display()));
+            file.lock().map_err(Error::io(&path))?;
+        }
+        // A file system without locks: go on without.
+        Err(TryLockError::Error(_)) => {}
+    }
+    Ok(file)
+}
+
 /// A client for `url`: no redirect leads it from https to plain http, and no proxy stands between this machine and itself.
 fn client(url: &str) -> Agent {
     let secure = url.starts_with("https://");
@@ -121,7 +139,7 @@ fn client(url: &str) -> Agent {
         .https_only(secure)
         .timeout_connect(Some(Duration::from_secs(20)))
         .timeout_recv_response(Some(PATIENCE.0))
-        .timeout_recv_body(Some(PATIENCE.1))
+        .timeout_per_read(Some(PATIENCE.1))
         .http_status_as_error(false);
     if secure { config.build().into() } else { config.proxy(None).build().into() }
 }
@@ -134,6 +152,8 @@ fn from_mirror(url: &str, file: &RemoteFile, path: &Path, progress: &mut dyn Pro
     let partial = path.with_file_name(format!("{}.partial", file.name));
     let agent = client(url);
     let (mut wait, mut failures, mut restarted) = (FIRST_WAIT, 0, false);
+    // A server that begins anew each time gets nowhere, however much it sends.
+    let mut longest = size(&partial);
     loop {
         let before = size(&partial);
         match transfer(&agent, url, &partial, file, progress) {
@@ -154,8 +174,8 @@ fn from_mirror(url: &str, file: &RemoteFile, path: &Path, progress: &mut dyn Pro
             Err(Trouble::Disk(e)) => return Err(e),
             Err(Trouble::Final(reason)) => return Err(fail(reason)),
             Err(Trouble::Cut(reason)) => {
-                if size(&partial) > before {
-                    (wait, failures) = (FIRST_WAIT, 0);
+                if size(&partial) > longest {
+                    (wait, failures, longest) = (FIRST_WAIT, 0, size(&partial));
                 }
                 failures += 1;
                 if failures == TRIES {
@@ -224,14 +244,16 @@ fn transfer(
             break;
         }
         received += count as u64;
-        if let Some(size) = file.size.filter(|&size| already + received > size) {
-            return Err(Trouble::Final(format!("the server sends more than the {size} bytes that the file has")));
+        if already + received > file.size.most() {
+            let may = if file.size.exact().is_some() { "has" } else { "can have" };
+            return Err(Trouble::Final(format!("the server sends more than the {} bytes that the file {may}", file.size.most())));
         }
         out.write_all(&buffer[..count]).map_err(disk)?;
         progress.advance(count as u64);
     }
     out.sync_all().map_err(disk)?;
-    match length {
+    // What the server announced, or else what is known of the file.
+    match length.or(file.size.exact().map(|size| size.saturating_sub(already))) {
         Some(length) if received < length => {
             Err(Trouble::Cut(format!("the connection was cut after {received} of {length} bytes")))
         }
@@ -258,220 +280,4 @@ fn is_allowed(url: &str) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use std::io::{BufRead, BufReader};
-    use std::net::TcpListener;
-    use std::sync::{Arc, Mutex};
-
-    /// What the server does with one request after the other; the last is repeated.
-    #[derive(Clone, Copy)]
-    enum Act {
-        Whole,
-        /// Announces everything, sends so many bytes, hangs up.
-        Cut(usize),
-        /// Sends everything whatever range was asked for.
-        IgnoreRange,
-        NotFound,
-        Busy,
-        /// Announces everything, sends so many bytes, and then nothing more for a minute.
-        Stall(usize),
-    }
-
-    /// A server on this machine that serves `content`; returns its address and the ranges it was asked for.
-    fn serve(content: Vec<u8>, acts: Vec<Act>) -> (&'static str, Arc<Mutex<Vec<Option<usize>>>>) {
-        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
-        let address = listener.local_addr().expect("bound");
-        let asked = Arc::new(Mutex::new(Vec::new()));
-        let log = asked.clone();
-        std::thread::spawn(move || {
-            for (i, stream) in listener.incoming().enumerate() {
-                let Ok(mut stream) = stream else { return };
-                let mut range = None;
-                let mut lines = BufReader::new(stream.try_clone().expect("a socket")).lines();
-                while let Some(Ok(line)) = lines.next() {
-                    if let Some(rest) = line.to_ascii_lowercase().strip_prefix("range: bytes=") {
-                        range = rest.trim_end_matches('-').parse::<usize>().ok();
-                    }
-                    if line.is_empty() {
-                        break;
-                    }
-                }
-                log.lock().expect("unpoisoned").push(range);
-                let act = acts[i.min(acts.len() - 1)];
-                let from = match act {
-                    Act::IgnoreRange => 0,
-                    _ => range.unwrap_or(0),
-                };
-                let (status, body) = match act {
-                    Act::NotFound => ("404 Not Found", Vec::new()),
-                    _ if from > content.len() => ("416 Range Not Satisfiable", Vec::new()),
-                    Act::Busy => ("503 Service Unavailable", Vec::new()),
-                    _ if from > 0 => ("206 Partial Content", content[from..].to_vec()),
-                    _ => ("200 OK", content.clone()),
-                };
-                let place = format!("Content-Range: bytes {from}-{}/{}\r\n", content.len() - 1, content.len());
-                let place = if from > 0 { place.as_str() } else { "" };
-                let head = format!("HTTP/1.1 {status}\r\nContent-Length: {}\r\n{place}Connection: close\r\n\r\n", body.len());
-                let sent = match act {
-                    Act::Cut(n) | Act::Stall(n) => &body[..n.min(body.len())],
-                    _ => &body[..],
-                };
-                // A client that hung up first is part of some tests.
-                let _ = stream.write_all(head.as_bytes()).and_then(|()| stream.write_all(sent));
-                if matches!(act, Act::Stall(_)) {
-                    std::thread::spawn(move || {
-                        std::thread::sleep(Duration::from_secs(60));
-                        drop(stream);
-                    });
-                }
-            }
-        });
-        (Box::leak(format!("http://{address}/file.bin").into_boxed_str()), asked)
-    }
-
-    fn content() -> Vec<u8> {
-        (0..100_000_u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 13) as u8).collect()
-    }
-
-    fn remote(urls: Vec<&'static str>, of: &[u8]) -> RemoteFile {
-        let hash: String = Sha256::digest(of).iter().map(|b| format!("{b:02x}")).collect();
-        RemoteFile {
-            name: "file.bin",
-            urls: Box::leak(urls.into_boxed_slice()),
-            size: None,
-            checksum: Checksum::Sha256(Box::leak(hash.into_boxed_str())),
-        }
-    }
-
-    #[test]
-    fn the_right_file_arrives_and_is_not_fetched_twice() -> anyhow::Result<()> {
-        let dir = tempfile::tempdir()?;
-        let (url, asked) = serve(content(), vec![Act::Whole]);
-        let file = remote(vec![url], &content());
-        let path = fetch_file(&file, dir.path(), &mut Silent)?;
-        assert_eq!(std::fs::read(&path)?, content());
-        fetch_file(&file, dir.path(), &mut Silent)?;
-        assert_eq!(asked.lock().expect("unpoisoned").len(), 1);
-        Ok(())
-    }
-
-    #[test]
-    fn a_wrong_checksum_leaves_nothing() -> anyhow::Result<()> {
-        let dir = tempfile::tempdir()?;
-        let (url, _) = serve(b"something else".to_vec(), vec![Act::Whole]);
-        let text = fetch_file(&remote(vec![url], &content()), dir.path(), &mut Silent).expect_err("wrong content").to_string();
-        assert!(text.contains("checksum") && text.contains(url), "{text}");
-        assert_eq!(std::fs::read_dir(dir.path())?.count(), 0, "files were left");
-        Ok(())
-    }
-
-    #[test]
-    fn a_cut_connection_is_resumed_where_it_broke() -> anyhow::Result<()> {
-        for (second, ranges) in [(Act::Whole, true), (Act::IgnoreRange, true)] {
-            let dir = tempfile::tempdir()?;
-            let (url, asked) = serve(content(), vec![Act::Cut(40_000), second]);
-            let path = fetch_file(&remote(vec![url], &content()), dir.path(), &mut Silent)?;
-            assert_eq!(std::fs::read(&path)?, content());
-            let asked = asked.lock().expect("unpoisoned").clone();
-            assert_eq!(asked.len(), 2);
-            assert!(ranges && asked[1].is_some_and(|from| from > 0 && from <= 40_000), "{asked:?}");
-            assert_eq!(std::fs::read_dir(dir.path())?.count(), 1, "a partial file was left");
-        }
-        Ok(())
-    }
-
-    #[test]
-    fn a_later_run_resumes_what_an_earlier_one_left() -> anyhow::Result<()> {
-        let dir = tempfile::tempdir()?;
-        std::fs::write(dir.path().join("file.bin.partial"), &content()[..70_000])?;
-        let (url, asked) = serve(content(), vec![Act::Whole]);
-        let path = fetch_file(&remote(vec![url], &content()), dir.path(), &mut Silent)?;
-        assert_eq!(std::fs::read(&path)?, content());
-        assert_eq!(*asked.lock().expect("unpoisoned"), [Some(70_000)]);
-        Ok(())
-    }
-
-    #[test]
-    fn a_missing_file_is_taken_from_the_next_mirror_and_a_busy_server_asked_again() -> anyhow::Result<()> {
-        let dir = tempfile::tempdir()?;
-        let (gone, gone_asked) = serve(content(), vec![Act::NotFound]);
-        let (busy, busy_asked) = serve(content(), vec![Act::Busy, Act::Busy, Act::Whole]);
-        let path = fetch_file(&remote(vec![gone, busy], &content()), dir.path(), &mut Silent)?;
-        assert_eq!(std::fs::read(&path)?, content());
-        assert_eq!((gone_asked.lock().expect("unpoisoned").len(), busy_asked.lock().expect("unpoisoned").len()), (1, 3));
-        Ok(())
-    }
-
-    #[test]
-    fn a_wrong_part_of_an_earlier_run_is_thrown_away() -> anyhow::Result<()> {
-        for left in [b"of another file".to_vec(), vec![1; 200_000]] {
-            let dir = tempfile::tempdir()?;
-            std::fs::write(dir.path().join("file.bin.partial"), &left)?;
-            let (url, asked) = serve(content(), vec![Act::Whole]);
-            let path = fetch_file(&remote(vec![url], &content()), dir.path(), &mut Silent)?;
-            assert_eq!(std::fs::read(&path)?, content());
-            assert_eq!(*asked.lock().expect("unpoisoned"), [Some(left.len()), None]);
-        }
-        Ok(())
-    }
-
-    #[test]
-    fn many_cuts_do_no_harm_while_something_comes() -> anyhow::Result<()> {
-        let dir = tempfile::tempdir()?;
-        let mut acts = vec![Act::Cut(12_000); 8];
-        acts.push(Act::Whole);
-        let (url, asked) = serve(content(), acts);
-        let path = fetch_file(&remote(vec![url], &content()), dir.path(), &mut Silent)?;
-        assert_eq!((std::fs::read(&path)?, asked.lock().expect("unpoisoned").len()), (content(), 9));
-        let dir = tempfile::tempdir()?;
-        let (url, asked) = serve(content(), vec![Act::Busy]);
-        let text = fetch_file(&remote(vec![url], &content()), dir.path(), &mut Silent).expect_err("busy for ever").to_string();
-        assert!(text.contains("503") && asked.lock().expect("unpoisoned").len() == TRIES as usize, "{text}");
-        Ok(())
-    }
-
-    #[test]
-    fn a_server_that_stalls_is_left_after_a_while_and_what_it_sent_is_kept() -> anyhow::Result<()> {
-        let dir = tempfile::tempdir()?;
-        let (url, asked) = serve(content(), vec![Act::Stall(30_000), Act::Whole]);
-        let start = std::time::Instant::now();
-        let path = fetch_file(&remote(vec![url], &content()), dir.path(), &mut Silent)?;
-        assert_eq!(std::fs::read(&path)?, content());
-        assert!(start.elapsed() < Duration::from_secs(30), "it was waited for");
-        let asked = asked.lock().expect("unpoisoned").clone();
-        assert!(asked.len() == 2 && asked[1].is_some_and(|from| from > 0 && from <= 30_000), "{asked:?}");
-        Ok(())
-    }
-
-    #[test]
-    fn a_server_that_sends_more_than_the_file_has_is_stopped() -> anyhow::Result<()> {
-        let dir = tempfile::tempdir()?;
-        let (url, _) = serve(content(), vec![Act::Whole]);
-        let file = RemoteFile { size: Some(50_000), ..remote(vec![url], &content()) };
-        let text = fetch_file(&file, dir.path(), &mut Silent).expect_err("too much").to_string();
-        assert!(text.contains("more than the 50000 bytes") && !dir.path().join("file.bin").exists(), "{text}");
-        assert!(size(&dir.path().join("file.bin.partial")) <= 50_000);
-        Ok(())
-    }
-
-    #[test]
-    fn md5_is_a_checksum_too_and_present_tells_without_the_network() -> anyhow::Result<()> {
-        let dir = tempfile::tempdir()?;
-        let path = dir.path().join("x");
-        std::fs::write(&path, b"hello")?;
-        assert!(matches(&path, Checksum::Md5("5d41402abc4b2a76b9719d911017c592"))?);
-        assert!(!matches(&path, Checksum::Md5("00000000000000000000000000000000"))?);
-        let text = present(crate::dataset("cifar10")?, dir.path()).expect_err("nothing there").to_string();
-        assert!(text.contains("cifar-10-binary.tar.gz"), "{text}");
-        Ok(())
-    }
-
-    #[test]
-    fn plain_http_elsewhere_is_refused() {
-        let file = remote(vec!["http://example.org/file.bin"], b"x");
-        let dir = tempfile::tempdir().expect("a temporary folder");
-        let text = fetch_file(&file, dir.path(), &mut Silent).expect_err("plain http").to_string();
-        assert!(text.contains("https"), "{text}");
-    }
-}
+mod tests;

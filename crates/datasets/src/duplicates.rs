@@ -4,7 +4,8 @@
 //! small; Krawetz 2013, "dHash"), which survives resizing, recompression and changes of brightness, and not crops or turns. Two images are near when
 //! at most [`NEAR`] bits differ. Pictures with next to no structure are near to nothing.
 
-use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::collections::{HashMap, HashSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
 
 use image::DynamicImage;
@@ -21,15 +22,18 @@ const BYTES: usize = 32;
 /// Bands of a hash, more than bits may differ: one of them is the same in both.
 const BANDS: u32 = NEAR + 1;
 
+/// An image: the number of its part, and its index there.
+pub type Place = (usize, usize);
+
 /// What [`check`] found.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Check {
-    /// Images that can't be read.
-    pub bad: Vec<BadFile>,
-    /// Groups of images with the same pixels, by index, in order.
-    pub exact: Vec<Vec<usize>>,
-    /// Groups of images that are near, without those that are the same (the first of whose group stands for all).
-    pub near: Vec<Vec<usize>>,
+    /// Images that can't be read, and the number of their part.
+    pub bad: Vec<(usize, BadFile)>,
+    /// Groups of images with the same pixels, in order.
+    pub exact: Vec<Vec<Place>>,
+    /// Groups of images that are near, without those that are the same (the first of whose group stands for all of a part).
+    pub near: Vec<Vec<Place>>,
 }
 
 /// What is kept of an image.
@@ -39,36 +43,40 @@ struct Print {
     hash: Option<[u8; BYTES]>,
 }
 
-/// Decodes every image once, in parallel: names the bad ones and groups those that occur twice.
-pub fn check(dataset: &dyn Dataset) -> Check {
-    let prints: Vec<Result<Print, BadFile>> = (0..dataset.len())
-        .into_par_iter()
-        .map(|i| match dataset.get(i) {
-            Ok(sample) => {
-                let hash = is_structured(&sample.image).then(|| difference_hash(&sample.image));
-                Ok(Print { pixels: fingerprint(&sample.image), hash })
-            }
-            Err(e) => Err(BadFile::new(dataset.id(i), &e)),
-        })
+/// Decodes every image of `parts` once, in parallel: names the bad ones and groups those that occur twice, within a part or in several.
+pub fn check(parts: &[&dyn Dataset]) -> Check {
+    let places: Vec<Place> = parts.iter().enumerate().flat_map(|(p, d)| (0..d.len()).map(move |i| (p, i))).collect();
+    let prints: Vec<Result<Print, (usize, BadFile)>> = places
+        .par_iter()
+        .map(|&(part, i)| print(parts[part], i).map_err(|e| (part, BadFile::new(parts[part].id(i), &e))))
         .collect();
     let mut check = Check::default();
     let mut first: HashMap<(u64, u64), usize> = HashMap::new();
-    let mut same = Groups::new(prints.len());
+    let mut in_part: HashSet<(usize, (u64, u64))> = HashSet::new();
+    let (mut same, mut alike) = (Groups::new(places.len()), Groups::new(places.len()));
     let mut hashes = Vec::new();
     for (i, print) in prints.into_iter().enumerate() {
         match print {
             Err(bad) => check.bad.push(bad),
-            Ok(print) => match first.entry(print.pixels) {
-                std::collections::hash_map::Entry::Occupied(found) => same.join(*found.get(), i),
-                std::collections::hash_map::Entry::Vacant(free) => {
-                    free.insert(i);
-                    hashes.extend(print.hash.map(|hash| (i, hash)));
+            Ok(print) => {
+                let is_first = in_part.insert((places[i].0, print.pixels));
+                match first.entry(print.pixels) {
+                    Entry::Occupied(found) => {
+                        same.join(*found.get(), i);
+                        // What is near one is near the other: one of each part stands for the rest of its part.
+                        if is_first {
+                            alike.join(*found.get(), i);
+                        }
+                    }
+                    Entry::Vacant(free) => {
+                        free.insert(i);
+                        hashes.extend(print.hash.map(|hash| (i, hash)));
+                    }
                 }
-            },
+            }
         }
     }
-    check.exact = same.several();
-    let mut alike = Groups::new(dataset.len());
+    let exact = same.several();
     for band in 0..BANDS {
         let mut buckets: HashMap<u32, Vec<usize>> = HashMap::new();
         for (place, (_, hash)) in hashes.iter().enumerate() {
@@ -84,8 +92,24 @@ pub fn check(dataset: &dyn Dataset) -> Check {
             }
         }
     }
-    check.near = alike.several();
+    // A group whose images are all the same was told as such.
+    let group_of: HashMap<usize, usize> =
+        exact.iter().enumerate().flat_map(|(g, group)| group.iter().map(move |&i| (i, g))).collect();
+    let is_told = |group: &Vec<usize>| group_of.get(&group[0]).is_some_and(|g| group.iter().all(|i| group_of.get(i) == Some(g)));
+    let placed = |group: Vec<usize>| group.into_iter().map(|i| places[i]).collect();
+    check.near = alike.several().into_iter().filter(|group| !is_told(group)).map(placed).collect();
+    check.exact = exact.into_iter().map(placed).collect();
     check
+}
+
+/// What is kept of image number `index`.
+fn print(dataset: &dyn Dataset, index: usize) -> crate::Result<Print> {
+    let image = dataset.get(index)?.image;
+    let pixels = match dataset.bands(index) {
+        Some(bands) => fingerprint((bands?.levels(), image.width(), image.height())),
+        None => fingerprint((image.as_bytes(), image.width(), image.height(), image.color().channel_count())),
+    };
+    Ok(Print { pixels, hash: is_structured(&image).then(|| difference_hash(&image)) })
 }
 
 /// One bit a step of brightness along the rows of the image at 17 × 16 pixels: whether it goes up.
@@ -101,14 +125,14 @@ fn difference_hash(image: &DynamicImage) -> [u8; BYTES] {
 }
 
 /// Two hashes of size and pixels; equal ones of different images do not occur.
-fn fingerprint(image: &DynamicImage) -> (u64, u64) {
-    let of = |salt: u8| {
+fn fingerprint(of: impl Hash) -> (u64, u64) {
+    let salted = |salt: u8| {
         let mut hash = DefaultHasher::new();
-        (salt, image.width(), image.height(), image.color().channel_count()).hash(&mut hash);
-        image.as_bytes().hash(&mut hash);
+        salt.hash(&mut hash);
+        of.hash(&mut hash);
         hash.finish()
     };
-    (of(1), of(2))
+    (salted(1), salted(2))
 }
 
 /// Whether an image has brightness steps to tell it by: levels with a standard deviation of two or more.
@@ -196,13 +220,13 @@ mod tests {
         std::fs::write(at("bad.png"), b"")?;
         let found = open(dir.path().to_str().unwrap_or_default(), &OpenOptions { keep_bytes: 0, ..OpenOptions::default() })?;
         std::fs::write(at("09.png"), b"gone meanwhile")?;
-        let check = check(&*found.train);
-        let named = |groups: &[Vec<usize>]| -> Vec<Vec<String>> {
-            groups.iter().map(|g| g.iter().map(|&i| found.train.id(i)).collect()).collect()
+        let check = check(&[&*found.train]);
+        let named = |groups: &[Vec<Place>]| -> Vec<Vec<String>> {
+            groups.iter().map(|g| g.iter().map(|&(_, i)| found.train.id(i)).collect()).collect()
         };
         assert_eq!(named(&check.exact), [["03.png", "copy-of-03.bmp"]]);
         assert_eq!(named(&check.near), [["05.png", "jpeg-of-05.jpg"], ["07.png", "small-07.png"]]);
-        assert_eq!(check.bad.iter().map(|b| b.id.as_str()).collect::<Vec<_>>(), ["09.png"]);
+        assert_eq!(check.bad.iter().map(|(_, b)| b.id.as_str()).collect::<Vec<_>>(), ["09.png"]);
         Ok(())
     }
 

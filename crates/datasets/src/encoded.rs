@@ -1,26 +1,26 @@
 //! Images that lie encoded somewhere, as files or in parts of larger ones, and are decoded when asked for. Sources find the places and
 //! labels; what is common to all of them is here.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng;
 use rayon::prelude::*;
 
-use crate::decode::{HEAD, Header, MAX_BYTES, decode_as, header};
+use crate::decode::{HEADS, Header, MAX_BYTES, bands, decode_as, header, header_of};
 use crate::formats::webdataset::windowed;
 use crate::labels::Labels;
 use crate::open::BadFile;
 use crate::place::Place;
-use crate::{Dataset, Error, Result, Sample};
+use crate::{Bands, Dataset, Error, Result, Sample};
 
 /// From this many encoded bytes on, archives are read from front to back.
 const LARGE: u64 = 2 << 30;
 /// How many samples a window of such a reading holds.
 const BUFFER: usize = 8192;
 
-/// Encoded images, decoded when asked for in 8 bits and 1 or 3 channels.
+/// Encoded images, decoded when asked for: pictures in 8 bits and 1 or 3 channels, or [`Bands`] of as many channels each.
 pub struct EncodedImages {
     pub(crate) name: String,
     /// What they were found in, for messages.
@@ -60,7 +60,9 @@ impl EncodedImages {
     pub(crate) fn probe(name: String, root: PathBuf, items: Vec<Item>, strict: bool) -> Result<(Self, Vec<usize>, Vec<BadFile>)> {
         let probed: Vec<Result<Header>> = items.par_iter().map(|item| item.header(&root)).collect();
         let (mut kept, mut place, mut headers, mut bad) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        let kind = most_frequent_kind(&probed);
         for (i, (item, result)) in items.into_iter().zip(probed).enumerate() {
+            let result = result.and_then(|header| of_kind(header, kind, &item.path(&root)));
             match result {
                 Ok(header) => {
                     kept.push(item);
@@ -71,7 +73,11 @@ impl EncodedImages {
                 Err(e) => bad.push(BadFile::new(item.id, &e)),
             }
         }
-        let channels = if headers.iter().all(|h| h.gray) { 1 } else { 3 };
+        let channels = match kind {
+            Some(bands) => bands,
+            None if headers.iter().all(|h| h.gray) => 1,
+            None => 3,
+        };
         Ok((Self { name, root, items: kept, headers, labels: None, channels, in_windows: false }, place, bad))
     }
 
@@ -81,6 +87,11 @@ impl EncodedImages {
         let labels = self.labels.map(|l| Labels { of: index.iter().map(|&i| l.of[i]).collect(), ..l });
         let items = index.iter().map(|&i| self.items[i].clone()).collect();
         Self { items, headers: index.iter().map(|&i| self.headers[i]).collect(), labels, ..self }
+    }
+
+    /// Whether the images are bands and no pictures.
+    pub(crate) fn is_bands(&self) -> bool {
+        self.headers.first().is_some_and(|h| h.bands.is_some())
     }
 
     /// Bytes that all images take when decoded.
@@ -100,27 +111,68 @@ impl EncodedImages {
     }
 }
 
+/// The number of bands that most images have; `None` for pictures.
+fn most_frequent_kind(headers: &[Result<Header>]) -> Option<usize> {
+    let mut counts: std::collections::BTreeMap<Option<usize>, usize> = std::collections::BTreeMap::new();
+    headers.iter().flatten().for_each(|h| *counts.entry(h.bands.map(|b| b.0)).or_default() += 1);
+    counts.into_iter().max_by_key(|&(kind, count)| (count, std::cmp::Reverse(kind))).and_then(|(kind, _)| kind)
+}
+
+/// A data set's images are pictures, or have all as many bands: no network takes both.
+fn of_kind(header: Header, kind: Option<usize>, path: &Path) -> Result<Header> {
+    let words = |kind: Option<usize>| kind.map_or_else(|| "pictures".to_string(), |n| format!("images of {n} bands"));
+    let found = header.bands.map(|b| b.0);
+    if found == kind {
+        return Ok(header);
+    }
+    let reason = match found {
+        Some(n) => format!("has {n} bands, while most others are {}", words(kind)),
+        None => format!("is a picture, while most others are {}", words(kind)),
+    };
+    Err(Error::BadImage { path: path.to_path_buf(), reason })
+}
+
 impl Item {
-    fn header(&self, root: &std::path::Path) -> Result<Header> {
+    /// Reads as little as tells the image's size and colour.
+    fn header(&self, root: &Path) -> Result<Header> {
         let name = self.path(root);
-        let head = self.place.read(HEAD)?;
-        match header(&head, &name) {
-            // The header may be longer than what was read.
-            Err(_) if head.len() as u64 == HEAD => header(&self.place.read(MAX_BYTES)?, &name),
-            found => found,
+        let mut head = self.place.read(HEADS[0])?;
+        let mut found = header(&head, &name);
+        let format = image::guess_format(&head).ok();
+        // What begins as no image does is not read any further.
+        if format.is_none() && !bands::is_tiff(&head) {
+            return found;
         }
+        if format != Some(image::ImageFormat::Jpeg) {
+            // These say where the header goes on.
+            let more = found.is_err() && head.len() as u64 == HEADS[0];
+            return if more { header_of(self.place.reader()?, &name) } else { found };
+        }
+        for pair in HEADS.windows(2) {
+            if found.is_ok() || (head.len() as u64) < pair[0] {
+                break;
+            }
+            head = self.place.read(pair[1])?;
+            found = header(&head, &name);
+        }
+        found
     }
 
     /// What is told in errors about it.
-    pub(crate) fn path(&self, root: &std::path::Path) -> PathBuf {
+    pub(crate) fn path(&self, root: &Path) -> PathBuf {
         match &self.place {
             Place::File(path) => path.clone(),
             Place::Part { .. } => root.join(&self.id),
         }
     }
 
+    /// The image's bands.
+    pub(crate) fn decode_bands(&self, root: &Path) -> Result<Bands> {
+        bands::decode(self.place.read(MAX_BYTES + 1)?, &self.path(root))
+    }
+
     /// The image, in 8 bits.
-    pub(crate) fn decode(&self, root: &std::path::Path, channels: usize) -> Result<image::DynamicImage> {
+    pub(crate) fn decode(&self, root: &Path, channels: usize) -> Result<image::DynamicImage> {
         decode_as(&self.place.read(MAX_BYTES + 1)?, &self.path(root), channels)
     }
 }
@@ -134,12 +186,24 @@ impl Dataset for EncodedImages {
     }
     fn get(&self, index: usize) -> Result<Sample> {
         match self.items.get(index) {
+            Some(item) if self.is_bands() => {
+                Ok(Sample { image: item.decode_bands(&self.root)?.preview(), label: self.label(index) })
+            }
             Some(item) => Ok(Sample { image: item.decode(&self.root, self.channels)?, label: self.label(index) }),
             None => Err(Error::BadSetting(format!("{}: image {index} of {} does not exist", self.name, self.len()))),
         }
     }
     fn encoded(&self, index: usize) -> Option<Result<Vec<u8>>> {
         Some(self.bytes(index))
+    }
+    fn bands(&self, index: usize) -> Option<Result<Bands>> {
+        self.items.get(index).filter(|_| self.is_bands()).map(|item| item.decode_bands(&self.root))
+    }
+    fn file(&self, index: usize) -> Option<PathBuf> {
+        match &self.items.get(index)?.place {
+            Place::File(path) => Some(path.clone()),
+            Place::Part { .. } => None,
+        }
     }
     /// Archives of more than 2 GiB, which may not stay in the system's memory: the order of a stream with a shuffle buffer of 8,192.
     fn order(&self, seed: u64, epoch: u64) -> Option<Vec<u32>> {

@@ -1,12 +1,15 @@
 //! Encoded images decoded once and kept: no image is decoded twice, and every bad file is known before training begins.
 
+use std::path::PathBuf;
+
 use image::{DynamicImage, GrayImage, RgbImage};
 use rayon::prelude::*;
 
-use crate::encoded::EncodedImages;
+use crate::encoded::{EncodedImages, Item};
 use crate::labels::Labels;
 use crate::open::BadFile;
-use crate::{Dataset, Error, Result, Sample};
+use crate::place::Place;
+use crate::{Bands, Dataset, Error, Result, Sample};
 
 impl EncodedImages {
     /// Decodes everything, in parallel: (the images that can be read, the files that can't).
@@ -14,15 +17,24 @@ impl EncodedImages {
     /// # Errors
     /// Under `strict` the first bad file; no readable image at all.
     pub fn into_memory(self, strict: bool) -> Result<(InMemory, Vec<BadFile>)> {
-        let decoded: Vec<Result<Pixels>> =
-            self.items.par_iter().map(|item| Ok(Pixels::new(item.decode(&self.root, self.channels)?))).collect();
+        let is_bands = self.is_bands();
+        let decode = |item: &Item| match is_bands {
+            true => item.decode_bands(&self.root).map(Kept::Bands),
+            false => item.decode(&self.root, self.channels).map(|image| Kept::Picture(Pixels::new(image))),
+        };
+        let decoded: Vec<Result<Kept>> = self.items.par_iter().map(decode).collect();
         let total = self.items.len();
         let (mut images, mut ids, mut kept, mut bad) = (Vec::with_capacity(total), Vec::new(), Vec::new(), Vec::new());
+        let mut files = Vec::new();
         for (i, (result, item)) in decoded.into_iter().zip(self.items).enumerate() {
             match result {
                 Ok(image) => {
                     images.push(image);
                     ids.push(item.id);
+                    files.push(match item.place {
+                        Place::File(path) => Some(path),
+                        Place::Part { .. } => None,
+                    });
                     kept.push(i);
                 }
                 Err(e) if strict => return Err(e),
@@ -33,24 +45,48 @@ impl EncodedImages {
             return Err(Error::NotFound(format!("{}: none of its {total} images can be read: {first}", self.root.display())));
         }
         let labels = self.labels.map(|l| Labels { of: kept.iter().map(|&i| l.of[i]).collect(), ..l });
-        Ok((InMemory { name: self.name, images, ids, labels, channels: self.channels }, bad))
+        Ok((InMemory { name: self.name, images, ids, files, labels, channels: self.channels }, bad))
     }
 }
 
 /// Decoded images that keep their names.
 pub struct InMemory {
     name: String,
-    images: Vec<Pixels>,
+    images: Vec<Kept>,
     ids: Vec<String>,
+    /// The files that they are, where they are files by themselves.
+    files: Vec<Option<PathBuf>>,
     labels: Option<Labels>,
     channels: usize,
 }
 
-/// One image: 8-bit pixels of the data set's channels.
+/// One image.
+enum Kept {
+    Picture(Pixels),
+    Bands(Bands),
+}
+
+/// 8-bit pixels of the data set's channels.
 struct Pixels {
     width: u32,
     height: u32,
     data: Box<[u8]>,
+}
+
+impl Kept {
+    fn size(&self) -> (u32, u32) {
+        match self {
+            Self::Picture(p) => (p.width, p.height),
+            Self::Bands(b) => (b.width(), b.height()),
+        }
+    }
+
+    fn image(&self, channels: usize) -> Option<DynamicImage> {
+        match self {
+            Self::Picture(p) => p.image(channels),
+            Self::Bands(b) => Some(b.preview()),
+        }
+    }
 }
 
 impl Pixels {
@@ -80,6 +116,15 @@ impl Dataset for InMemory {
             None => Err(Error::BadSetting(format!("{}: image {index} of {} does not exist", self.name, self.len()))),
         }
     }
+    fn bands(&self, index: usize) -> Option<Result<Bands>> {
+        match self.images.get(index) {
+            Some(Kept::Bands(bands)) => Some(Ok(bands.clone())),
+            _ => None,
+        }
+    }
+    fn file(&self, index: usize) -> Option<PathBuf> {
+        self.files.get(index).cloned().flatten()
+    }
     fn label(&self, index: usize) -> Option<u32> {
         self.labels.as_ref().and_then(|l| l.of.get(index).copied())
     }
@@ -93,7 +138,7 @@ impl Dataset for InMemory {
         self.channels
     }
     fn side(&self) -> Option<(u32, u32)> {
-        let first = self.images.first().map(|p| (p.width, p.height))?;
-        self.images.iter().all(|p| (p.width, p.height) == first).then_some(first)
+        let first = self.images.first().map(Kept::size)?;
+        self.images.iter().all(|kept| kept.size() == first).then_some(first)
     }
 }

@@ -3,10 +3,12 @@
 //!
 //! Everything is a [`Dataset`]: a numbered list of images, each with an optional label. [`open`] takes a path or the name of an
 //! entry of [`DATASETS`] and says in a [`ScanReport`] how labels were understood and which files can't be read. The crate
-//! knows no tensor library; an image is an [`image::DynamicImage`].
+//! knows no tensor library; an image is an [`image::DynamicImage`], or [`Bands`] where it has other channels or depths.
 
+mod bands;
 #[cfg(feature = "candle-datasets")]
 pub mod candle;
+mod copies;
 mod dataset;
 pub mod decode;
 #[cfg(feature = "download")]
@@ -29,13 +31,14 @@ pub mod shards;
 mod sources;
 mod unpack;
 
+pub use bands::{BandImages, BandLevels, Bands};
 pub use dataset::{Dataset, Sample, Subset, hold_out, spread, verify};
 pub use encoded::{EncodedImages, Scan};
 pub use error::{Error, Result};
 pub use folder::SingleImage;
 pub use kept::InMemory;
 pub use memory::PackedImages;
-pub use open::{BadFile, LabelMode, OpenOptions, Opened, ScanReport, open};
+pub use open::{BadFile, LabelMode, OpenOptions, Opened, ScanReport, is_data_file, open};
 pub use packed::PackedFile;
-pub use registry::{Checksum, DATASETS, DatasetSpec, Layout, RemoteFile, SplitSizes, data_dir, dataset};
+pub use registry::{Checksum, DATASETS, DatasetSpec, GROUPS, Layout, RemoteFile, Size, SplitSizes, data_dir, dataset, datasets};
 pub use unpack::unpack;

@@ -4,6 +4,8 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use walkdir::WalkDir;
+
 use crate::decode::has_image_ending;
 use crate::formats::{cifar, idx, manifest, npz, stl10, webdataset};
 use crate::registry::{DATASETS, DatasetSpec, Layout, find};
@@ -94,9 +96,9 @@ impl fmt::Display for BadFile {
 /// Opens a data set of the registry by name, a folder or a file.
 ///
 /// A folder holds images ([`crate::folder`] says how it is understood), or at its top tar shards, Parquet tables, IDX files, CIFAR's or
-/// STL-10's binaries, or one npz file; a file is a manifest (`.csv`, `.tsv`, `.jsonl`), an archive (`.tar`, `.tar.gz`), a table
-/// (`.parquet`), arrays (`.npz`) or a packed file (`.safetensors`, of [`crate::packed::pack`]). A folder in the current one that has a
-/// data set's name wins over the name.
+/// STL-10's binaries, or npz files; or shards or tables in folders below. A file is a manifest (`.csv`, `.tsv`, `.jsonl`), an archive
+/// (`.tar`, `.tar.gz`), a table (`.parquet`), arrays (`.npz`, `-idx3-ubyte`) or a packed file (`.safetensors`, of [`crate::packed::pack`]).
+/// A folder in the current one that has a data set's name wins over the name.
 ///
 /// # Errors
 /// No such path or name (with the nearest name), a folder without images, a data set that was not downloaded (with the
@@ -148,42 +150,35 @@ fn open_folder(path: &Path, options: &OpenOptions) -> Result<Opened> {
     let found = folder::scan(&folder, options.labels, Some(&classes), options.strict)?;
     if !classes.is_empty() && found.images.classes().is_none() {
         report.understood.push_str(&format!("; test images are not labelled: {}", found.understood));
+    } else if !classes.is_empty() && !found.understood.is_empty() {
+        report.understood.push_str(&format!("; beside the test images: {}", found.understood));
     }
     let test = load(found, prefix(&folder).as_deref(), options.limit.map(test_limit), options, &mut report)?;
     Ok(Opened { train, test: Some(test), report })
 }
 
-/// A folder that holds archives, tables or binaries of a known form at its top (or, as on the Hugging Face Hub, in `data`); `None` where
-/// it does not.
+/// A folder that holds archives, tables or binaries of a known form at its top, or archives or tables in folders below (`data`, as on the
+/// Hugging Face Hub, or one a split); `None` where it does not.
 fn open_known_files(path: &Path, options: &OpenOptions) -> Result<Option<Opened>> {
-    let names = |folder: &Path| -> Result<Vec<PathBuf>> {
-        let mut found = Vec::new();
-        for entry in std::fs::read_dir(folder).map_err(Error::io(folder))? {
-            let path = entry.map_err(Error::io(folder))?.path();
-            if path.is_file() && !path.file_name().is_some_and(|n| n.as_encoded_bytes().starts_with(b".")) {
-                found.push(path);
-            }
+    let mut files = Vec::new();
+    for entry in std::fs::read_dir(path).map_err(Error::io(path))? {
+        let file = entry.map_err(Error::io(path))?.path();
+        if file.is_file() && !is_hidden(&file) {
+            files.push(file);
         }
-        found.sort_unstable();
-        Ok(found)
-    };
-    let mut files = names(path)?;
+    }
+    files.sort_unstable();
     if files.iter().any(|f| has_image_ending(f)) {
         return Ok(None);
     }
-    let data = path.join("data");
-    if data.is_dir() && !files.iter().any(|f| webdataset::is_archive(f) || has_ending(f, "parquet")) {
-        let below = names(&data)?;
-        if below.iter().any(|f| has_ending(f, "parquet")) {
-            files = below;
-        }
-    }
     let has = |name: &str| files.iter().any(|f| f.file_name().is_some_and(|n| n == name));
-    let of_ending = |ending: &str| files.iter().filter(|f| has_ending(f, ending)).cloned().collect::<Vec<_>>();
     for zip in ["", ".gz"] {
-        let file = |split: &str, kind: &str| path.join(format!("{split}-{kind}-ubyte{zip}"));
-        if has(&format!("train-images-idx3-ubyte{zip}")) {
-            return open_idx(path, &file).map(Some);
+        // LeCun's own files have a dot where others have a hyphen.
+        for dot in ["-", "."] {
+            let name = |split: &str, kind: &str| format!("{split}-{}-ubyte{zip}", kind.replacen('-', dot, 1));
+            if has(&name("train", "images-idx3")) {
+                return open_idx(path, &|split, kind| path.join(name(split, kind))).map(Some);
+            }
         }
     }
     if has("train_X.bin") && has("train_y.bin") {
@@ -200,37 +195,74 @@ fn open_known_files(path: &Path, options: &OpenOptions) -> Result<Option<Opened>
     if folder::holds_images(path) {
         return Ok(None);
     }
-    let tables = of_ending("parquet");
+    let of = |files: &[PathBuf], wanted: &dyn Fn(&Path) -> bool| files.iter().filter(|f| wanted(f)).cloned().collect::<Vec<_>>();
+    let (is_table, is_shard) = (|f: &Path| has_ending(f, "parquet"), |f: &Path| webdataset::is_archive(f));
+    let all = |files: &[PathBuf]| (of(files, &is_table), of(files, &is_shard));
+    let (mut tables, mut shards) = all(&files);
+    if tables.is_empty() && shards.is_empty() {
+        (tables, shards) = all(&files_below(path));
+        let data = path.join("data");
+        if tables.iter().any(|t| t.starts_with(&data)) {
+            tables.retain(|t| t.starts_with(&data));
+        }
+    }
     if !tables.is_empty() {
         return open_parquet(path, &tables, options).map(Some);
     }
-    let shards: Vec<PathBuf> = files.iter().filter(|f| webdataset::is_archive(f)).cloned().collect();
     if !shards.is_empty() {
         // The limit is applied while the samples are still undecoded.
-        let opened = assemble(path, webdataset::read(&shards, &options.cache)?, options)?;
+        let opened = assemble(path, webdataset::read(path, &shards, &options.cache)?, options)?;
         return Ok(Some(opened));
     }
-    match &of_ending("npz")[..] {
-        [one] => open_npz(one, &[]).map(Some),
-        _ => Ok(None),
+    match &of(&files, &|f| has_ending(f, "npz"))[..] {
+        [] => Ok(None),
+        several => open_npz(path, several, &[]).map(Some),
     }
 }
 
-/// A file that is a data set: a manifest, an archive, a table, a packed file.
+/// Files in the folders below `path`, up to three deep, in order; hidden ones are passed over.
+fn files_below(path: &Path) -> Vec<PathBuf> {
+    let walk = WalkDir::new(path).min_depth(1).max_depth(4).follow_links(true).sort_by_file_name();
+    let entries = walk.into_iter().filter_entry(|e| !is_hidden(e.path())).flatten();
+    entries.filter(|e| e.file_type().is_file()).map(walkdir::DirEntry::into_path).collect()
+}
+
+fn is_hidden(path: &Path) -> bool {
+    path.file_name().is_some_and(|n| n.as_encoded_bytes().starts_with(b"."))
+}
+
+/// Endings of files that are data sets, beside those of archives and IDX files.
+const FILES: [&str; 7] = ["csv", "tsv", "jsonl", "ndjson", "parquet", "npz", "safetensors"];
+
+/// Whether a file's name is that of a data set: a manifest, an archive, a table, arrays, a packed file.
+pub fn is_data_file(path: &Path) -> bool {
+    webdataset::is_archive(path) || FILES.iter().any(|e| has_ending(path, e)) || idx::is_images(path)
+}
+
+/// A file that is a data set.
 fn open_file(path: &Path, options: &OpenOptions) -> Result<Opened> {
     let is = |endings: &[&str]| endings.iter().any(|e| has_ending(path, e));
+    let alone = [path.to_path_buf()];
     if webdataset::is_archive(path) {
-        assemble(path, webdataset::read(&[path.to_path_buf()], &options.cache)?, options)
+        assemble(path, webdataset::read(path, &alone, &options.cache)?, options)
     } else if is(&manifest::ENDINGS) {
         assemble(path, manifest::read(path)?, options)
     } else if is(&["parquet"]) {
-        open_parquet(path, &[path.to_path_buf()], options)
+        open_parquet(path, &alone, options)
     } else if is(&["npz"]) {
-        limited(open_npz(path, &[])?, options)
+        limited(open_npz(path, &alone, &[])?, options)
     } else if is(&["safetensors"]) {
         limited(packed::open(path)?, options)
+    } else if idx::is_images(path) {
+        let name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+        let labels = path.with_file_name(name.replace("images", "labels").replace("idx3", "idx1"));
+        let labels = labels.is_file().then_some(labels);
+        let (train, understood) = one_idx(&name, path, labels.as_deref(), 0)?;
+        let report = ScanReport { bad_files: Vec::new(), understood };
+        limited(Opened { train: Arc::new(train), test: None, report }, options)
     } else {
-        let known = "a folder of images, a file ending in .csv, .tsv, .jsonl, .tar, .tar.gz, .parquet, .npz or .safetensors";
+        let known =
+            "a folder of images, a file ending in .csv, .tsv, .jsonl, .tar, .tar.gz, .parquet, .npz, .safetensors or -idx3-ubyte";
         Err(Error::NotFound(format!("{}: is a file of no known kind; expected {known}, or a data set's name", path.display())))
     }
 }
@@ -241,7 +273,7 @@ fn has_ending(path: &Path, ending: &str) -> bool {
 
 #[cfg(feature = "parquet")]
 fn open_parquet(path: &Path, files: &[PathBuf], options: &OpenOptions) -> Result<Opened> {
-    assemble(path, crate::formats::parquet::read(files, &options.cache)?, options)
+    assemble(path, crate::formats::parquet::read(path, files, &options.cache)?, options)
 }
 
 #[cfg(not(feature = "parquet"))]
@@ -249,29 +281,33 @@ fn open_parquet(path: &Path, _: &[PathBuf], _: &OpenOptions) -> Result<Opened> {
     Err(Error::NotFound(format!("{}: this build leaves Parquet out (feature parquet)", path.display())))
 }
 
-fn open_npz(path: &Path, classes: &[&str]) -> Result<Opened> {
-    let npz::Splits { train, test, understood } = npz::read(path, classes)?;
-    let report = ScanReport { bad_files: Vec::new(), understood };
-    Ok(Opened { train: Arc::new(train), test: test.map(|t| Arc::new(t) as Arc<dyn Dataset>), report })
+fn open_npz(path: &Path, files: &[PathBuf], classes: &[&str]) -> Result<Opened> {
+    let npz::Splits { train, test, understood } = npz::read(path, files, classes)?;
+    Ok(Opened { train, test, report: ScanReport { bad_files: Vec::new(), understood } })
 }
 
 /// IDX files under MNIST's names in a folder; `file` makes a path of a split and a kind.
 fn open_idx(path: &Path, file: &dyn Fn(&str, &str) -> PathBuf) -> Result<Opened> {
     let name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
-    let most = |labels: &Path| idx::read(labels).map(|l| l.data.iter().copied().max().unwrap_or(0));
-    let (train, test) = (file("train", "labels-idx1"), file("t10k", "labels-idx1"));
-    let mut count = 0;
-    for labels in [&train, &test] {
-        count = if labels.exists() { count.max(usize::from(most(labels)?) + 1) } else { count };
-    }
-    let classes: Vec<String> = (0..count).map(|i| i.to_string()).collect();
-    let read = |split: &str, labels: &Path| {
-        idx::dataset(&name, &file(split, "images-idx3"), labels.exists().then_some(labels), classes.clone())
+    let labels = |split: &str| Some(file(split, "labels-idx1")).filter(|l| l.exists());
+    let (train, test) = (labels("train"), labels("t10k"));
+    let count = idx::classes(train.as_deref())?.max(idx::classes(test.as_deref())?);
+    let (trained, understood) = one_idx(&name, &file("train", "images-idx3"), train.as_deref(), count)?;
+    let images = file("t10k", "images-idx3");
+    let tested = images.exists().then(|| one_idx(&name, &images, test.as_deref(), count)).transpose()?;
+    let report = ScanReport { bad_files: Vec::new(), understood };
+    Ok(Opened { train: Arc::new(trained), test: tested.map(|(t, _)| Arc::new(t) as Arc<dyn Dataset>), report })
+}
+
+/// One IDX file of images with its labels, which are of `count` classes or more; and how they were understood.
+fn one_idx(name: &str, images: &Path, labels: Option<&Path>, count: usize) -> Result<(PackedImages, String)> {
+    let count = idx::classes(labels)?.max(count);
+    let classes = (0..count).map(|i| i.to_string()).collect();
+    let understood = match labels {
+        Some(_) => format!("labels come with the data set: {count} classes"),
+        None => "no labels: there is no file of them".into(),
     };
-    let trained = read("train", &train)?;
-    let tested = file("t10k", "images-idx3").exists().then(|| read("t10k", &test)).transpose()?;
-    let report = ScanReport { bad_files: Vec::new(), understood: format!("labels come with the data set: {count} classes") };
-    Ok(Opened { train: Arc::new(trained), test: tested.map(|t| Arc::new(t) as Arc<dyn Dataset>), report })
+    Ok((idx::dataset(name, images, labels, classes)?, understood))
 }
 
 fn both(train: PackedImages, test: PackedImages) -> Opened {
@@ -314,7 +350,10 @@ fn open_named(spec: &DatasetSpec, options: &OpenOptions) -> Result<Opened> {
             let report = ScanReport { bad_files: Vec::new(), understood: "no labels: these are STL-10's images without".into() };
             return Ok(Opened { train: Arc::new(train), test: None, report });
         }
-        Layout::Npz => return open_npz(&dir.join(spec.files[0].name), spec.classes),
+        Layout::Npz => {
+            let file = dir.join(spec.files[0].name);
+            return open_npz(&file.clone(), &[file], spec.classes);
+        }
         Layout::Folder(below) => return open_folder(&unpack(&dir.join(spec.files[0].name), &dir)?.join(below), options),
     };
     Ok(Opened { train: Arc::new(train), test: Some(Arc::new(test)), report: known() })

@@ -1,7 +1,8 @@
 //! Packed files: decoded images of one size in one file, read from their places without decoding anything.
 //!
-//! The file is a safetensors file, so that other programs can map it: `train_images` (N, H, W, C) `uint8`, `train_labels` (N) `int64` where
-//! there are labels, the same for `test`; its metadata hold the names of the classes. [`pack`] writes one from any data set. Images are
+//! The file is a safetensors file, so that other programs can map it: `train_images` (N, H, W, C) `uint8` (`uint16` for bands of 16 bits),
+//! `train_labels` (N) `int64` where there are labels, `train_ids` (a JSON list of the images' names, as bytes), the same for `test`; its
+//! metadata hold the names of the classes. [`pack`] writes one from any data set. Images are
 //! read by position rather than mapped: a copy is made either way, and a file that is cut short meanwhile is an error instead of a
 //! crash.
 
@@ -18,17 +19,18 @@ use safetensors::Dtype;
 use safetensors::tensor::Metadata;
 use serde_json::json;
 
+use crate::bands::MAX_CHANNELS;
 use crate::formats::stl10::upright;
 use crate::open::BadFile;
 use crate::place::OpenFile;
-use crate::{Dataset, Error, Opened, Result, Sample, ScanReport};
+use crate::{BandLevels, Bands, Dataset, Error, Opened, Result, Sample, ScanReport};
 
 /// Largest header of a packed file.
 const MOST_HEADER: u64 = 64 << 20;
 /// Images that are decoded at a time while packing.
 const AT_ONCE: usize = 256;
 
-/// Images of one size in a file, 8 bits, 1 or 3 channels.
+/// Images of one size in a file: pictures (8 bits, 1 or 3 channels), or bands of 8 or 16 bits.
 pub struct PackedFile {
     name: String,
     file: Arc<OpenFile>,
@@ -39,6 +41,10 @@ pub struct PackedFile {
     channels: usize,
     /// Planes of columns instead of rows of pixels.
     columns: bool,
+    /// Two bytes a level, the lower first.
+    wide: bool,
+    /// The images' names, where the file has them.
+    ids: Vec<String>,
     labels: Option<Vec<u32>>,
     classes: Vec<String>,
 }
@@ -47,7 +53,7 @@ impl PackedFile {
     /// `count` images of (width, height, channels) from byte `start` on.
     ///
     /// # Errors
-    /// A file that is too short; channels other than 1 and 3.
+    /// A file that is too short; channels other than 1 to 16.
     pub(crate) fn new(
         name: impl Into<String>,
         file: Arc<OpenFile>,
@@ -56,20 +62,49 @@ impl PackedFile {
         (width, height, channels): (u32, u32, usize),
         columns: bool,
     ) -> Result<Self> {
-        let found =
-            Self { name: name.into(), file, start, count, width, height, channels, columns, labels: None, classes: Vec::new() };
-        let size = u64::from(width).checked_mul(u64::from(height)).and_then(|n| n.checked_mul(channels as u64));
-        let end = size.and_then(|n| n.checked_mul(count as u64)).and_then(|n| n.checked_add(start));
-        let length = found.file.length()?;
-        if !matches!(channels, 1 | 3) || size == Some(0) || count == 0 || end.is_none_or(|end| end > length) {
-            let reason = format!("{count} images of {width} × {height} × {channels} do not lie in its {length} bytes");
-            return Err(Error::bad(found.file.path(), reason));
-        }
-        Ok(found)
+        let (ids, labels, classes) = (Vec::new(), None, Vec::new());
+        let name = name.into();
+        Self { name, file, start, count, width, height, channels, columns, wide: false, ids, labels, classes }.checked()
     }
 
-    fn size(&self) -> usize {
-        self.width as usize * self.height as usize * self.channels
+    /// This, if all of it lies in the file.
+    fn checked(self) -> Result<Self> {
+        let Self { start, count, width, height, channels, .. } = self;
+        let pixel = channels as u64 * if self.wide { 2 } else { 1 };
+        let size = u64::from(width).checked_mul(u64::from(height)).and_then(|n| n.checked_mul(pixel));
+        let end = size.and_then(|n| n.checked_mul(count as u64)).and_then(|n| n.checked_add(start));
+        let length = self.file.length()?;
+        if !(1..=MAX_CHANNELS).contains(&channels) || size == Some(0) || count == 0 || end.is_none_or(|end| end > length) {
+            let reason = format!("{count} images of {width} × {height} × {channels} do not lie in its {length} bytes");
+            return Err(Error::bad(self.file.path(), reason));
+        }
+        Ok(self)
+    }
+
+    /// Whether the images are bands and no pictures.
+    fn is_bands(&self) -> bool {
+        self.wide || !matches!(self.channels, 1 | 3)
+    }
+
+    /// The bytes of image number `index`.
+    fn raw(&self, index: usize) -> Result<Vec<u8>> {
+        if index >= self.count {
+            return Err(Error::BadSetting(format!("{}: image {index} of {} does not exist", self.name, self.count)));
+        }
+        let levels = self.width as usize * self.height as usize * self.channels;
+        let mut raw = vec![0; levels * if self.wide { 2 } else { 1 }];
+        let start = self.start + index as u64 * raw.len() as u64;
+        self.file.read_at(&mut raw, start)?;
+        Ok(raw)
+    }
+
+    fn image_of_bands(&self, index: usize) -> Result<Bands> {
+        let raw = self.raw(index)?;
+        let levels = match self.wide {
+            true => BandLevels::Words(raw.as_chunks::<2>().0.iter().map(|&b| u16::from_le_bytes(b)).collect()),
+            false => BandLevels::Bytes(raw),
+        };
+        Bands::new(self.width, self.height, self.channels, levels)
     }
 }
 
@@ -81,12 +116,10 @@ impl Dataset for PackedFile {
         self.count
     }
     fn get(&self, index: usize) -> Result<Sample> {
-        if index >= self.count {
-            return Err(Error::BadSetting(format!("{}: image {index} of {} does not exist", self.name, self.count)));
+        if self.is_bands() {
+            return Ok(Sample { image: self.image_of_bands(index)?.preview(), label: self.label(index) });
         }
-        let mut raw = vec![0; self.size()];
-        let start = self.start + index as u64 * raw.len() as u64;
-        self.file.read_at(&mut raw, start)?;
+        let mut raw = self.raw(index)?;
         if self.columns {
             let mut rows = vec![0; raw.len()];
             upright(&raw, self.width as usize, self.height as usize, self.channels, &mut rows);
@@ -99,6 +132,9 @@ impl Dataset for PackedFile {
         let image = image.ok_or_else(|| Error::bad(self.file.path(), "an image of another size"))?;
         Ok(Sample { image, label: self.label(index) })
     }
+    fn bands(&self, index: usize) -> Option<Result<Bands>> {
+        self.is_bands().then(|| self.image_of_bands(index))
+    }
     fn label(&self, index: usize) -> Option<u32> {
         self.labels.as_ref().and_then(|l| l.get(index).copied())
     }
@@ -106,7 +142,7 @@ impl Dataset for PackedFile {
         self.labels.as_ref().map(|_| self.classes.as_slice())
     }
     fn id(&self, index: usize) -> String {
-        format!("#{index}")
+        self.ids.get(index).cloned().unwrap_or_else(|| format!("#{index}"))
     }
     fn channels(&self) -> usize {
         self.channels
@@ -142,15 +178,24 @@ pub(crate) fn open(path: &Path) -> Result<Opened> {
     let classes = classes.unwrap_or_default();
     let split = |name: &str| -> Result<Option<PackedFile>> {
         let Some(images) = tensors.get(&format!("{name}_images")) else { return Ok(None) };
-        let ([count, height, width, channels], Dtype::U8) = (&images.shape[..], images.dtype) else {
-            let reason = format!("{name}_images is {:?} of {:?}, expected N × H × W × C of uint8", images.dtype, images.shape);
-            return Err(bad(reason));
+        let ([count, height, width, channels], Dtype::U8 | Dtype::U16) = (&images.shape[..], images.dtype) else {
+            let found = format!("{:?} of {:?}", images.dtype, images.shape);
+            return Err(bad(format!("{name}_images is {found}, expected N × H × W × C of uint8 or uint16")));
         };
         let side = |n: usize| u32::try_from(n).map_err(|_| bad(format!("{name}_images has axes {:?}", images.shape)));
         let start = 8 + length + images.data_offsets.0 as u64;
         let title = path.file_stem().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
         let shape = (side(*width)?, side(*height)?, *channels);
-        let mut found = PackedFile::new(title, file.clone(), start, *count, shape, false)?;
+        let found = PackedFile::new(title, file.clone(), start, *count, shape, false)?;
+        let mut found = PackedFile { wide: images.dtype == Dtype::U16, ..found }.checked()?;
+        if let Some(ids) = tensors.get(&format!("{name}_ids")).filter(|t| t.dtype == Dtype::U8) {
+            let mut raw = vec![0; ids.data_offsets.1.saturating_sub(ids.data_offsets.0)];
+            file.read_at(&mut raw, 8 + length + ids.data_offsets.0 as u64)?;
+            found.ids = serde_json::from_slice(&raw).map_err(|e| bad(format!("{name}_ids is no JSON list of names: {e}")))?;
+            if found.ids.len() != *count {
+                return Err(bad(format!("{name}_ids holds {} names of {count} images", found.ids.len())));
+            }
+        }
         if let Some(labels) = tensors.get(&format!("{name}_labels")) {
             if labels.dtype != Dtype::I64 || labels.shape != [*count] {
                 return Err(bad(format!("{name}_labels is {:?} of {:?}, expected {count} of int64", labels.dtype, labels.shape)));
@@ -186,13 +231,18 @@ pub struct Packed {
 }
 
 /// Writes a packed file: every image of `parts` (`train` and perhaps `test`) with its shorter side resized to `size` (antialiased) and the
-/// middle square of it. The file appears whole or not at all.
+/// middle square of it. The file appears whole or not at all; one that is there already is left as it is.
 ///
 /// # Errors
-/// No readable image in a part; a file that can't be written; under `strict` the first image that can't be read.
+/// A file that is there already or can't be written; no readable image in a part; under `strict` the first image that can't be read.
 pub fn pack(parts: &[(&str, &dyn Dataset)], size: u32, out: &Path, strict: bool) -> Result<Packed> {
     if !(1..=4096).contains(&size) {
         return Err(Error::BadSetting(format!("images of {size} pixels a side can't be packed: expected 1 to 4096")));
+    }
+    let taken = || Error::BadSetting(format!("{}: is there already; choose another name", out.display()));
+    // Known before the work begins; another process may still be faster, which is told at the end.
+    if out.symlink_metadata().is_ok() {
+        return Err(taken());
     }
     let io = Error::io;
     let folder = out.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
@@ -204,15 +254,20 @@ pub fn pack(parts: &[(&str, &dyn Dataset)], size: u32, out: &Path, strict: bool)
     let classes = parts.iter().filter_map(|(_, d)| d.classes()).max_by_key(|c| c.len()).unwrap_or_default();
     for &(name, dataset) in parts {
         let channels = dataset.channels();
-        let (mut labels, mut count) = (Vec::new(), 0);
+        let (mut labels, mut ids, mut count, mut depth) = (Vec::new(), Vec::new(), 0, None);
         for first in (0..dataset.len()).step_by(AT_ONCE) {
             let last = (first + AT_ONCE).min(dataset.len());
-            let decoded: Vec<Result<Vec<u8>>> =
-                (first..last).into_par_iter().map(|i| Ok(square(dataset.get(i)?.image, size, channels))).collect();
+            let decoded: Vec<Result<Square>> =
+                (first..last).into_par_iter().map(|i| square(dataset, i, size, channels)).collect();
             for (i, image) in (first..last).zip(decoded) {
+                let image = image.and_then(|square| match *depth.get_or_insert(square.depth) == square.depth {
+                    true => Ok(square.raw),
+                    false => Err(Error::BadSetting("has other bits a level than the images before it".into())),
+                });
                 match image {
                     Ok(pixels) => {
                         body.write_all(&pixels).map_err(io(out))?;
+                        ids.push(dataset.id(i));
                         labels.push(dataset.label(i));
                         count += 1;
                     }
@@ -224,10 +279,12 @@ pub fn pack(parts: &[(&str, &dyn Dataset)], size: u32, out: &Path, strict: bool)
         if count == 0 {
             return Err(Error::NotFound(format!("{}: none of its images can be read", dataset.name())));
         }
-        let bytes = count * (size * size) as usize * channels;
+        let depth = depth.unwrap_or(1);
+        let bytes = count * (size * size) as usize * channels * depth;
         let shape = json!([count, size, size, channels]);
+        let kind = if depth == 1 { "U8" } else { "U16" };
         tensors
-            .insert(format!("{name}_images"), json!({"dtype": "U8", "shape": shape, "data_offsets": [offset, offset + bytes]}));
+            .insert(format!("{name}_images"), json!({"dtype": kind, "shape": shape, "data_offsets": [offset, offset + bytes]}));
         offset += bytes;
         let labels: Option<Vec<u32>> = labels.into_iter().collect();
         if let Some(labels) = labels.filter(|_| !classes.is_empty()) {
@@ -241,6 +298,13 @@ pub fn pack(parts: &[(&str, &dyn Dataset)], size: u32, out: &Path, strict: bool)
             );
             offset = end;
         }
+        // Spaces after the list, so that numbers behind it lie at whole words.
+        let mut text = json!(ids).to_string().into_bytes();
+        text.resize(text.len().next_multiple_of(8), b' ');
+        body.write_all(&text).map_err(io(out))?;
+        let end = offset + text.len();
+        tensors.insert(format!("{name}_ids"), json!({"dtype": "U8", "shape": [text.len()], "data_offsets": [offset, end]}));
+        offset = end;
         packed.images += count;
     }
     let mut header = serde_json::Map::new();
@@ -259,7 +323,10 @@ pub fn pack(parts: &[(&str, &dyn Dataset)], size: u32, out: &Path, strict: bool)
     };
     write().map_err(io(out))?;
     open_permissions(file.as_file()).map_err(io(out))?;
-    file.persist(out).map_err(|e| Error::io(out)(e.error))?;
+    file.persist_noclobber(out).map_err(|e| match e.error.kind() {
+        std::io::ErrorKind::AlreadyExists => taken(),
+        _ => io(out)(e.error),
+    })?;
     Ok(packed)
 }
 
@@ -272,12 +339,36 @@ fn open_permissions(file: &File) -> std::io::Result<()> {
     Ok(())
 }
 
-/// The middle square of an image at a size, as interleaved 8-bit pixels.
-fn square(image: DynamicImage, size: u32, channels: usize) -> Vec<u8> {
-    let image = if (image.width(), image.height()) == (size, size) {
-        image
-    } else {
-        image.resize_to_fill(size, size, FilterType::Triangle)
+/// The middle square of an image at a size, interleaved.
+struct Square {
+    raw: Vec<u8>,
+    /// Bytes a level.
+    depth: usize,
+}
+
+/// Makes the square of image number `index`: pictures in 8 bits and `channels` channels, bands each by itself in their own bits.
+fn square(dataset: &dyn Dataset, index: usize, size: u32, channels: usize) -> Result<Square> {
+    let fit = |image: DynamicImage| match (image.width(), image.height()) == (size, size) {
+        true => image,
+        false => image.resize_to_fill(size, size, FilterType::Triangle),
     };
-    if channels == 1 { image.into_luma8().into_raw() } else { image.into_rgb8().into_raw() }
+    let Some(bands) = dataset.bands(index) else {
+        let image = fit(dataset.get(index)?.image);
+        let raw = if channels == 1 { image.into_luma8().into_raw() } else { image.into_rgb8().into_raw() };
+        return Ok(Square { raw, depth: 1 });
+    };
+    let bands = bands?;
+    let planes: Vec<DynamicImage> = bands.planes().into_iter().map(fit).collect();
+    let pixels = (size * size) as usize;
+    let depth = if matches!(bands.levels(), BandLevels::Words(_)) { 2 } else { 1 };
+    // Planes of 16 bits are in this machine's order of bytes, the file has the lower byte first.
+    let planes: Vec<Vec<u8>> = planes
+        .into_iter()
+        .map(|plane| match depth {
+            1 => plane.into_luma8().into_raw(),
+            _ => plane.into_luma16().into_raw().into_iter().flat_map(u16::to_le_bytes).collect(),
+        })
+        .collect();
+    let raw = (0..pixels).flat_map(|p| planes.iter().flat_map(move |plane| plane[p * depth..(p + 1) * depth].iter().copied()));
+    Ok(Square { raw: raw.collect(), depth })
 }

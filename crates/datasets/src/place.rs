@@ -1,7 +1,7 @@
 //! Where the bytes of one encoded image lie, and how they are had.
 
 use std::fs::File;
-use std::io::Write;
+use std::io::{BufRead, BufReader, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -31,12 +31,15 @@ pub(crate) struct OpenFile {
     path: PathBuf,
 }
 
-/// Bytes of many images, one behind the other, in a file without a name that is gone with its last reader.
-pub(crate) struct Spool {
-    file: File,
-    folder: PathBuf,
+/// What [`Place::reader`] reads at a time: a header fits into it.
+const AT_A_TIME: usize = 4 << 10;
+
+/// A part of a file, read from front to back or at any place of it.
+struct PartReader {
+    file: Arc<OpenFile>,
+    start: u64,
     length: u64,
-    places: Vec<(u64, u64)>,
+    at: u64,
 }
 
 impl Place {
@@ -56,7 +59,29 @@ impl Place {
     }
 }
 
+impl Place {
+    /// All of it, of which as little is read as is asked for.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub(crate) fn reader(&self) -> Result<impl BufRead + Seek + 'static> {
+        let part = match self {
+            Self::File(path) => {
+                let file = OpenFile::open(path)?;
+                PartReader { length: file.length()?, file, start: 0, at: 0 }
+            }
+            Self::Part { file, start, length } => PartReader { file: file.clone(), start: *start, length: *length, at: 0 },
+        };
+        Ok(BufReader::with_capacity(AT_A_TIME, part))
+    }
+}
+
 impl OpenFile {
+    /// A file that is open already; `path` is told in errors.
+    pub(crate) fn new(file: File, path: &Path) -> Arc<Self> {
+        Arc::new(Self { file, path: path.to_path_buf() })
+    }
+
     /// Opens a file for reading.
     ///
     /// # Errors
@@ -105,42 +130,24 @@ fn read_exact_at(file: &File, mut out: &mut [u8], mut start: u64) -> std::io::Re
     Ok(())
 }
 
-impl Spool {
-    /// An empty one in `folder`, or where the system keeps temporary files if that can't be.
-    ///
-    /// # Errors
-    /// Neither can be written to.
-    pub(crate) fn new(folder: &Path) -> Result<Self> {
-        let (file, folder) = match tempfile::tempfile_in(folder) {
-            Ok(file) => (file, folder.to_path_buf()),
-            Err(_) => {
-                let folder = std::env::temp_dir();
-                (tempfile::tempfile_in(&folder).map_err(Error::io(&folder))?, folder)
-            }
+impl Read for PartReader {
+    fn read(&mut self, out: &mut [u8]) -> std::io::Result<usize> {
+        let count = (out.len() as u64).min(self.length.saturating_sub(self.at)) as usize;
+        self.file.read_at(&mut out[..count], self.start + self.at).map_err(std::io::Error::other)?;
+        self.at += count as u64;
+        Ok(count)
+    }
+}
+
+impl Seek for PartReader {
+    fn seek(&mut self, to: SeekFrom) -> std::io::Result<u64> {
+        let at = match to {
+            SeekFrom::Start(at) => Some(at),
+            SeekFrom::End(by) => self.length.checked_add_signed(by),
+            SeekFrom::Current(by) => self.at.checked_add_signed(by),
         };
-        Ok(Self { file, folder, length: 0, places: Vec::new() })
-    }
-
-    /// Appends the bytes of one image.
-    ///
-    /// # Errors
-    /// A full disk.
-    pub(crate) fn add(&mut self, raw: &[u8]) -> Result<()> {
-        self.file.write_all(raw).map_err(Error::io(&self.folder))?;
-        self.places.push((self.length, raw.len() as u64));
-        self.length += raw.len() as u64;
-        Ok(())
-    }
-
-    /// The file of all images; `path` is told in errors.
-    pub(crate) fn file(self, path: &Path) -> Arc<OpenFile> {
-        Arc::new(OpenFile { file: self.file, path: path.to_path_buf() })
-    }
-
-    /// Where the images lie, in the order in which they were added; `path` is told in errors.
-    pub(crate) fn places(self, path: &Path) -> Vec<Place> {
-        let file = Arc::new(OpenFile { file: self.file, path: path.to_path_buf() });
-        self.places.into_iter().map(|(start, length)| Place::Part { file: file.clone(), start, length }).collect()
+        self.at = at.ok_or(std::io::ErrorKind::InvalidInput)?;
+        Ok(self.at)
     }
 }
 
@@ -149,21 +156,22 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_was_spooled_comes_back_in_part_or_whole() -> anyhow::Result<()> {
-        for folder in [std::env::temp_dir(), PathBuf::from("no such folder")] {
-            let mut spool = Spool::new(&folder)?;
-            for raw in [&b"one"[..], b"", b"three"] {
-                spool.add(raw)?;
-            }
-            let places = spool.places(Path::new("x"));
-            let read = |i: usize, most| places[i].read(most);
-            assert_eq!((read(0, 99)?, read(1, 99)?, read(2, 2)?), (b"one".to_vec(), Vec::new(), b"th".to_vec()));
-        }
+    fn parts_are_read_whole_at_any_place_and_never_past_their_end() -> anyhow::Result<()> {
         let dir = tempfile::tempdir()?;
-        std::fs::write(dir.path().join("short"), b"abc")?;
-        let file = OpenFile::open(&dir.path().join("short"))?;
-        let text = file.read_at(&mut [0; 4], 1).expect_err("it ends before").to_string();
-        assert!(text.contains("short") && file.length()? == 3, "{text}");
+        let path = dir.path().join("short");
+        std::fs::write(&path, b"one and three")?;
+        let file = OpenFile::open(&path)?;
+        let part = Place::Part { file: file.clone(), start: 4, length: 3 };
+        assert_eq!((part.read(99)?, part.read(2)?), (b"and".to_vec(), b"an".to_vec()));
+        let mut reader = part.reader()?;
+        let mut all = Vec::new();
+        reader.read_to_end(&mut all)?;
+        assert_eq!((all.as_slice(), reader.seek(SeekFrom::End(-1))?), (&b"and"[..], 2));
+        let mut last = String::new();
+        reader.read_to_string(&mut last)?;
+        assert!(last == "d" && reader.seek(SeekFrom::Current(-9)).is_err());
+        let text = file.read_at(&mut [0; 4], 10).expect_err("it ends before").to_string();
+        assert!(text.contains("short") && file.length()? == 13, "{text}");
         Ok(())
     }
 }

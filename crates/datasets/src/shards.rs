@@ -3,10 +3,14 @@
 use std::path::{Path, PathBuf};
 
 use image::ImageFormat;
+use rayon::prelude::*;
 use serde_json::json;
 
 use crate::open::BadFile;
 use crate::{Dataset, Error, Result};
+
+/// Images that are read at a time.
+const AT_ONCE: usize = 128;
 
 /// What [`write()`] did.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -21,7 +25,8 @@ pub struct Shards {
 
 /// Writes `dataset` as tar archives `SPLIT-000000.tar`, … of at most `per_shard` images into the folder `out`.
 ///
-/// Images that lie encoded are copied as they are, once they are known to decode; others become PNG. Beside each lie its label
+/// Images that lie encoded are copied as they are, once they are known to decode; others become PNG, and bands can't be written unless they
+/// lie encoded. Images are read in parallel and written in their order: the number of threads changes no byte. Beside each lie its label
 /// (`.cls`, a number) and its name and class (`.json`). Each file appears whole or not at all; nothing is overwritten.
 ///
 /// # Errors
@@ -42,22 +47,26 @@ pub fn write(dataset: &dyn Dataset, split: &str, per_shard: usize, out: &Path, s
         let mut tar = tar::Builder::new(std::io::BufWriter::new(file));
         let mut count = 0;
         while next < dataset.len() && count < per_shard {
-            let number = next;
-            next += 1;
-            match member(dataset, number) {
-                Ok((raw, ending)) => {
-                    let key = format!("{number:08}");
-                    append(&mut tar, &format!("{key}.{ending}"), &raw, &path)?;
-                    let mut about = json!({"id": dataset.id(number)});
-                    if let (Some(label), Some(classes)) = (dataset.label(number), dataset.classes()) {
-                        append(&mut tar, &format!("{key}.cls"), label.to_string().as_bytes(), &path)?;
-                        about["class"] = json!(classes.get(label as usize));
+            // As many as still fit: those that can't be read leave room for others.
+            let first = next;
+            next = (first + AT_ONCE.min(per_shard - count)).min(dataset.len());
+            let read: Vec<Result<Member>> = (first..next).into_par_iter().map(|i| member(dataset, i)).collect();
+            for (number, member) in (first..next).zip(read) {
+                match member {
+                    Ok((raw, ending)) => {
+                        let key = format!("{number:08}");
+                        append(&mut tar, &format!("{key}.{ending}"), &raw, &path)?;
+                        let mut about = json!({"id": dataset.id(number)});
+                        if let (Some(label), Some(classes)) = (dataset.label(number), dataset.classes()) {
+                            append(&mut tar, &format!("{key}.cls"), label.to_string().as_bytes(), &path)?;
+                            about["class"] = json!(classes.get(label as usize));
+                        }
+                        append(&mut tar, &format!("{key}.json"), about.to_string().as_bytes(), &path)?;
+                        count += 1;
                     }
-                    append(&mut tar, &format!("{key}.json"), about.to_string().as_bytes(), &path)?;
-                    count += 1;
+                    Err(e) if strict => return Err(e),
+                    Err(e) => shards.bad.push(BadFile::new(dataset.id(number), &e)),
                 }
-                Err(e) if strict => return Err(e),
-                Err(e) => shards.bad.push(BadFile::new(dataset.id(number), &e)),
             }
         }
         if count == 0 {
@@ -75,8 +84,11 @@ pub fn write(dataset: &dyn Dataset, split: &str, per_shard: usize, out: &Path, s
     Ok(shards)
 }
 
-/// The bytes of image number `index`, which decode, and the ending that their form has.
-fn member(dataset: &dyn Dataset, index: usize) -> Result<(Vec<u8>, &'static str)> {
+/// An image's bytes and the ending that their form has.
+type Member = (Vec<u8>, &'static str);
+
+/// The bytes of image number `index`, which decode.
+fn member(dataset: &dyn Dataset, index: usize) -> Result<Member> {
     let image = dataset.get(index)?.image;
     if let Some(raw) = dataset.encoded(index) {
         let raw = raw?;
@@ -84,6 +96,10 @@ fn member(dataset: &dyn Dataset, index: usize) -> Result<(Vec<u8>, &'static str)
         if let Some(ending) = ending {
             return Ok((raw, ending));
         }
+    }
+    if dataset.bands(index).is_some() {
+        let reason = "has other channels or bits than a picture; write a packed file (ending in .safetensors) instead of shards";
+        return Err(Error::BadSetting(reason.into()));
     }
     let mut out = std::io::Cursor::new(Vec::new());
     image.write_to(&mut out, ImageFormat::Png).map_err(|e| Error::BadSetting(format!("{}: {e}", dataset.id(index))))?;

@@ -44,22 +44,45 @@ pub(crate) struct Entries {
     pub(crate) labelled_by: &'static str,
     /// Whether to read archives from front to back.
     pub(crate) in_windows: bool,
+    /// Images that belong to samples which have another one.
+    pub(crate) passed_over: usize,
 }
 
+/// The words that name a split, in lower case; of several of one kind the first goes before the others.
+const SPLIT_WORDS: [(Split, &[&str]); 3] = [
+    (Split::Train, &["train", "training"]),
+    (Split::Test, &["test", "testing", "t10k"]),
+    (Split::Validation, &["val", "valid", "validation", "dev"]),
+];
+
 impl Split {
-    /// The split that a word names, such as that in a column or at the beginning of a shard's name.
-    pub(crate) fn of(word: &str) -> Self {
-        match word.trim().to_ascii_lowercase().as_str() {
-            "test" | "t10k" | "testing" => Self::Test,
-            "val" | "valid" | "validation" | "dev" => Self::Validation,
-            _ => Self::Train,
-        }
+    /// The split that a word names, in capitals or not; `None` where it names none.
+    pub(crate) fn named(word: &str) -> Option<Self> {
+        Self::rank(word).map(|(split, _)| split)
     }
 
-    /// The split that a file belongs to by the first word of its name: `test-00000-of-00001.parquet`, `val_003.tar`.
-    pub(crate) fn of_file(path: &Path) -> Self {
-        let stem = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
-        Self::of(stem.split(|c: char| !c.is_ascii_alphanumeric()).next().unwrap_or_default())
+    /// As [`Split::named`], with the word's place among those of its split.
+    pub(crate) fn rank(word: &str) -> Option<(Self, usize)> {
+        let word = word.trim().to_ascii_lowercase();
+        let place = |(split, words): &(Self, &[&str])| Some((*split, words.iter().position(|w| *w == word)?));
+        SPLIT_WORDS.iter().find_map(place)
+    }
+
+    /// All words that name a split, for messages.
+    pub(crate) fn words() -> String {
+        SPLIT_WORDS.iter().flat_map(|(_, words)| words.iter().copied()).collect::<Vec<_>>().join(", ")
+    }
+
+    /// The split that a file below `root` belongs to, by the first word of its name (`test-00000-of-00001.parquet`, `val_003.tar`), or else
+    /// by the nearest of its folders that is called like a split; without either it is one of training images.
+    pub(crate) fn of_path(root: &Path, path: &Path) -> Self {
+        let below = path.strip_prefix(root).ok().filter(|p| !p.as_os_str().is_empty()).unwrap_or(path);
+        let name = below.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+        let word = name.split(|c: char| !c.is_ascii_alphanumeric()).next().unwrap_or_default();
+        let folders = || below.parent().into_iter().flat_map(Path::ancestors).filter_map(Path::file_name);
+        // Folders above the data set say nothing about it.
+        let folder = || if below == path { None } else { folders().find_map(|f| Self::named(&f.to_string_lossy())) };
+        Self::named(word).or_else(folder).unwrap_or(Self::Train)
     }
 }
 
@@ -106,6 +129,10 @@ pub(crate) fn assemble(path: &Path, mut entries: Entries, options: &OpenOptions)
     report.understood.clone_from(&scan.understood);
     if left_out > 0 {
         report.understood.push_str(&format!("; {left_out} validation images are left out, since there are test images"));
+    }
+    if entries.passed_over > 0 {
+        let count = entries.passed_over;
+        report.understood.push_str(&format!("; {count} further images of samples are left out: a sample gives one"));
     }
     let known = scan.images.classes().map(<[String]>::to_vec).unwrap_or_default();
     let train = load(scan, None, options.limit, options, &mut report)?;
@@ -225,9 +252,13 @@ mod tests {
 
     #[test]
     fn splits_by_the_first_word() {
-        let of = |name: &str| Split::of_file(Path::new(name));
+        let of = |name: &str| Split::of_path(Path::new("test"), &Path::new("test").join(name));
         assert_eq!(of("data/train-00000-of-00001.parquet"), Split::Train);
-        assert_eq!(of("validation_1.tar"), Split::Validation);
+        assert_eq!((of("validation_1.tar"), of("Valid_1.tar")), (Split::Validation, Split::Validation));
         assert_eq!((of("test.tar.gz"), of("tests.tar"), of("0001.tar")), (Split::Test, Split::Train, Split::Train));
+        assert_eq!((of("test/0001.parquet"), of("test/default/0001.parquet")), (Split::Test, Split::Test));
+        assert_eq!((of("test/train-1.parquet"), of("dev/x/train/1.tar")), (Split::Train, Split::Train));
+        assert_eq!(Split::of_path(Path::new("test/1.tar"), Path::new("test/1.tar")), Split::Train);
+        assert_eq!((Split::named(" Testing"), Split::named("tests"), Split::named("")), (Some(Split::Test), None, None));
     }
 }

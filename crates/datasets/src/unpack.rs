@@ -245,4 +245,39 @@ mod tests {
         assert_eq!(std::fs::read_dir(dir.path())?.count(), 1);
         Ok(())
     }
+
+    #[test]
+    fn hostile_zip_archives_are_refused_and_leave_nothing() -> anyhow::Result<()> {
+        let options = zip::write::SimpleFileOptions::default();
+        for (name, word) in [
+            ("../x.png", "leads out"),
+            ("a/../../x.png", "leads out"),
+            ("/tmp/x.png", "absolute"),
+            ("a\\..\\x.png", "no plain path"),
+            ("c:x.png", "no plain path"),
+            ("link.png", "link"),
+        ] {
+            let dir = tempfile::tempdir()?;
+            let path = dir.path().join("x.zip");
+            let mut writer = zip::ZipWriter::new(File::create(&path)?);
+            // Names of one length, put in place of a harmless one: the library refuses to write some of them.
+            let harmless = "y".repeat(name.len());
+            if word == "link" {
+                writer.add_symlink(&harmless, "/etc/passwd", options)?;
+            } else {
+                writer.start_file(&harmless, options)?;
+                writer.write_all(b"1")?;
+            }
+            writer.finish()?;
+            let mut raw = std::fs::read(&path)?;
+            let places: Vec<usize> = (0..raw.len() - name.len()).filter(|&i| raw[i..].starts_with(harmless.as_bytes())).collect();
+            assert_eq!(places.len(), 2, "{name}");
+            places.into_iter().for_each(|i| raw[i..i + name.len()].copy_from_slice(name.as_bytes()));
+            std::fs::write(&path, raw)?;
+            let text = unpack(&path, dir.path()).expect_err(name).to_string();
+            assert!(text.contains(word) && text.contains("x.zip"), "{name}: {text}");
+            assert_eq!(std::fs::read_dir(dir.path())?.count(), 1, "{name}: something was left");
+        }
+        Ok(())
+    }
 }

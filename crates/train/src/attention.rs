@@ -5,11 +5,12 @@ use candle_core::{Device, Tensor};
 use image::imageops::{FilterType, replace, resize};
 use image::{ImageBuffer, Luma, Rgb, RgbImage};
 use nalgebra::{DMatrix, SymmetricEigen};
-use twinsight_augment::{DrawKey, ViewPlan, render};
+use twinsight_augment::{DrawKey, ViewPlan};
 use twinsight_datasets::Dataset;
 use twinsight_encoders::Encoder;
 use twinsight_nn::Mode;
 
+use crate::picture::Picture;
 use crate::{Error, Result, Trained};
 
 /// Pictures of one image, all of one size.
@@ -78,9 +79,9 @@ fn maps(
     device: &Device,
 ) -> Result<Option<AttentionMaps>> {
     let side = plan.view(0).size;
-    let sample = dataset.get(index)?;
+    let sample = Picture::load(dataset, index)?;
     let mut values = vec![0.0; plan.channels * side * side];
-    render(plan, 0, &sample.image, DrawKey { seed: 0, epoch: 0, sample: index as u64, view: 0 }, &mut values)?;
+    sample.render(plan, 0, DrawKey { seed: 0, epoch: 0, sample: index as u64, view: 0 }, &mut values)?;
     let picture = picture(&values, plan, side);
     let x = Tensor::from_vec(values, (1, plan.channels, side, side), device)?;
     let Some(weights) = encoder.attention(&x)? else { return Ok(None) };
@@ -102,7 +103,7 @@ fn maps(
 }
 
 /// The image with its normalisation undone.
-fn picture(values: &[f32], plan: &ViewPlan, side: usize) -> RgbImage {
+pub(crate) fn picture(values: &[f32], plan: &ViewPlan, side: usize) -> RgbImage {
     let area = side * side;
     let at = |c: usize, i: usize| {
         let c = c.min(plan.channels - 1);

@@ -3,11 +3,14 @@
 use std::sync::Arc;
 
 use rayon::prelude::*;
-use twinsight_augment::{DrawKey, Normalize, ViewPlan, render};
+use toml::Value;
+use twinsight_augment::{DrawKey, Normalize, ViewPlan};
 use twinsight_datasets::{Dataset, LabelMode, OpenOptions, ScanReport, hold_out, open};
+use twinsight_ssl_methods::method;
 
 use crate::config::RunConfig;
 use crate::evaluate::Evaluation;
+use crate::picture::Picture;
 use crate::{Error, Result};
 
 /// The images of a run.
@@ -50,6 +53,9 @@ impl RunData {
         let classes = train.classes().map_or(0, <[String]>::len);
         let labelled = classes > 1 && config.data.held_out > 0.0;
         let mut report = opened.report;
+        if without_colour(config, channels)? {
+            report.understood.push_str(&format!("; views without changes of colour, since the images have {channels} channels"));
+        }
         if classes > 1 && !labelled {
             report.understood.push_str("; no k-NN accuracy, since data.held_out = 0 leaves no images to choose its settings on");
         }
@@ -103,6 +109,32 @@ pub fn open_options(config: &RunConfig) -> Result<OpenOptions> {
     })
 }
 
+/// Steps of a view that need colour.
+const COLOUR: [&str; 3] = ["jitter_saturation", "jitter_hue", "gray_p"];
+
+/// Sets the steps of views that need colour to 0 where images have other than 1 or 3 channels and the steps are those that the method takes
+/// of itself; returns whether any was set. What was asked for otherwise stays, and is refused when the plan is made.
+///
+/// # Errors
+/// An unknown method.
+pub fn without_colour(config: &mut RunConfig, channels: usize) -> Result<bool> {
+    if matches!(channels, 1 | 3) {
+        return Ok(false);
+    }
+    let own = (method(&config.method)?.defaults)();
+    let (Some(Value::Table(own)), Some(Value::Table(views))) = (own.get("views"), config.options.get_mut("views")) else {
+        return Ok(false);
+    };
+    let mut changed = false;
+    for (key, value) in views.iter_mut().filter(|(key, _)| COLOUR.contains(&key.as_str())) {
+        if own.get(key) == Some(&*value) && value.as_float() != Some(0.0) {
+            *value = Value::Float(0.0);
+            changed = true;
+        }
+    }
+    Ok(changed)
+}
+
 /// How an image becomes a tensor when nothing is random.
 pub fn eval_plan(config: &RunConfig, channels: usize) -> ViewPlan {
     ViewPlan { normalize: normalize(config), ..ViewPlan::eval(config.data.image_size, channels) }
@@ -127,9 +159,9 @@ fn measure(dataset: &dyn Dataset, channels: usize, size: usize) -> Result<(Vec<f
     let plan = ViewPlan { normalize: identity, ..ViewPlan::eval(size, channels) };
     let area = size * size;
     let of_image = |i: usize| -> Result<Option<Vec<(f64, f64)>>> {
-        let Ok(sample) = dataset.get(i) else { return Ok(None) };
+        let Ok(sample) = Picture::load(dataset, i) else { return Ok(None) };
         let mut row = vec![0.0_f32; channels * area];
-        render(&plan, 0, &sample.image, DrawKey { seed: 0, epoch: 0, sample: i as u64, view: 0 }, &mut row)?;
+        sample.render(&plan, 0, DrawKey { seed: 0, epoch: 0, sample: i as u64, view: 0 }, &mut row)?;
         let sums = |plane: &[f32]| plane.iter().map(|&v| f64::from(v)).fold((0.0, 0.0), |(s, q), v| (s + v, q + v * v));
         Ok(Some(row.chunks_exact(area).map(sums).collect()))
     };

@@ -10,13 +10,14 @@ use candle_core::{DType, Device, Tensor};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng;
 use rayon::prelude::*;
-use twinsight_augment::{DrawKey, ViewPlan, render};
+use twinsight_augment::{DrawKey, ViewPlan};
 use twinsight_datasets::Dataset;
 use twinsight_encoders::Encoder;
 use twinsight_knn::Matrix;
 use twinsight_nn::Mode;
 
 use crate::config::EvalConfig;
+use crate::picture::Picture;
 use crate::{Error, Result};
 
 /// Feature rows of images, those that could not be read left out.
@@ -195,13 +196,13 @@ fn tensors(dataset: &dyn Dataset, plan: &ViewPlan, range: std::ops::Range<usize>
     let made: Vec<_> = range
         .into_par_iter()
         .map(|i| {
-            let sample = match dataset.get(i) {
+            let sample = match Picture::load(dataset, i) {
                 Ok(sample) => sample,
                 Err(e) => return Ok((i, None, Some((dataset.id(i), e.to_string())))),
             };
             let mut row = vec![0.0; dim];
-            render(plan, 0, &sample.image, DrawKey { seed: 0, epoch: 0, sample: i as u64, view: 0 }, &mut row)?;
-            Ok((i, Some((row, sample.label)), None))
+            sample.render(plan, 0, DrawKey { seed: 0, epoch: 0, sample: i as u64, view: 0 }, &mut row)?;
+            Ok((i, Some((row, dataset.label(i))), None))
         })
         .collect::<Result<_>>()?;
     let mut all = Features { dim, ..Features::default() };

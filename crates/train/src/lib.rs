@@ -23,6 +23,7 @@ mod linear;
 pub mod loader;
 pub mod machine;
 pub mod observe;
+pub mod picture;
 pub mod probe;
 pub mod protocols;
 pub mod recipe;

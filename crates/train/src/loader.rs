@@ -16,9 +16,10 @@ use candle_core::{Device, Tensor};
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng;
-use twinsight_augment::{DrawKey, ViewPlan, render};
+use twinsight_augment::{DrawKey, ViewPlan};
 use twinsight_datasets::Dataset;
 
+use crate::picture::Picture;
 use crate::{Error, Result};
 
 /// What the loader needs to know.
@@ -253,7 +254,7 @@ impl Shared {
             used.push(index);
             for (v, size) in sizes.iter().enumerate() {
                 let key = DrawKey { seed: c.seed, epoch, sample: sample as u64, view: v as u64 };
-                render(&c.plan, v, &image, key, &mut views[v][slot * size..(slot + 1) * size])?;
+                image.render(&c.plan, v, key, &mut views[v][slot * size..(slot + 1) * size])?;
             }
         }
         Ok(Raw { views, samples: used })
@@ -261,12 +262,12 @@ impl Shared {
 
     /// The image `sample`, or in its place the first that can be read of those that `order` has from `after` on, behind the
     /// batch; and which it is.
-    fn readable(&self, sample: usize, order: &[u32], after: usize) -> Result<(image::DynamicImage, usize)> {
+    fn readable(&self, sample: usize, order: &[u32], after: usize) -> Result<(Picture, usize)> {
         let c = &self.config;
         let others = (after..).map(|i| order[i % order.len()] as usize);
         for index in std::iter::once(sample).chain(others).take(order.len().min(1000)) {
-            match c.dataset.get(index) {
-                Ok(found) => return Ok((found.image, index)),
+            match Picture::load(&*c.dataset, index) {
+                Ok(found) => return Ok((found, index)),
                 Err(e) if c.strict => return Err(e.into()),
                 Err(e) => {
                     self.lock().bad.insert(c.dataset.id(index), e.to_string());

@@ -1,11 +1,12 @@
 //! Pictures of rows of images, the image itself first: the views that a plan makes of it, or those that an encoder finds like it.
 
 use image::{DynamicImage, RgbImage, imageops};
-use twinsight_augment::{DrawKey, ViewPlan, render_image};
+use twinsight_augment::{DrawKey, ViewPlan};
 use twinsight_datasets::Dataset;
 
 use crate::Result;
 use crate::evaluate::Features;
+use crate::picture::Picture;
 
 /// How the sheet is laid out.
 #[derive(Debug, Clone, Copy)]
@@ -22,10 +23,11 @@ impl Default for SheetLayout {
     }
 }
 
-/// Draws the views of the images `samples`. Local crops keep their size relative to the global ones.
+/// Draws the views of the images `samples`. Local crops keep their size relative to the global ones. The row of an image that can't be read
+/// stays white.
 ///
 /// # Errors
-/// An image that can't be read, a plan that does not fit.
+/// Images none of which can be read, a plan that does not fit.
 pub fn view_sheet(dataset: &dyn Dataset, samples: &[usize], plan: &ViewPlan, seed: u64, layout: SheetLayout) -> Result<RgbImage> {
     plan.check()?;
     const GAP: u32 = 4;
@@ -35,8 +37,18 @@ pub fn view_sheet(dataset: &dyn Dataset, samples: &[usize], plan: &ViewPlan, see
     let columns = 1 + (plan.view_count() * layout.draws) as u32;
     let step = tile + GAP;
     let mut sheet = RgbImage::from_pixel(columns * step + GAP, samples.len() as u32 * step + GAP, image::Rgb([255; 3]));
+    let mut unread = None;
+    let mut drawn = 0;
     for (row, &sample) in samples.iter().enumerate() {
-        let image = dataset.get(sample)?.image;
+        let picture = match Picture::load(dataset, sample) {
+            Ok(picture) => picture,
+            Err(e) => {
+                unread.get_or_insert(e);
+                continue;
+            }
+        };
+        drawn += 1;
+        let image = picture.preview();
         let y = GAP + row as u32 * step;
         let longest = image.width().max(image.height()).max(1);
         let filter = if longest < tile { imageops::FilterType::Nearest } else { imageops::FilterType::Triangle };
@@ -45,7 +57,7 @@ pub fn view_sheet(dataset: &dyn Dataset, samples: &[usize], plan: &ViewPlan, see
         for draw in 0..layout.draws {
             for view in 0..plan.view_count() {
                 let key = DrawKey { seed, epoch: draw as u64, sample: sample as u64, view: view as u64 };
-                let made = render_image(plan, view, &image, key)?;
+                let made = picture.view(plan, view, key)?;
                 let side = plan.view(view).size as u32 * scale;
                 let made = made.resize_exact(side, side, imageops::FilterType::Nearest);
                 let column = 1 + (draw * plan.view_count() + view) as u32;
@@ -53,7 +65,10 @@ pub fn view_sheet(dataset: &dyn Dataset, samples: &[usize], plan: &ViewPlan, see
             }
         }
     }
-    Ok(sheet)
+    match unread {
+        Some(e) if drawn == 0 => Err(e.into()),
+        _ => Ok(sheet),
+    }
 }
 
 /// Draws images with those whose features are most similar to theirs: a row for each of `queries` images spread over the rows, itself first,

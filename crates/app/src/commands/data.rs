@@ -6,7 +6,6 @@ use std::process::ExitCode;
 use anyhow::{Context, Result, bail};
 use serde_json::json;
 use twinsight_datasets::{Dataset, OpenOptions, duplicates, hold_out, open, packed, shards};
-use twinsight_nn::write_atomic;
 
 use super::list;
 use crate::cli::{ConvertArgs, DataCommand, ListArgs, Listed, SplitArgs};
@@ -29,7 +28,7 @@ pub fn run(command: &DataCommand, output: &Output) -> Result<ExitCode> {
 
 #[cfg(feature = "download")]
 fn fetch(names: &[String], dir: Option<&Path>, offline: bool, output: &Output) -> Result<ExitCode> {
-    use twinsight_datasets::{data_dir, dataset, download};
+    use twinsight_datasets::{data_dir, datasets, download};
 
     struct Bar(indicatif::ProgressBar);
     impl download::Progress for Bar {
@@ -46,7 +45,7 @@ fn fetch(names: &[String], dir: Option<&Path>, offline: bool, output: &Output) -
         }
     }
 
-    let specs = names.iter().map(|name| dataset(name)).collect::<Result<Vec<_>, _>>()?;
+    let specs = names.iter().map(|name| datasets(name)).collect::<Result<Vec<_>, _>>()?.concat();
     let dir = dir.map_or_else(data_dir, Path::to_path_buf);
     let mut fetched = Vec::new();
     for spec in specs {
@@ -108,41 +107,51 @@ fn info(data: &str, strict: bool, output: &Output) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// The exit code of `data check` when files can't be read.
+const BAD_FILES: u8 = 1;
+
 fn check(data: &str, strict: bool, output: &Output) -> Result<ExitCode> {
     // Decoded once here, and not kept.
     let opened = open(data, &OpenOptions { strict, keep_bytes: 0, ..OpenOptions::default() })?;
     let mut bad: Vec<String> = opened.report.bad_files.iter().map(ToString::to_string).collect();
-    let (mut exact, mut near) = (Vec::new(), Vec::new());
-    let mut images = 0;
-    for (split, part) in [("train", Some(&opened.train)), ("test", opened.test.as_ref())] {
-        let Some(part) = part else { continue };
-        let found = duplicates::check(&**part);
-        if let (true, Some(first)) = (strict, found.bad.first()) {
-            bail!("{data}: {first}");
-        }
-        images += part.len() - found.bad.len();
-        bad.extend(found.bad.iter().map(ToString::to_string));
-        let named = |groups: Vec<Vec<usize>>| -> Vec<Vec<String>> {
-            groups.into_iter().map(|g| g.into_iter().map(|i| part.id(i)).collect()).collect()
-        };
-        for (what, groups, all) in
-            [("the same", named(found.exact), &mut exact), ("nearly the same", named(found.near), &mut near)]
-        {
-            for group in groups {
-                output.say(format!("{what} ({split}): {}", group.join(", ")));
-                all.push(group);
-            }
-        }
+    let mut parts: Vec<(&str, &dyn Dataset)> = vec![("train", &*opened.train)];
+    parts.extend(opened.test.as_ref().map(|t| ("test", &**t)));
+    let several = parts.len() > 1;
+    let named = |part: usize, id: &str| if several { format!("{}: {id}", parts[part].0) } else { id.to_string() };
+    let found = duplicates::check(&parts.iter().map(|(_, d)| *d).collect::<Vec<_>>());
+    if let (true, Some((_, first))) = (strict, found.bad.first()) {
+        bail!("{data}: {first}");
     }
+    let images = parts.iter().map(|(_, d)| d.len()).sum::<usize>() - found.bad.len();
+    bad.extend(found.bad.iter().map(|(part, b)| named(*part, &b.to_string())));
+    // Groups within a split, and those of which some images are trained on and others tested on.
+    let divide = |what: &str, groups: &[Vec<duplicates::Place>]| {
+        let (mut within, mut across) = (Vec::new(), Vec::new());
+        for group in groups {
+            let leaks = group.iter().any(|&(part, _)| part != group[0].0);
+            let ids: Vec<String> = group.iter().map(|&(part, i)| named(part, &parts[part].1.id(i))).collect();
+            let leak = if leaks { ", in training and test images" } else { "" };
+            output.say(format!("{what}{leak}: {}", ids.join(", ")));
+            if leaks { across.push(ids) } else { within.push(ids) }
+        }
+        (within, across)
+    };
+    let (exact, exact_leaks) = divide("the same", &found.exact);
+    let (near, near_leaks) = divide("nearly the same", &found.near);
     bad.iter().for_each(|b| output.say(format!("can't be read: {b}")));
     output.say(format!(
         "{data}: {images} images can be read, {} can't; {} groups of the same pixels, {} of nearly the same",
         bad.len(),
-        exact.len(),
-        near.len()
+        exact.len() + exact_leaks.len(),
+        near.len() + near_leaks.len()
     ));
-    output.finish(&json!({"name": data, "images": images, "bad_files": bad, "exact": exact, "near": near}))?;
-    Ok(ExitCode::SUCCESS)
+    if several {
+        let leaks = exact_leaks.len() + near_leaks.len();
+        output.say(format!("{leaks} of these groups have both training and test images"));
+    }
+    let leaks = json!({"exact": exact_leaks, "near": near_leaks});
+    output.finish(&json!({"name": data, "images": images, "bad_files": bad, "exact": exact, "near": near, "leaks": leaks}))?;
+    Ok(if bad.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(BAD_FILES) })
 }
 
 fn convert(args: &ConvertArgs, output: &Output) -> Result<ExitCode> {
@@ -175,11 +184,12 @@ fn convert(args: &ConvertArgs, output: &Output) -> Result<ExitCode> {
 
 fn split(args: &SplitArgs, output: &Output) -> Result<ExitCode> {
     let data = args.data.display().to_string();
-    if !args.data.is_dir() {
-        bail!("{data}: is no folder; only the files of a folder can be listed in a manifest");
-    }
     if args.out.extension().is_none_or(|e| e != "csv") {
         bail!("{}: expected a file ending in .csv", args.out.display());
+    }
+    let taken = || format!("{}: is there already; choose another name", args.out.display());
+    if args.out.symlink_metadata().is_ok() {
+        bail!(taken());
     }
     let opened = open(&data, &OpenOptions { keep_bytes: 0, ..OpenOptions::default() })?;
     if opened.test.is_some() {
@@ -190,24 +200,39 @@ fn split(args: &SplitArgs, output: &Output) -> Result<ExitCode> {
     // Paths count from the manifest's folder, and are absolute where the images do not lie below it.
     let folder = args.out.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let full = |path: &Path| path.canonicalize().with_context(|| path.display().to_string());
-    let (from, to) = (full(&args.data)?, full(folder)?);
-    let base = from.strip_prefix(&to).unwrap_or(&from);
+    let to = full(folder)?;
     let mut table = vec![["path", "label", "split"].map(String::from)];
     for (name, part) in [("train", &train), ("test", &test)] {
         for i in 0..part.len() {
             let label = part.label(i).and_then(|l| part.classes()?.get(l as usize).cloned()).unwrap_or_default();
-            let path = base.join(part.id(i));
-            if !from.join(part.id(i)).is_file() {
+            let Some(file) = part.file(i) else {
                 bail!("{data}: its images are no files ({}); write shards or a packed file with `data convert`", part.id(i));
-            }
+            };
+            // The folder is made whole and the file's own name kept: a link stays a link.
+            let parent = full(file.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new(".")))?;
+            let path = parent.join(file.file_name().unwrap_or_default());
+            let path = path.strip_prefix(&to).unwrap_or(&path);
             table.push([path.display().to_string(), label, name.into()]);
         }
     }
     let text: String = table.iter().map(|row| row.each_ref().map(|field| quoted(field)).join(",") + "\n").collect();
-    write_atomic(&args.out, |out| std::io::Write::write_all(out, text.as_bytes()))?;
+    write_new(&args.out, text.as_bytes()).map_err(|e| match e.kind() {
+        std::io::ErrorKind::AlreadyExists => anyhow::anyhow!(taken()),
+        _ => anyhow::Error::new(e).context(args.out.display().to_string()),
+    })?;
     output.say(format!("{} training and {} test images in {}", train.len(), test.len(), args.out.display()));
     output.finish(&json!({"train": train.len(), "test": test.len(), "skipped": skipped, "out": args.out}))?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// Writes a file that is not there yet; nothing is left of one that can't be finished.
+fn write_new(path: &Path, text: &[u8]) -> std::io::Result<()> {
+    let mut file = std::fs::File::create_new(path)?;
+    let written = std::io::Write::write_all(&mut file, text).and_then(|()| file.sync_all());
+    if written.is_err() {
+        let _ = std::fs::remove_file(path);
+    }
+    written
 }
 
 /// A field of a CSV file (RFC 4180).

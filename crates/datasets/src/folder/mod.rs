@@ -5,20 +5,22 @@
 //! left out at once; one that is damaged further in is found when everything is decoded ([`EncodedImages::into_memory`]) or when
 //! it is read.
 //!
-//! A folder with sub-folders `train` and `test` (or `val`, `valid`, `validation`) has these as its splits ([`splits`]). Whether
-//! other sub-folders are labels is decided in `labels.rs`: [`LabelMode`].
+//! A folder with sub-folders `train` and `test` (or `training`, `testing`, `val`, `valid`, `validation`, `dev`, in capitals or not) has these
+//! as its splits ([`splits`]). Files of forms that are not read (`.heic`, say) are counted and told. Whether other sub-folders are labels is decided in `labels.rs`: [`LabelMode`].
 
 mod single;
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use walkdir::WalkDir;
 
-use crate::decode::{ENDINGS, has_image_ending};
+use crate::decode::{ENDINGS, has_image_ending, unread_ending};
 use crate::encoded::{EncodedImages, Item, Scan};
 use crate::labels::{self, Understood};
 use crate::open::{BadFile, LabelMode};
 use crate::place::Place;
+use crate::sources::Split;
 use crate::{Error, Result};
 
 pub use single::SingleImage;
@@ -41,7 +43,7 @@ pub struct Splits {
 /// A folder that can't be read or holds no image; labels that were demanded and can't be; under `strict` the first bad
 /// file.
 pub fn scan(root: &Path, mode: LabelMode, classes: Option<&[String]>, strict: bool) -> Result<Scan> {
-    let (found, mut bad) = walk(root, strict)?;
+    let (found, mut bad, unread) = walk(root, strict)?;
     let items = found.into_iter().map(|(id, path)| Item { id, place: Place::File(path) }).collect();
     let name = root.file_name().map_or_else(|| root.display().to_string(), |n| n.to_string_lossy().into_owned());
     let (mut images, _, more) = EncodedImages::probe(name, root.to_path_buf(), items, strict)?;
@@ -52,9 +54,14 @@ pub fn scan(root: &Path, mode: LabelMode, classes: Option<&[String]>, strict: bo
             Some(first) => format!("; {} with an image's ending can't be read, such as {first}", bad.len()),
             None => format!(" (looked for {})", ENDINGS.join(", ")),
         };
-        return Err(Error::NotFound(format!("{}: no image in this folder{more}", root.display())));
+        let unread = told(&unread).map_or(String::new(), |text| format!("; {text}"));
+        return Err(Error::NotFound(format!("{}: no image in this folder{more}{unread}", root.display())));
     }
-    let understood = understand(&mut images, mode, classes)?;
+    let mut understood = understand(&mut images, mode, classes)?;
+    if let Some(text) = told(&unread) {
+        understood.push_str(if understood.is_empty() { "" } else { "; " });
+        understood.push_str(&text);
+    }
     Ok(Scan { images, bad, understood })
 }
 
@@ -88,27 +95,33 @@ fn understand(images: &mut EncodedImages, mode: LabelMode, classes: Option<&[Str
 
 /// Finds the splits of a folder, and says which sub-folders with images are left out by them.
 ///
-/// `train` beside `test` (or `val`, `valid`, `validation`; the first of these that exists) are splits. `train` alone is one only
-/// where nothing beside it holds images, since it may as well be a class (of vehicles, say). Everything else is one split.
+/// `train` (or `training`) beside `test` (or `testing`; else `val`, `valid`, `validation`, `dev`; the first of these that exists) are splits,
+/// in capitals or not. `train` alone is one only where nothing beside it holds images, since it may as well be a class (of vehicles, say).
+/// Everything else is one split.
 ///
 /// # Errors
 /// A folder that can't be read.
 pub fn splits(root: &Path) -> Result<(Splits, Vec<String>)> {
-    let train = root.join("train");
-    if !train.is_dir() {
-        return Ok((Splits { train: root.to_path_buf(), test: None }, Vec::new()));
-    }
-    let test = ["test", "val", "valid", "validation"].iter().map(|name| root.join(name)).find(|p| p.is_dir());
-    let mut others = Vec::new();
+    let (mut named, mut folders) = (Vec::new(), Vec::new());
     for entry in std::fs::read_dir(root).map_err(Error::io(root))? {
         let path = entry.map_err(Error::io(root))?.path();
-        if path != train && Some(&path) != test.as_ref() && !is_passed_over(&path, true) && holds_images(&path) {
-            others.push(path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default());
+        let name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+        if path.is_dir() {
+            named.extend(Split::rank(&name).map(|(split, rank)| (split, rank, path.clone())));
         }
+        folders.push((name, path));
     }
+    named.sort_unstable_by(|a, b| (a.1, &a.2).cmp(&(b.1, &b.2)));
+    let of = |wanted: Split| named.iter().find(|(split, ..)| *split == wanted).map(|(.., path)| path.clone());
+    let unsplit = || Splits { train: root.to_path_buf(), test: None };
+    let Some(train) = of(Split::Train) else { return Ok((unsplit(), Vec::new())) };
+    let test = of(Split::Test).or_else(|| of(Split::Validation));
+    let is_other =
+        |path: &PathBuf| *path != train && Some(path) != test.as_ref() && !is_passed_over(path, true) && holds_images(path);
+    let mut others: Vec<String> = folders.into_iter().filter(|(_, path)| is_other(path)).map(|(name, _)| name).collect();
     others.sort_unstable();
     if test.is_none() && !others.is_empty() {
-        return Ok((Splits { train: root.to_path_buf(), test: None }, Vec::new()));
+        return Ok((unsplit(), Vec::new()));
     }
     Ok((Splits { train, test }, others))
 }
@@ -116,9 +129,19 @@ pub fn splits(root: &Path) -> Result<(Splits, Vec<String>)> {
 /// A path below the root of a walk, with forward slashes, and where it lies.
 type Found = (String, PathBuf);
 
-/// All files with an image's ending, in byte order, and what could not be looked at.
-fn walk(root: &Path, strict: bool) -> Result<(Vec<Found>, Vec<BadFile>)> {
-    let (mut found, mut bad) = (Vec::new(), Vec::new());
+/// How many files there are of each ending whose form is not read.
+type Unread = BTreeMap<String, usize>;
+
+/// Words about files of forms that are not read.
+fn told(unread: &Unread) -> Option<String> {
+    let count: usize = unread.values().sum();
+    let each: Vec<String> = unread.iter().map(|(ending, count)| format!(".{ending}: {count}")).collect();
+    (count > 0).then(|| format!("{count} files of forms that are not read ({})", each.join(", ")))
+}
+
+/// All files with an image's ending, in byte order, what could not be looked at, and what is of another form.
+fn walk(root: &Path, strict: bool) -> Result<(Vec<Found>, Vec<BadFile>, Unread)> {
+    let (mut found, mut bad, mut unread) = (Vec::new(), Vec::new(), Unread::new());
     for entry in WalkDir::new(root)
         .follow_links(true)
         .into_iter()
@@ -127,6 +150,11 @@ fn walk(root: &Path, strict: bool) -> Result<(Vec<Found>, Vec<BadFile>)> {
         match entry {
             Ok(entry) if !entry.file_type().is_dir() && has_image_ending(entry.path()) => {
                 found.push((relative(root, entry.path()), entry.into_path()));
+            }
+            Ok(entry) if !entry.file_type().is_dir() => {
+                if let Some(ending) = unread_ending(entry.path()) {
+                    *unread.entry(ending).or_default() += 1;
+                }
             }
             Ok(_) => {}
             // A link back to a folder that is being walked: its images are found without it.
@@ -139,7 +167,9 @@ fn walk(root: &Path, strict: bool) -> Result<(Vec<Found>, Vec<BadFile>)> {
                     continue;
                 }
                 let top = e.depth() == 0;
-                let error = Error::Io { path: path.clone(), source: e.into() };
+                // The system's own words: those around them would tell the path once more.
+                let source = e.into_io_error().unwrap_or_else(|| std::io::Error::other("it can't be looked at"));
+                let error = Error::Io { path: path.clone(), source };
                 if strict || top {
                     return Err(error);
                 }
@@ -148,7 +178,7 @@ fn walk(root: &Path, strict: bool) -> Result<(Vec<Found>, Vec<BadFile>)> {
         }
     }
     found.sort_unstable_by(|a, b| a.0.as_bytes().cmp(b.0.as_bytes()).then_with(|| a.1.cmp(&b.1)));
-    Ok((found, bad))
+    Ok((found, bad, unread))
 }
 
 /// Files by which a folder is known to hold a training run, whose pictures are no data.

@@ -1,16 +1,18 @@
 //! A data set of one image file: for looking at the views of one picture.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use image::DynamicImage;
 
-use crate::decode::decode;
-use crate::{Dataset, Error, Result, Sample};
+use crate::decode::{MAX_BYTES, bands, content, decode_bytes};
+use crate::{Bands, Dataset, Error, Result, Sample};
 
 /// One image file.
 pub struct SingleImage {
     name: String,
+    path: PathBuf,
     image: DynamicImage,
+    bands: Option<Bands>,
 }
 
 impl SingleImage {
@@ -19,7 +21,11 @@ impl SingleImage {
     /// # Errors
     /// A file that is no readable image.
     pub fn open(path: &Path) -> Result<Self> {
-        Ok(Self { name: path.display().to_string(), image: decode(path)? })
+        let raw = content(path, MAX_BYTES + 1)?;
+        let has_bands = bands::is_tiff(&raw) && bands::shape(std::io::Cursor::new(&raw)).is_some();
+        let bands = if has_bands { Some(bands::decode(raw.clone(), path)?) } else { None };
+        let image = bands.as_ref().map_or_else(|| decode_bytes(&raw, path), |bands| Ok(bands.preview()))?;
+        Ok(Self { name: path.display().to_string(), path: path.to_path_buf(), image, bands })
     }
 }
 
@@ -36,6 +42,12 @@ impl Dataset for SingleImage {
             _ => Err(Error::BadSetting(format!("{}: is one image; image {index} does not exist", self.name))),
         }
     }
+    fn bands(&self, _: usize) -> Option<Result<Bands>> {
+        self.bands.clone().map(Ok)
+    }
+    fn file(&self, index: usize) -> Option<PathBuf> {
+        (index == 0).then(|| self.path.clone())
+    }
     fn label(&self, _: usize) -> Option<u32> {
         None
     }
@@ -46,7 +58,11 @@ impl Dataset for SingleImage {
         self.name.clone()
     }
     fn channels(&self) -> usize {
-        if self.image.color().has_color() { 3 } else { 1 }
+        match &self.bands {
+            Some(bands) => bands.channels(),
+            None if self.image.color().has_color() => 3,
+            None => 1,
+        }
     }
     fn side(&self) -> Option<(u32, u32)> {
         Some((self.image.width(), self.image.height()))

@@ -63,6 +63,22 @@ pub fn parse(raw: &[u8], path: &Path) -> Result<Idx> {
     Ok(Idx { dims, data: data.to_vec() })
 }
 
+/// Whether a file's name is that of IDX images: `…-idx3-ubyte`, `….idx3-ubyte`, `….idx3`, gzipped or not.
+pub fn is_images(path: &Path) -> bool {
+    let name = path.file_name().map(|n| n.to_string_lossy().to_ascii_lowercase()).unwrap_or_default();
+    let name = name.strip_suffix(".gz").unwrap_or(&name);
+    ["-idx3-ubyte", ".idx3-ubyte", ".idx3"].iter().any(|end| name.ends_with(end))
+}
+
+/// How many classes the labels of a file have, by the highest; 0 where there is no file.
+///
+/// # Errors
+/// As [`read`].
+pub fn classes(labels: Option<&Path>) -> Result<usize> {
+    let Some(path) = labels else { return Ok(0) };
+    Ok(read(path)?.data.iter().max().map_or(0, |&m| usize::from(m) + 1))
+}
+
 /// Reads a pair of image and label files (labels optional) as a data set called `name`.
 ///
 /// # Errors

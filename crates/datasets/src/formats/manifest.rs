@@ -2,7 +2,8 @@
 //!
 //! The columns (or keys) are `path` (or `file`, `file_name`, `filename`, `image`), `label` (or `class`, `target`, `category`) and
 //! `split` (or `subset`, `set`), in any order, beside any others. Paths count from the manifest's folder. Splits are `train`, `test` and
-//! `val`; an empty one is `train`.
+//! `val` (or their longer names); an empty one is `train`, and any other word is an error: a test image must not be trained on for a
+//! slip of the pen. A line that can't be read is named as bad.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader};
@@ -25,7 +26,7 @@ pub(crate) const ENDINGS: [&str; 4] = ["csv", "tsv", "jsonl", "ndjson"];
 /// Reads a manifest.
 ///
 /// # Errors
-/// A file that can't be read, has no column of paths, or holds no text of its kind.
+/// A file that can't be read, has no column of paths, or names an unknown split.
 pub(crate) fn read(path: &Path) -> Result<Entries> {
     let mut entries = Entries { labelled_by: "the manifest", ..Entries::default() };
     match path.extension().and_then(|e| e.to_str()) {
@@ -50,36 +51,62 @@ fn read_table(path: &Path, delimiter: u8, entries: &mut Entries) -> Result<()> {
     };
     let (label, split) = (column(&LABEL), column(&SPLIT));
     for (number, row) in reader.records().enumerate() {
-        let row = row.map_err(failed)?;
+        let row = match row {
+            Ok(row) => row,
+            Err(e) if matches!(e.kind(), csv::ErrorKind::Io(_)) => return Err(failed(e)),
+            Err(e) => {
+                entries.bad.push(BadFile { id: format!("line {}", number + 2), reason: e.to_string() });
+                continue;
+            }
+        };
         let at = |column: Option<usize>| column.and_then(|c| row.get(c)).filter(|v| !v.is_empty());
-        add(path, number + 2, at(Some(place)), at(label).map(String::from), at(split), entries);
+        add(path, number + 2, at(Some(place)), at(label).map(String::from), at(split), entries)?;
     }
     Ok(())
 }
 
 fn read_json(path: &Path, entries: &mut Entries) -> Result<()> {
     let file = BufReader::new(File::open(path).map_err(Error::io(path))?);
-    for (number, line) in file.lines().enumerate() {
+    for (number, line) in file.split(b'\n').enumerate() {
         let line = line.map_err(Error::io(path))?;
-        if line.trim().is_empty() {
+        if line.trim_ascii().is_empty() {
             continue;
         }
-        let row: Value =
-            serde_json::from_str(&line).map_err(|e| Error::bad(path, format!("line {} is no JSON: {e}", number + 1)))?;
+        let row: Value = match serde_json::from_slice(&line) {
+            Ok(row) => row,
+            Err(e) => {
+                entries.bad.push(BadFile { id: format!("line {}", number + 1), reason: format!("it is no JSON: {e}") });
+                continue;
+            }
+        };
         let at = |names: &[&str]| names.iter().find_map(|n| row.get(n)).filter(|v| !v.is_null());
         let text = |v: &Value| v.as_str().map_or_else(|| v.to_string(), String::from);
         let split = at(&SPLIT).map(text);
-        add(path, number + 1, at(&PATH).and_then(Value::as_str), at(&LABEL).map(text), split.as_deref(), entries);
+        add(path, number + 1, at(&PATH).and_then(Value::as_str), at(&LABEL).map(text), split.as_deref(), entries)?;
     }
     Ok(())
 }
 
-fn add(manifest: &Path, line: usize, path: Option<&str>, label: Option<String>, split: Option<&str>, entries: &mut Entries) {
+fn add(
+    manifest: &Path,
+    line: usize,
+    path: Option<&str>,
+    label: Option<String>,
+    split: Option<&str>,
+    entries: &mut Entries,
+) -> Result<()> {
+    let split = match split.filter(|word| !word.trim().is_empty()) {
+        None => Split::Train,
+        Some(word) => Split::named(word).ok_or_else(|| {
+            Error::bad(manifest, format!("line {line}: `{word}` is no split; expected one of {}", Split::words()))
+        })?,
+    };
     let Some(path) = path else {
         let reason = format!("has no path ({})", PATH.join(", "));
         entries.bad.push(BadFile { id: format!("line {line}"), reason });
-        return;
+        return Ok(());
     };
     let place = Place::File(manifest.parent().unwrap_or(Path::new("")).join(path));
-    entries.found.push(Entry { item: Item { id: path.to_string(), place }, label, split: split.map_or(Split::Train, Split::of) });
+    entries.found.push(Entry { item: Item { id: path.to_string(), place }, label, split });
+    Ok(())
 }

@@ -1,21 +1,25 @@
 //! Parquet files with a column of encoded images, as the Hugging Face Hub has them: a struct of `bytes` and `path`, or plain binary.
 //!
-//! A row can't be read without its whole row group, so the encoded images are copied once into a temporary file, a row group at a time, and
-//! read from there in any order. Names of classes come from the `huggingface` entry of the schema's metadata.
+//! A row can't be read without its whole row group, so the encoded images are copied once (`copies.rs`), a row group at a time, and read
+//! from there in any order; names and labels lie behind them. Names of classes come from the `huggingface` entry of the schema's metadata.
 
 use std::fs::File;
+use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use parquet::basic::Type;
 use parquet::column::reader::ColumnReader;
 use parquet::data_type::ByteArray;
 use parquet::errors::ParquetError;
 use parquet::file::reader::{FileReader, RowGroupReader, SerializedFileReader};
-use serde_json::Value;
+use rayon::prelude::*;
+use serde_json::{Value, json};
 
+use crate::copies::copied;
 use crate::encoded::Item;
 use crate::open::BadFile;
-use crate::place::{Place, Spool};
+use crate::place::{OpenFile, Place};
 use crate::sources::{Entries, Entry, Split};
 use crate::{Error, Result};
 
@@ -24,30 +28,87 @@ const LABELS: [&str; 5] = ["label", "fine_label", "labels", "class", "target"];
 /// Rows that are in memory at a time.
 const ROWS: usize = 64;
 
-/// What is known of a row before its image is found in the temporary file.
+/// What is known of a row: its name, its label, and where its image lies in the copy.
 struct Row {
     id: String,
     label: Option<String>,
-    split: Split,
-    filled: bool,
+    place: Option<(u64, u64)>,
 }
 
-/// Reads `files`, which have the same columns.
+/// A file's rows and the names of its classes.
+#[derive(Default)]
+struct Table {
+    rows: Vec<Row>,
+    classes: Option<Vec<String>>,
+}
+
+/// Reads `files`, which lie below `root`. One that can't be read is named as bad; what came before its damage is whole.
 ///
 /// # Errors
-/// A file that is no Parquet or has no column of images; a temporary file that can't be written.
-pub(crate) fn read(files: &[PathBuf], temporary: &Path) -> Result<Entries> {
+/// A copy that can't be written.
+pub(crate) fn read(root: &Path, files: &[PathBuf], cache: &Path) -> Result<Entries> {
     let mut entries = Entries { labelled_by: "the table", ..Entries::default() };
-    let mut spool = Spool::new(temporary)?;
-    let mut rows = Vec::new();
-    for path in files {
-        let failed = |e: ParquetError| Error::bad(path, e.to_string());
-        let file = File::open(path).map_err(Error::io(path))?;
+    // In the files' order, however many threads read them.
+    for (path, read) in files.iter().zip(files.par_iter().map(|path| read_file(path, cache)).collect::<Vec<_>>()) {
+        let below = path.strip_prefix(root).ok().filter(|p| !p.as_os_str().is_empty());
+        let below = below.unwrap_or_else(|| Path::new(path.file_name().unwrap_or_default()));
+        // Names are told apart by their file, which must not look like a folder, and so like a label.
+        let below = below.strip_prefix("data").unwrap_or(below).to_string_lossy().replace(['/', '\\'], "-");
+        let stem = below.strip_suffix(".parquet").unwrap_or(&below);
+        let (file, table, damage) = match read {
+            Ok(read) => read,
+            Err(e) if !path.is_file() => {
+                entries.bad.push(BadFile::new(below.clone(), &e));
+                continue;
+            }
+            Err(e) => return Err(e),
+        };
+        entries.bad.extend(damage.map(|e| BadFile::new(below.clone(), &e)));
+        entries.classes = entries.classes.or(table.classes);
+        let split = Split::of_path(root, path);
+        for Row { id, label, place } in table.rows {
+            let id = format!("{stem}:{id}");
+            match place {
+                Some((start, length)) => {
+                    let item = Item { id, place: Place::Part { file: file.clone(), start, length } };
+                    entries.found.push(Entry { item, label, split });
+                }
+                None => entries.bad.push(BadFile { id, reason: "the row has no image".into() }),
+            }
+        }
+    }
+    Ok(entries)
+}
+
+/// The copy of a file's images, its rows, and what is damaged in it.
+type FileRows = (Arc<OpenFile>, Table, Option<Error>);
+
+fn read_file(path: &Path, cache: &Path) -> Result<FileRows> {
+    let (mut fresh, mut damage) = (None, None);
+    let file = copied(path, cache, "images", &mut |out| {
+        let mut table = Table::default();
+        damage = copy(path, out, &mut table)?.err();
+        write_rows(&table, out).map_err(Error::io(path))?;
+        fresh = Some(table);
+        Ok(damage.is_none())
+    })?;
+    let table = match fresh {
+        Some(table) => table,
+        None => read_rows(&file)?,
+    };
+    Ok((file, table, damage))
+}
+
+/// Copies the images of a file to `out`, and the rest of its rows to `table`. The inner result is that of the file, the outer one that
+/// of the copy.
+fn copy(path: &Path, out: &mut impl Write, table: &mut Table) -> Result<Result<()>> {
+    let mut inner = || -> std::result::Result<(), Trouble> {
+        let failed = |e: ParquetError| Trouble::File(Error::bad(path, e.to_string()));
+        let file = File::open(path).map_err(|e| Trouble::File(Error::io(path)(e)))?;
         let reader = SerializedFileReader::new(file).map_err(failed)?;
-        let columns = Columns::of(&reader, path)?;
-        entries.classes = entries.classes.or(columns.classes.clone());
-        let stem = path.file_stem().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
-        let first = rows.len();
+        let columns = Columns::of(&reader, path).map_err(Trouble::File)?;
+        table.classes.clone_from(&columns.classes);
+        let mut end = 0;
         for group in 0..reader.num_row_groups() {
             let group = reader.get_row_group(group).map_err(failed)?;
             let labels = columns.labels(&*group).map_err(failed)?;
@@ -55,30 +116,59 @@ pub(crate) fn read(files: &[PathBuf], temporary: &Path) -> Result<Entries> {
                 columns.path.map(|c| strings(&*group, c)).transpose().map_err(failed)?.unwrap_or_default().into_iter();
             let mut labels = labels.into_iter();
             binary(&*group, columns.image, &mut |raw| {
-                let number = rows.len() - first;
                 let name = names.next().flatten().map(|n| String::from_utf8_lossy(&n).into_owned()).filter(|n| !n.is_empty());
-                let id = name.map_or_else(|| format!("{stem}:#{number}"), |n| format!("{stem}:{n}"));
-                spool.add(raw.unwrap_or_default())?;
-                rows.push(Row { id, label: labels.next().flatten(), split: Split::of_file(path), filled: raw.is_some() });
+                let id = name.unwrap_or_else(|| format!("#{}", table.rows.len()));
+                let length = raw.map_or(0, <[u8]>::len) as u64;
+                out.write_all(raw.unwrap_or_default()).map_err(Error::io(path))?;
+                table.rows.push(Row { id, label: labels.next().flatten(), place: raw.map(|_| (end, length)) });
+                end += length;
                 Ok(())
             })
             .map_err(|e| match e {
                 Trouble::Parquet(e) => failed(e),
-                Trouble::Own(e) => e,
+                other => other,
             })?;
         }
+        Ok(())
+    };
+    match inner() {
+        Ok(()) => Ok(Ok(())),
+        Err(Trouble::File(e)) => Ok(Err(e)),
+        Err(Trouble::Parquet(e)) => Ok(Err(Error::bad(path, e.to_string()))),
+        Err(Trouble::Own(e)) => Err(e),
     }
-    let folder = files.first().and_then(|f| f.parent()).unwrap_or(Path::new(""));
-    for (row, place) in rows.into_iter().zip(spool.places(folder)) {
-        match row.filled {
-            true => {
-                entries.found.push(Entry { item: Item { id: row.id, place }, label: row.label, split: row.split });
-            }
-            false => entries.bad.push(BadFile { id: row.id, reason: "the row has no image".into() }),
-        }
-    }
-    debug_assert!(entries.found.iter().all(|e| matches!(e.item.place, Place::Part { .. })));
-    Ok(entries)
+}
+
+/// Writes rows behind the images of a copy: JSON, and its length in bytes.
+fn write_rows(table: &Table, out: &mut impl Write) -> std::io::Result<()> {
+    let rows: Vec<Value> = table.rows.iter().map(|r| json!([r.id, r.label, r.place])).collect();
+    let text = json!({"classes": table.classes, "rows": rows}).to_string();
+    out.write_all(text.as_bytes())?;
+    out.write_all(&(text.len() as u64).to_le_bytes())
+}
+
+/// Reads what [`write_rows`] wrote.
+fn read_rows(file: &OpenFile) -> Result<Table> {
+    let damaged = || Error::bad(file.path(), "its copy in the cache's folder `copies` is damaged; delete that folder");
+    let end = file.length()?.checked_sub(8).ok_or_else(damaged)?;
+    let mut length = [0; 8];
+    file.read_at(&mut length, end)?;
+    let length = u64::from_le_bytes(length);
+    let start = end.checked_sub(length).ok_or_else(damaged)?;
+    let mut raw = vec![0; length as usize];
+    file.read_at(&mut raw, start)?;
+    let mut found: Value = serde_json::from_slice(&raw).map_err(|_| damaged())?;
+    let text = |v: &Value| v.as_str().map(String::from);
+    let row = |v: &Value| {
+        let place = match v.get(2)? {
+            Value::Null => None,
+            pair => Some((pair.get(0)?.as_u64()?, pair.get(1)?.as_u64()?)),
+        };
+        Some(Row { id: text(v.get(0)?)?, label: text(v.get(1)?), place })
+    };
+    let rows = found["rows"].take();
+    let rows = rows.as_array().and_then(|rows| rows.iter().map(row).collect()).ok_or_else(damaged)?;
+    Ok(Table { rows, classes: found["classes"].as_array().and_then(|c| c.iter().map(text).collect()) })
 }
 
 /// Which columns of a file hold what.
@@ -151,7 +241,11 @@ impl Columns {
 }
 
 enum Trouble {
+    /// Within a column of the file.
     Parquet(ParquetError),
+    /// With the file as such.
+    File(Error),
+    /// With the copy.
     Own(Error),
 }
 

@@ -1,15 +1,16 @@
 //! STL-10 in its binary form: 96 × 96 images as red, green and blue planes whose columns lie one after the other; labels from 1.
 //!
 //! The distributed archive, or the folder that it unpacks to. The 100,000 unlabelled images (2.8 GB) are read from their file, or
-//! copied from the archive into a temporary one, and never all in memory.
+//! copied from the archive into one once (`copies.rs`), and never all in memory.
 
-use std::io::Read;
+use std::io::{Read, Write};
 use std::path::Path;
 
 use flate2::read::GzDecoder;
 
 use super::archive;
-use crate::place::{OpenFile, Spool};
+use crate::copies::copied;
+use crate::place::OpenFile;
 use crate::{Error, PackedFile, PackedImages, Result};
 
 const SIDE: usize = 96;
@@ -38,14 +39,17 @@ pub(crate) fn labelled(path: &Path) -> Result<(PackedImages, PackedImages)> {
 /// The images without labels.
 ///
 /// # Errors
-/// Files that are missing or damaged; a temporary file that can't be written.
-pub(crate) fn unlabelled(path: &Path, temporary: &Path) -> Result<PackedFile> {
-    let shape = (SIDE as u32, SIDE as u32, 3);
-    if path.is_dir() {
-        let file = OpenFile::open(&path.join(UNLABELLED))?;
-        let count = file.length()? / IMAGE as u64;
-        return PackedFile::new("stl10-unlabelled", file, 0, count as usize, shape, true);
-    }
+/// Files that are missing or damaged; a copy that can't be written.
+pub(crate) fn unlabelled(path: &Path, cache: &Path) -> Result<PackedFile> {
+    let file = match path.is_dir() {
+        true => OpenFile::open(&path.join(UNLABELLED))?,
+        false => copied(path, cache, "stl10", &mut |out| copy_unlabelled(path, out).map(|()| true))?,
+    };
+    let count = file.length()? / IMAGE as u64;
+    PackedFile::new("stl10-unlabelled", file, 0, count as usize, (SIDE as u32, SIDE as u32, 3), true)
+}
+
+fn copy_unlabelled(path: &Path, out: &mut impl Write) -> Result<()> {
     let file = std::fs::File::open(path).map_err(Error::io(path))?;
     let damaged = |e: std::io::Error| Error::bad(path, format!("damaged archive: {e}"));
     let mut archive = tar::Archive::new(GzDecoder::new(std::io::BufReader::new(file)));
@@ -54,14 +58,12 @@ pub(crate) fn unlabelled(path: &Path, temporary: &Path) -> Result<PackedFile> {
         if !entry.path().is_ok_and(|p| p.file_name().is_some_and(|n| n == UNLABELLED)) {
             continue;
         }
-        let count = entry.size() / IMAGE as u64;
-        let mut spool = Spool::new(temporary)?;
         let mut raw = vec![0; IMAGE];
-        for _ in 0..count {
+        for _ in 0..entry.size() / IMAGE as u64 {
             entry.read_exact(&mut raw).map_err(damaged)?;
-            spool.add(&raw)?;
+            out.write_all(&raw).map_err(Error::io(path))?;
         }
-        return PackedFile::new("stl10-unlabelled", spool.file(path), 0, count as usize, shape, true);
+        return Ok(());
     }
     Err(Error::bad(path, format!("{UNLABELLED} is missing in it")))
 }

@@ -1,21 +1,28 @@
 //! Tar archives: WebDataset shards, and plain archives of folders.
 //!
 //! Members whose names agree up to the first dot are one sample: an image (`.jpg`, `.png`, …), and perhaps its label (`.cls`, or `label` in
-//! `.json`, whose `class` is a name that goes before both). Where no member is a label, folders in the names may be, by the rule for folders. Only the headers are read when an archive
-//! is opened; images are then read from their places in it, in any order, or window by window as a stream with a shuffle buffer would
-//! give them ([`crate::Dataset::order`]). Gzipped archives can't be read so: their images are copied into a temporary file first.
+//! `.json`, whose `class` is a name that goes before both). A sample gives one image: the first whose ending has no inner dot (`x.jpg`
+//! before `x.seg.png`); the others are counted. Where all have inner dots and nothing else belongs to the sample, these are names
+//! (`2024.05.01.jpg`) and every one is an image. Where no member is a label, folders in the names may be, by the rule for folders.
+//!
+//! Only the headers are read when an archive is opened, many archives at a time; images are then read from their places in it, in any order,
+//! or window by window as a stream with a shuffle buffer would give them ([`crate::Dataset::order`]). Gzipped archives can't be read so:
+//! they are unzipped once (`copies.rs`).
 
 use std::fs::File;
 use std::io::{BufReader, Read};
-use std::path::{Component, Path};
+use std::path::{Component, Path, PathBuf};
+use std::sync::Arc;
 
 use flate2::read::MultiGzDecoder;
+use rayon::prelude::*;
 use serde_json::Value;
 
-use crate::decode::{MAX_BYTES, has_image_ending};
+use crate::copies::copied;
+use crate::decode::has_image_ending;
 use crate::encoded::Item;
 use crate::open::BadFile;
-use crate::place::{OpenFile, Place, Spool};
+use crate::place::{OpenFile, Place};
 use crate::sources::{Entries, Entry, Split};
 use crate::{Error, Result};
 
@@ -29,8 +36,11 @@ const MOST_TEXT: u64 = 1 << 20;
 #[derive(Default)]
 struct Sample {
     key: String,
-    images: Vec<Item>,
+    /// Images, and whether their endings have no inner dot.
+    images: Vec<(Item, bool)>,
     label: Option<String>,
+    /// Whether it has members that are no images.
+    has_others: bool,
 }
 
 /// Whether a file's name is an archive's.
@@ -39,39 +49,53 @@ pub(crate) fn is_archive(path: &Path) -> bool {
     ENDINGS.iter().any(|e| name.ends_with(e))
 }
 
-/// Reads the headers of `shards`. A shard that can't be read is named as bad.
+/// Reads the headers of `shards`, which lie below `root`. A shard that can't be read is named as bad.
 ///
 /// # Errors
-/// A temporary file that can't be written.
-pub(crate) fn read(shards: &[std::path::PathBuf], temporary: &Path) -> Result<Entries> {
-    let mut entries = Entries { labelled_by: "the archive (.cls or .json)", in_windows: true, ..Entries::default() };
-    for shard in shards {
-        let before = entries.found.len();
+/// A copy of a gzipped shard that can't be written.
+pub(crate) fn read(root: &Path, shards: &[PathBuf], cache: &Path) -> Result<Entries> {
+    let read = |shard: &PathBuf| -> Result<Entries> {
+        let mut found = Entries::default();
         let zipped = !shard.extension().is_some_and(|e| e.eq_ignore_ascii_case("tar"));
-        let read = if zipped { read_zipped(shard, temporary, &mut entries) } else { read_plain(shard, &mut entries) };
+        let split = Split::of_path(root, shard);
+        let read = if zipped { read_zipped(shard, split, cache, &mut found)? } else { read_file(shard, split, &mut found) };
+        let id = shard
+            .strip_prefix(root)
+            .ok()
+            .filter(|p| !p.as_os_str().is_empty())
+            .unwrap_or(Path::new(shard.file_name().unwrap_or_default()));
+        let id = id.to_string_lossy().replace('\\', "/");
         if let Err(e) = read {
-            let id = shard.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
             // What came before the damage is whole.
-            entries.bad.push(BadFile::new(id, &e));
+            found.bad.push(BadFile::new(id.clone(), &e));
         }
         if shards.len() > 1 {
-            let prefix = shard.file_stem().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
-            for entry in &mut entries.found[before..] {
-                // Names are told apart by their shard, which must not look like a folder, and so like a label.
-                if !entry.item.id.contains('/') {
-                    entry.item.id = format!("{prefix}:{}", entry.item.id);
-                }
+            // Names are told apart by their shard, which must not look like a folder, and so like a label.
+            let prefix = id.rsplit_once('.').map_or(id.as_str(), |(stem, _)| stem).replace('/', "-");
+            for entry in found.found.iter_mut().filter(|e| !e.item.id.contains('/')) {
+                entry.item.id = format!("{prefix}:{}", entry.item.id);
             }
         }
+        Ok(found)
+    };
+    let mut entries = Entries { labelled_by: "the archive (.cls or .json)", in_windows: true, ..Entries::default() };
+    // In the shards' order, however many threads read them.
+    for part in shards.par_iter().map(read).collect::<Vec<_>>() {
+        let Entries { found, bad, passed_over, .. } = part?;
+        entries.found.extend(found);
+        entries.bad.extend(bad);
+        entries.passed_over += passed_over;
     }
     Ok(entries)
 }
 
-fn read_plain(shard: &Path, entries: &mut Entries) -> Result<()> {
-    let file = OpenFile::open(shard)?;
+fn read_file(shard: &Path, split: Split, entries: &mut Entries) -> Result<()> {
+    read_plain(shard, OpenFile::open(shard)?, split, entries)
+}
+
+fn read_plain(shard: &Path, file: Arc<OpenFile>, split: Split, entries: &mut Entries) -> Result<()> {
     let length = file.length()?;
-    let reader = BufReader::new(File::open(shard).map_err(Error::io(shard))?);
-    let mut archive = tar::Archive::new(reader);
+    let mut archive = tar::Archive::new(Place::Part { file: file.clone(), start: 0, length }.reader()?);
     let members = archive.entries_with_seek().map_err(|e| damaged(shard, e))?;
     let place = |entry: &mut tar::Entry<'_, _>| -> Result<Place> {
         let (start, size) = (entry.raw_file_position(), entry.size());
@@ -80,38 +104,44 @@ fn read_plain(shard: &Path, entries: &mut Entries) -> Result<()> {
         }
         Ok(Place::Part { file: file.clone(), start, length: size })
     };
-    walk(shard, members, place, entries)
+    walk(shard, members, place, split, entries)
 }
 
-fn read_zipped(shard: &Path, temporary: &Path, entries: &mut Entries) -> Result<()> {
-    let file = File::open(shard).map_err(Error::io(shard))?;
-    // Images hardly shrink; what grows a hundred times over is no archive of images.
-    let most = file.metadata().map_or(0, |m| m.len()).saturating_mul(100).saturating_add(64 << 20);
-    let mut archive = tar::Archive::new(MultiGzDecoder::new(BufReader::new(file)).take(most));
-    let mut spool = Spool::new(temporary)?;
-    let mut count = 0;
-    let before = entries.found.len();
-    // Places are numbered first and looked up once the temporary file is whole.
-    let none = OpenFile::open(shard)?;
-    let place = |entry: &mut tar::Entry<'_, _>| -> Result<Place> {
-        let mut raw = Vec::new();
-        if entry.size() > MAX_BYTES {
-            return Err(Error::bad(shard, format!("{} bytes are more than 1 GiB", entry.size())));
+/// The inner result is that of the shard, the outer one that of the copy.
+fn read_zipped(shard: &Path, split: Split, cache: &Path, entries: &mut Entries) -> Result<Result<()>> {
+    let mut damage = None;
+    let plain = copied(shard, cache, "tar", &mut |out| {
+        let file = File::open(shard).map_err(Error::io(shard))?;
+        // Images hardly shrink; what grows a hundred times over is no archive of images.
+        let most = file.metadata().map_or(0, |m| m.len()).saturating_mul(100).saturating_add(64 << 20);
+        let mut unzipped = MultiGzDecoder::new(BufReader::new(file)).take(most + 1);
+        let (mut buffer, mut total) = (vec![0; 1 << 16], 0);
+        loop {
+            match unzipped.read(&mut buffer) {
+                Ok(0) => return Ok(true),
+                Ok(count) if total + count as u64 > most => {
+                    damage = Some(Error::bad(shard, format!("grows past {most} bytes when it is unzipped")));
+                    return Ok(false);
+                }
+                Ok(count) => {
+                    total += count as u64;
+                    std::io::Write::write_all(out, &buffer[..count]).map_err(Error::io(shard))?;
+                }
+                Err(e) => {
+                    damage = Some(damaged(shard, e));
+                    return Ok(false);
+                }
+            }
         }
-        entry.read_to_end(&mut raw).map_err(|e| damaged(shard, e))?;
-        spool.add(&raw)?;
-        count += 1;
-        Ok(Place::Part { file: none.clone(), start: count - 1, length: 0 })
+    });
+    let plain = match plain {
+        Ok(plain) => plain,
+        // A shard that is gone or closed is one bad file; a disk that is full ends it.
+        Err(e) if File::open(shard).is_err() => return Ok(Err(e)),
+        Err(e) => return Err(e),
     };
-    let members = archive.entries().map_err(|e| damaged(shard, e))?;
-    let result = walk(shard, members, place, entries);
-    let places = spool.places(shard);
-    for entry in &mut entries.found[before..] {
-        if let Place::Part { start, .. } = entry.item.place {
-            entry.item.place = places[start as usize].clone();
-        }
-    }
-    result
+    let read = read_plain(shard, plain, split, entries);
+    Ok(damage.map_or(read, Err))
 }
 
 /// Goes through the members of an archive and gathers samples.
@@ -119,9 +149,9 @@ fn walk<R: Read>(
     shard: &Path,
     members: tar::Entries<'_, R>,
     mut place: impl FnMut(&mut tar::Entry<'_, R>) -> Result<Place>,
+    split: Split,
     entries: &mut Entries,
 ) -> Result<()> {
-    let split = Split::of_file(shard);
     let mut sample = Sample::default();
     for member in members {
         let mut member = match member {
@@ -141,10 +171,13 @@ fn walk<R: Read>(
         let ending = ending.to_ascii_lowercase();
         if has_image_ending(&path) {
             match place(&mut member) {
-                Ok(place) => sample.images.push(Item { id: name, place }),
+                Ok(place) => sample.images.push((Item { id: name, place }, !ending.contains('.'))),
                 Err(e) => entries.bad.push(BadFile::new(name, &e)),
             }
-        } else if (ending == "cls" || ending == "json") && member.size() <= MOST_TEXT {
+            continue;
+        }
+        sample.has_others = true;
+        if (ending == "cls" || ending == "json") && member.size() <= MOST_TEXT {
             let mut text = String::new();
             if member.read_to_string(&mut text).is_err() {
                 entries.bad.push(BadFile { id: name, reason: "its label is no text".into() });
@@ -163,8 +196,15 @@ fn walk<R: Read>(
 }
 
 fn finish(sample: &mut Sample, split: Split, entries: &mut Entries) {
-    let Sample { images, label, .. } = std::mem::take(sample);
-    entries.found.extend(images.into_iter().map(|item| Entry { item, label: label.clone(), split }));
+    let Sample { images, label, has_others, .. } = std::mem::take(sample);
+    let plain = images.iter().position(|(_, plain)| *plain);
+    let chosen = plain.or(has_others.then_some(0));
+    for (i, (item, _)) in images.into_iter().enumerate() {
+        match chosen {
+            Some(chosen) if chosen != i => entries.passed_over += 1,
+            _ => entries.found.push(Entry { item, label: label.clone(), split }),
+        }
+    }
 }
 
 /// A member's name with forward slashes, unless it is hidden or leads out of the archive.

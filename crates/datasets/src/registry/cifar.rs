@@ -1,6 +1,6 @@
 //! CIFAR-10 and CIFAR-100 in their binary form.
 
-use super::{Checksum, DatasetSpec, Kind, Layout, RemoteFile, SplitSizes};
+use super::{Checksum, DatasetSpec, Kind, Layout, RemoteFile, Size, SplitSizes};
 use crate::formats::cifar::CLASSES_10;
 
 const SPLITS: SplitSizes = SplitSizes { train: 50_000, test: 10_000 };
@@ -19,8 +19,11 @@ pub(super) const CIFAR10: DatasetSpec = DatasetSpec {
     splits: SPLITS,
     files: &[RemoteFile {
         name: "cifar-10-binary.tar.gz",
-        urls: &["https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"],
-        size: Some(170_052_171),
+        urls: &[
+            "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz",
+            "https://storage.googleapis.com/s4tf-hosted-binaries/datasets/CIFAR10/cifar-10-binary.tar.gz",
+        ],
+        size: Size::Exact(170_052_171),
         checksum: Checksum::Sha256("c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd"),
     }],
     layout: Layout::Cifar(Kind::Ten),
@@ -38,7 +41,7 @@ pub(super) const CIFAR100: DatasetSpec = DatasetSpec {
     files: &[RemoteFile {
         name: "cifar-100-binary.tar.gz",
         urls: &["https://www.cs.toronto.edu/~kriz/cifar-100-binary.tar.gz"],
-        size: Some(168_513_733),
+        size: Size::Exact(168_513_733),
         checksum: Checksum::Sha256("58a81ae192c23a4be8b1804d68e518ed807d710a4eb253b1f2a199162a40d8ec"),
     }],
     layout: Layout::Cifar(Kind::Hundred),

@@ -1,6 +1,6 @@
 //! EuroSAT: patches of Sentinel-2 images in red, green and blue.
 
-use super::{Checksum, DatasetSpec, Layout, RemoteFile, SplitSizes};
+use super::{Checksum, DatasetSpec, Layout, RemoteFile, Size, SplitSizes};
 
 /// EuroSAT in three channels.
 pub(super) const EUROSAT: DatasetSpec = DatasetSpec {
@@ -17,7 +17,7 @@ pub(super) const EUROSAT: DatasetSpec = DatasetSpec {
             "https://huggingface.co/datasets/torchgeo/eurosat/resolve/c877bcd43f099cd0196738f714544e355477f3fd/EuroSAT.zip",
             "https://madm.dfki.de/files/sentinel/EuroSAT.zip",
         ],
-        size: Some(94_280_567),
+        size: Size::Exact(94_280_567),
         checksum: Checksum::Sha256("8ebea626349354c5328b142b96d0430e647051f26efc2dc974c843f25ecf70bd"),
     }],
     layout: Layout::Folder("2750"),

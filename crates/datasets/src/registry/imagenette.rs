@@ -1,6 +1,6 @@
 //! Imagenette: ten classes of ImageNet, as a folder of JPEG files.
 
-use super::{Checksum, DatasetSpec, Layout, RemoteFile, SplitSizes};
+use super::{Checksum, DatasetSpec, Layout, RemoteFile, Size, SplitSizes};
 
 const SPLITS: SplitSizes = SplitSizes { train: 9_469, test: 3_925 };
 const LICENCE: &str = "Apache-2.0 (the selection); images from ImageNet, for research";
@@ -19,7 +19,7 @@ pub(super) const IMAGENETTE: DatasetSpec = DatasetSpec {
     files: &[RemoteFile {
         name: "imagenette2-320.tgz",
         urls: &["https://s3.amazonaws.com/fast-ai-imageclas/imagenette2-320.tgz"],
-        size: None,
+        size: Size::Exact(341_663_724),
         checksum: Checksum::Md5("3df6f0d01a2c9592104656642f5e78a3"),
     }],
     layout: Layout::Folder("imagenette2-320"),
@@ -37,7 +37,7 @@ pub(super) const IMAGENETTE_160: DatasetSpec = DatasetSpec {
     files: &[RemoteFile {
         name: "imagenette2-160.tgz",
         urls: &["https://s3.amazonaws.com/fast-ai-imageclas/imagenette2-160.tgz"],
-        size: None,
+        size: Size::AtMost(110_000_000),
         checksum: Checksum::Md5("e793b78cc4c9e9a4ccc0c1155377a412"),
     }],
     layout: Layout::Folder("imagenette2-160"),

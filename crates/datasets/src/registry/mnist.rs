@@ -1,20 +1,20 @@
 //! MNIST and the sets made after it, as gzipped IDX files.
 
-use super::{Checksum, DatasetSpec, Layout, RemoteFile, SplitSizes};
+use super::{Checksum, DatasetSpec, Layout, RemoteFile, Size, SplitSizes};
 
 const SPLITS: SplitSizes = SplitSizes { train: 60_000, test: 10_000 };
 
 macro_rules! file {
     ($name:literal, $size:expr, $sha256:literal, $($base:literal),+) => {
-        RemoteFile { name: $name, urls: &[$(concat!($base, $name)),+], size: $size, checksum: Checksum::Sha256($sha256) }
+        RemoteFile { name: $name, urls: &[$(concat!($base, $name)),+], size: Size::Exact($size), checksum: Checksum::Sha256($sha256) }
     };
 }
 
 macro_rules! mnist {
-    ($name:literal, $sha256:literal) => {
+    ($name:literal, $size:literal, $sha256:literal) => {
         file!(
             $name,
-            None,
+            $size,
             $sha256,
             "https://ossci-datasets.s3.amazonaws.com/mnist/",
             "https://storage.googleapis.com/cvdf-datasets/mnist/"
@@ -23,20 +23,21 @@ macro_rules! mnist {
 }
 
 macro_rules! fashion {
-    ($name:literal, $sha256:literal) => {
+    ($name:literal, $size:literal, $sha256:literal) => {
         file!(
             $name,
-            None,
+            $size,
             $sha256,
             "https://raw.githubusercontent.com/zalandoresearch/fashion-mnist/master/data/fashion/",
-            "https://github.com/zalandoresearch/fashion-mnist/raw/master/data/fashion/"
+            "https://github.com/zalandoresearch/fashion-mnist/raw/master/data/fashion/",
+            "https://storage.googleapis.com/tensorflow/tf-keras-datasets/"
         )
     };
 }
 
 macro_rules! kmnist {
     ($name:literal, $size:literal, $sha256:literal) => {
-        file!($name, Some($size), $sha256, "https://codh.rois.ac.jp/kmnist/dataset/kmnist/")
+        file!($name, $size, $sha256, "https://codh.rois.ac.jp/kmnist/dataset/kmnist/")
     };
 }
 
@@ -68,10 +69,10 @@ pub(super) const FASHION_MNIST: DatasetSpec = DatasetSpec {
     classes: FASHION_CLASSES,
     splits: SPLITS,
     files: &[
-        fashion!("train-images-idx3-ubyte.gz", "3aede38d61863908ad78613f6a32ed271626dd12800ba2636569512369268a84"),
-        fashion!("train-labels-idx1-ubyte.gz", "a04f17134ac03560a47e3764e11b92fc97de4d1bfaf8ba1a3aa29af54cc90845"),
-        fashion!("t10k-images-idx3-ubyte.gz", "346e55b948d973a97e58d2351dde16a484bd415d4595297633bb08f03db6a073"),
-        fashion!("t10k-labels-idx1-ubyte.gz", "67da17c76eaffca5446c3361aaab5c3cd6d1c2608764d35dfb1850b086bf8dd5"),
+        fashion!("train-images-idx3-ubyte.gz", 26_421_880, "3aede38d61863908ad78613f6a32ed271626dd12800ba2636569512369268a84"),
+        fashion!("train-labels-idx1-ubyte.gz", 29_515, "a04f17134ac03560a47e3764e11b92fc97de4d1bfaf8ba1a3aa29af54cc90845"),
+        fashion!("t10k-images-idx3-ubyte.gz", 4_422_102, "346e55b948d973a97e58d2351dde16a484bd415d4595297633bb08f03db6a073"),
+        fashion!("t10k-labels-idx1-ubyte.gz", 5_148, "67da17c76eaffca5446c3361aaab5c3cd6d1c2608764d35dfb1850b086bf8dd5"),
     ],
     layout: Layout::Mnist,
 };
@@ -86,10 +87,10 @@ pub(super) const MNIST: DatasetSpec = DatasetSpec {
     classes: &["0", "1", "2", "3", "4", "5", "6", "7", "8", "9"],
     splits: SPLITS,
     files: &[
-        mnist!("train-images-idx3-ubyte.gz", "440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609"),
-        mnist!("train-labels-idx1-ubyte.gz", "3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c"),
-        mnist!("t10k-images-idx3-ubyte.gz", "8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6"),
-        mnist!("t10k-labels-idx1-ubyte.gz", "f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6"),
+        mnist!("train-images-idx3-ubyte.gz", 9_912_422, "440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609"),
+        mnist!("train-labels-idx1-ubyte.gz", 28_881, "3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c"),
+        mnist!("t10k-images-idx3-ubyte.gz", 1_648_877, "8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6"),
+        mnist!("t10k-labels-idx1-ubyte.gz", 4_542, "f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6"),
     ],
     layout: Layout::Mnist,
 };

@@ -55,6 +55,32 @@ pub struct SplitSizes {
     pub test: usize,
 }
 
+/// The size of a file to download, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Size {
+    /// It has exactly as many.
+    Exact(u64),
+    /// Its authors do not say; it has no more than these, whatever a server sends.
+    AtMost(u64),
+}
+
+impl Size {
+    /// The most that the file may have.
+    pub fn most(self) -> u64 {
+        match self {
+            Self::Exact(bytes) | Self::AtMost(bytes) => bytes,
+        }
+    }
+
+    /// What it has, where that is known.
+    pub fn exact(self) -> Option<u64> {
+        match self {
+            Self::Exact(bytes) => Some(bytes),
+            Self::AtMost(_) => None,
+        }
+    }
+}
+
 /// A file to download.
 #[derive(Debug, Clone, Copy)]
 pub struct RemoteFile {
@@ -62,8 +88,8 @@ pub struct RemoteFile {
     pub name: &'static str,
     /// Addresses to try, in order.
     pub urls: &'static [&'static str],
-    /// Its size in bytes, where it is published.
-    pub size: Option<u64>,
+    /// Its size.
+    pub size: Size,
     /// The checksum of its content.
     pub checksum: Checksum,
 }
@@ -140,6 +166,20 @@ pub fn dataset(name: &str) -> Result<&'static DatasetSpec> {
     })
 }
 
+/// Names that stand for several data sets.
+pub static GROUPS: &[(&str, &[DatasetSpec])] = &[("medmnist", medmnist::ALL)];
+
+/// The data sets that `name` stands for: one, or those of a group.
+///
+/// # Errors
+/// As [`dataset`].
+pub fn datasets(name: &str) -> Result<Vec<&'static DatasetSpec>> {
+    match GROUPS.iter().find(|(group, _)| *group == name) {
+        Some((_, members)) => members.iter().map(|spec| dataset(spec.name)).collect(),
+        None => Ok(vec![dataset(name)?]),
+    }
+}
+
 /// The data set called `name`, if there is one.
 pub(crate) fn find(name: &str) -> Option<&'static DatasetSpec> {
     DATASETS.iter().find(|d| d.name == name || name.contains('_') && d.name == name.replace('_', "-"))
@@ -177,12 +217,16 @@ mod tests {
                     Checksum::Sha256(text) => (text, 64),
                     Checksum::Md5(text) => (text, 32),
                 };
+                assert!((1..4 << 30).contains(&file.size.most()), "{}: {:?}", file.name, file.size);
                 assert!(text.len() == length && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')), "{text}");
             }
         }
         assert_eq!(dataset("fashion_mnist").map(|d| d.name).ok(), Some("fashion-mnist"));
         let names: std::collections::BTreeSet<&str> = DATASETS.iter().map(|d| d.name).collect();
         assert_eq!(names.len(), DATASETS.len(), "names differ");
+        assert_eq!(datasets("medmnist").map(|d| d.len()).ok(), Some(12));
+        assert!(datasets("stl10").is_ok_and(|d| d.len() == 1) && datasets("medmnits").is_err());
+        assert!(GROUPS.iter().all(|(name, _)| find(name).is_none()), "groups and data sets have different names");
         let text = dataset("cifra10").expect_err("unknown").to_string();
         assert!(text.contains("`cifar10`"), "{text}");
     }

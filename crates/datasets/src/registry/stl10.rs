@@ -1,6 +1,6 @@
 //! STL-10: few images with labels and many without.
 
-use super::{Checksum, DatasetSpec, Layout, RemoteFile, SplitSizes};
+use super::{Checksum, DatasetSpec, Layout, RemoteFile, Size, SplitSizes};
 use crate::formats::stl10::CLASSES;
 
 const FILES: &[RemoteFile] = &[RemoteFile {
@@ -9,7 +9,7 @@ const FILES: &[RemoteFile] = &[RemoteFile {
         "https://cs.stanford.edu/~acoates/stl10/stl10_binary.tar.gz",
         "https://ai.stanford.edu/~acoates/stl10/stl10_binary.tar.gz",
     ],
-    size: Some(2_640_397_119),
+    size: Size::Exact(2_640_397_119),
     checksum: Checksum::Sha256("f31fd99273a1acb8609c8db427cebb1de3f71de77758cdc0e22956e1289b9866"),
 }];
 const LICENCE: &str = "not stated; images from ImageNet, for research";
