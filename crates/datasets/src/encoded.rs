@@ -12,6 +12,7 @@ use crate::decode::{HEAD, Header, MAX_BYTES, decode_as, header};
 use crate::formats::webdataset::windowed;
 use crate::labels::Labels;
 use crate::open::BadFile;
+use crate::part::{Choose, Part};
 use crate::place::Place;
 use crate::{Dataset, Error, Result, Sample};
 
@@ -121,7 +122,12 @@ impl Item {
 
     /// The image, in 8 bits.
     pub(crate) fn decode(&self, root: &std::path::Path, channels: usize) -> Result<image::DynamicImage> {
-        decode_as(&self.place.read(MAX_BYTES + 1)?, &self.path(root), channels)
+        self.decode_part(root, channels, &mut |_, _| Vec::new()).map(|part| part.image)
+    }
+
+    /// What `choose` wants of the image, in 8 bits.
+    fn decode_part(&self, root: &std::path::Path, channels: usize, choose: &mut Choose<'_>) -> Result<Part> {
+        decode_as(&self.place.read(MAX_BYTES + 1)?, &self.path(root), channels, choose)
     }
 }
 
@@ -135,6 +141,12 @@ impl Dataset for EncodedImages {
     fn get(&self, index: usize) -> Result<Sample> {
         match self.items.get(index) {
             Some(item) => Ok(Sample { image: item.decode(&self.root, self.channels)?, label: self.label(index) }),
+            None => Err(Error::BadSetting(format!("{}: image {index} of {} does not exist", self.name, self.len()))),
+        }
+    }
+    fn get_part(&self, index: usize, choose: &mut Choose<'_>) -> Result<Part> {
+        match self.items.get(index) {
+            Some(item) => item.decode_part(&self.root, self.channels, choose),
             None => Err(Error::BadSetting(format!("{}: image {index} of {} does not exist", self.name, self.len()))),
         }
     }
