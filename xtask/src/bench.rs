@@ -12,6 +12,7 @@ mod knn;
 mod methods;
 mod report;
 mod section;
+mod views;
 
 use report::{Comparison, Measurement};
 use section::Machine;
@@ -37,6 +38,8 @@ pub enum BenchCommand {
     Methods(methods::MethodsArgs),
     /// The exact k-NN search against FAISS's, in turn, and whether both find the same neighbours.
     Knn(knn::KnnArgs),
+    /// JPEGs to views against other libraries, in turn, and two threads against one, into docs/benchmarks.md.
+    Views(views::ViewsArgs),
 }
 
 /// What to compare, and with which program.
@@ -129,6 +132,7 @@ pub fn run(command: &BenchCommand) -> Result<()> {
         BenchCommand::Peers(args) => peers(args),
         BenchCommand::Methods(args) => methods::run(args),
         BenchCommand::Knn(args) => knn::run(args),
+        BenchCommand::Views(args) => views::run(args),
     }
 }
 

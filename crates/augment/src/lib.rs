@@ -15,6 +15,10 @@
 //! rounding between operations, so that results are the reference's up to a level. The operations themselves, without
 //! randomness, are in [`ops`].
 //!
+//! # Parts of images
+//! Where a view is cut from an image depends on the image's size alone, so that a reader can ask what is [`needed`] before it decodes, and
+//! give [`render_excerpt`] that much.
+//!
 //! # Kinds of images
 //! Views have 1 to 16 channels. Those of other than 1 and 3 (satellites' bands, say) are made of images with as many, by
 //! [`render_raster`] from a [`Raster`]; plans for them may hold no step that needs colour. For views of 1 and 3 channels
@@ -56,6 +60,6 @@ pub use normalize::Normalize;
 pub use pixels::Pixels;
 pub use plan::{ViewGroup, ViewPlan, ViewSpec};
 pub use raster::{Levels, Raster};
-pub use render::{render, render_image, render_raster};
+pub use render::{Excerpt, needed, render, render_excerpt, render_image, render_raster};
 pub use transform::{Interpolation, Transform};
 pub use views::{ByolViews, DinoViews, SimclrViews};

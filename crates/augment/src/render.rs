@@ -32,11 +32,63 @@ pub fn render_raster(plan: &ViewPlan, view: usize, image: &Raster<'_>, key: Draw
     render_from(plan, view, Source::Raster(image), key, out)
 }
 
+/// A part of an image: what [`render_excerpt`] takes instead of all of it.
+#[derive(Debug, Clone, Copy)]
+pub struct Excerpt<'a> {
+    /// The part's pixels.
+    pub image: &'a DynamicImage,
+    /// Where the part's upper left corner lies in the image, in pixels from the left and from the top.
+    pub place: (u32, u32),
+    /// Width and height of the whole image in pixels.
+    pub whole: (u32, u32),
+}
+
+/// The part of a `width` × `height` image that view `view` is made of; `None` when it may be all. A view needs no pixel outside.
+///
+/// # Errors
+/// When the plan has no such view or the image has no pixels.
+pub fn needed(plan: &ViewPlan, view: usize, (width, height): (u32, u32), key: DrawKey) -> Result<Option<Region>> {
+    Ok(match window(find(plan, view)?, width, height, &mut Draws::new(key))?.0 {
+        Window::Cut(region) => Some(region),
+        Window::Part(_) => None,
+    })
+}
+
+/// As [`render`], of an image of which no more than what is [`needed`] has to be there. The view is the whole image's.
+///
+/// # Errors
+/// As [`render`]; when the excerpt does not hold what the view is made of.
+pub fn render_excerpt(plan: &ViewPlan, view: usize, excerpt: &Excerpt<'_>, key: DrawKey, out: &mut [f32]) -> Result<()> {
+    render_from(plan, view, Source::Excerpt(excerpt), key, out)
+}
+
 /// What a view is made of.
 #[derive(Clone, Copy)]
 enum Source<'a> {
     Image(&'a DynamicImage),
+    Excerpt(&'a Excerpt<'a>),
     Raster(&'a Raster<'a>),
+}
+
+impl Excerpt<'_> {
+    /// Where `window` of the whole image lies in the excerpt.
+    fn place(&self, window: Window) -> Result<Window> {
+        let (width, height) = (self.image.width(), self.image.height());
+        if self.place == (0, 0) && self.whole == (width, height) {
+            return Ok(window);
+        }
+        let inside = |start: u32, length: u32, from: u32, side: u32| {
+            start.checked_sub(from).filter(|&s| u64::from(s) + u64::from(length) <= u64::from(side))
+        };
+        if let Window::Cut(r) = window
+            && let Some(left) = inside(r.left, r.width, self.place.0, width)
+            && let Some(top) = inside(r.top, r.height, self.place.1, height)
+        {
+            return Ok(Window::Cut(Region { left, top, ..r }));
+        }
+        let reason = format!("{window:?} of the image is not in the {width} × {height} excerpt at {:?}", self.place);
+        Err(Error::Resize { width: self.whole.0, height: self.whole.1, reason })
+    }
 }
 
 fn render_from(plan: &ViewPlan, view: usize, image: Source<'_>, key: DrawKey, out: &mut [f32]) -> Result<()> {
@@ -97,9 +149,10 @@ fn with_pixels<T>(
         let mut draws = Draws::new(key);
         let (width, height, channels) = match image {
             Source::Image(image) => (image.width(), image.height(), usize::from(image.color().channel_count())),
+            Source::Excerpt(e) => (e.whole.0, e.whole.1, usize::from(e.image.color().channel_count())),
             Source::Raster(image) => (image.width, image.height, image.channels),
         };
-        if channels != plan.channels && !(matches!(plan.channels, 1 | 3) && matches!(image, Source::Image(_))) {
+        if channels != plan.channels && (!matches!(plan.channels, 1 | 3) || matches!(image, Source::Raster(_))) {
             return Err(Error::WrongChannels { found: channels, expected: plan.channels });
         }
         let (window, interpolation) = window(spec, width, height, &mut draws)?;
@@ -107,6 +160,10 @@ fn with_pixels<T>(
         match image {
             Source::Image(image) => {
                 ops::load(image, window, interpolation, (size.0, size.1, plan.channels), resample, pixels)?;
+            }
+            Source::Excerpt(e) => {
+                let window = e.place(window)?;
+                ops::load(e.image, window, interpolation, (size.0, size.1, plan.channels), resample, pixels)?;
             }
             Source::Raster(image) => ops::load_raster(image, window, interpolation, size, resample, pixels)?,
         }

@@ -9,6 +9,7 @@ use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng;
 use rayon::prelude::*;
 
+use crate::part::{Choose, Part};
 use crate::{Bands, Error, Result};
 
 /// One image with its label, if it has one.
@@ -38,6 +39,16 @@ pub trait Dataset: Send + Sync {
     /// # Errors
     /// An index past the end, an image that can't be read.
     fn get(&self, index: usize) -> Result<Sample>;
+
+    /// Decodes of image number `index` at least what `choose` wants of it, and says what that is: readers that need only parts of large
+    /// images get them sooner. Pixels are those of [`Dataset::get`].
+    ///
+    /// # Errors
+    /// As [`Dataset::get`].
+    fn get_part(&self, index: usize, choose: &mut Choose<'_>) -> Result<Part> {
+        let _ = choose;
+        Ok(Part::whole(self.get(index)?.image))
+    }
 
     /// The encoded content of image number `index`, where it lies encoded: what a copy of the data set can keep as it is.
     fn encoded(&self, index: usize) -> Option<Result<Vec<u8>>> {
@@ -158,6 +169,12 @@ impl Dataset for Subset {
     fn get(&self, index: usize) -> Result<Sample> {
         match self.index.get(index) {
             Some(&i) => self.whole.get(i),
+            None => Err(Error::BadSetting(format!("{}: image {index} of {} does not exist", self.name(), self.len()))),
+        }
+    }
+    fn get_part(&self, index: usize, choose: &mut Choose<'_>) -> Result<Part> {
+        match self.index.get(index) {
+            Some(&i) => self.whole.get_part(i, choose),
             None => Err(Error::BadSetting(format!("{}: image {index} of {} does not exist", self.name(), self.len()))),
         }
     }

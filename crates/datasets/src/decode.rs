@@ -10,6 +10,7 @@ use std::path::Path;
 use image::metadata::Orientation;
 use image::{DynamicImage, ImageDecoder, ImageReader, Limits};
 
+use crate::part::{Choose, Part};
 use crate::{Error, Result};
 
 /// Endings of image files, in lower case.
@@ -80,11 +81,20 @@ pub fn decode(path: &Path) -> Result<DynamicImage> {
 /// # Errors
 /// As [`decode`].
 pub fn decode_bytes(raw: &[u8], name: &Path) -> Result<DynamicImage> {
+    decode_part(raw, name, &mut |_, _| Vec::new()).map(|part| part.image)
+}
+
+/// Decodes what is needed of the content of an image file: `choose` is told the upright image's width and height. Of most JPEGs only the
+/// rectangles that it wants are decoded, of other images all; pixels are the same as those of [`decode_bytes`].
+///
+/// # Errors
+/// As [`decode`]. Damage behind the part that is needed may go unnoticed.
+pub fn decode_part(raw: &[u8], name: &Path, choose: &mut Choose<'_>) -> Result<Part> {
     if raw.len() as u64 > MAX_BYTES {
         return Err(bad(name, "larger than 1 GiB"));
     }
     if raw.starts_with(&[0xff, 0xd8]) {
-        return jpeg::decode(raw, name);
+        return jpeg::decode(raw, name, choose);
     }
     if raw.is_empty() {
         return Err(bad(name, "the file is empty"));
@@ -98,13 +108,14 @@ pub fn decode_bytes(raw: &[u8], name: &Path) -> Result<DynamicImage> {
     let orientation = decoder.orientation().unwrap_or(Orientation::NoTransforms);
     let mut image = DynamicImage::from_decoder(decoder).map_err(|e| bad(name, e))?;
     image.apply_orientation(orientation);
-    Ok(image)
+    Ok(Part::whole(image))
 }
 
-/// As [`decode_bytes`], in 8 bits and 1 or 3 channels: alpha is dropped, gray repeated.
-pub(crate) fn decode_as(raw: &[u8], name: &Path, channels: usize) -> Result<DynamicImage> {
-    let image = decode_bytes(raw, name)?;
-    Ok(if channels == 1 { image.into_luma8().into() } else { image.into_rgb8().into() })
+/// As [`decode_part`], in 8 bits and 1 or 3 channels: alpha is dropped, gray repeated.
+pub(crate) fn decode_as(raw: &[u8], name: &Path, channels: usize, choose: &mut Choose<'_>) -> Result<Part> {
+    let Part { image, left, top, width, height } = decode_part(raw, name, choose)?;
+    let image = if channels == 1 { image.into_luma8().into() } else { image.into_rgb8().into() };
+    Ok(Part { image, left, top, width, height })
 }
 
 /// Reads an image's header from the beginning of its content.

@@ -12,6 +12,7 @@ use crate::decode::{HEADS, Header, MAX_BYTES, bands, decode_as, header, header_o
 use crate::formats::webdataset::windowed;
 use crate::labels::Labels;
 use crate::open::BadFile;
+use crate::part::{Choose, Part};
 use crate::place::Place;
 use crate::{Bands, Dataset, Error, Result, Sample};
 
@@ -173,7 +174,12 @@ impl Item {
 
     /// The image, in 8 bits.
     pub(crate) fn decode(&self, root: &Path, channels: usize) -> Result<image::DynamicImage> {
-        decode_as(&self.place.read(MAX_BYTES + 1)?, &self.path(root), channels)
+        self.decode_part(root, channels, &mut |_, _| Vec::new()).map(|part| part.image)
+    }
+
+    /// What `choose` wants of the image, in 8 bits.
+    fn decode_part(&self, root: &Path, channels: usize, choose: &mut Choose<'_>) -> Result<Part> {
+        decode_as(&self.place.read(MAX_BYTES + 1)?, &self.path(root), channels, choose)
     }
 }
 
@@ -190,6 +196,13 @@ impl Dataset for EncodedImages {
                 Ok(Sample { image: item.decode_bands(&self.root)?.preview(), label: self.label(index) })
             }
             Some(item) => Ok(Sample { image: item.decode(&self.root, self.channels)?, label: self.label(index) }),
+            None => Err(Error::BadSetting(format!("{}: image {index} of {} does not exist", self.name, self.len()))),
+        }
+    }
+    fn get_part(&self, index: usize, choose: &mut Choose<'_>) -> Result<Part> {
+        match self.items.get(index) {
+            Some(_) if self.is_bands() => Ok(Part::whole(self.get(index)?.image)),
+            Some(item) => item.decode_part(&self.root, self.channels, choose),
             None => Err(Error::BadSetting(format!("{}: image {index} of {} does not exist", self.name, self.len()))),
         }
     }

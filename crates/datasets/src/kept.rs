@@ -8,6 +8,7 @@ use rayon::prelude::*;
 use crate::encoded::{EncodedImages, Item};
 use crate::labels::Labels;
 use crate::open::BadFile;
+use crate::part::{Choose, Part, Rect};
 use crate::place::Place;
 use crate::{Bands, Dataset, Error, Result, Sample};
 
@@ -87,6 +88,13 @@ impl Kept {
             Self::Bands(b) => Some(b.preview()),
         }
     }
+
+    fn part(&self, channels: usize, choose: &mut Choose<'_>) -> Option<Part> {
+        match self {
+            Self::Picture(p) => p.part(channels, choose),
+            Self::Bands(b) => Some(Part::whole(b.preview())),
+        }
+    }
 }
 
 impl Pixels {
@@ -95,11 +103,24 @@ impl Pixels {
     }
 
     fn image(&self, channels: usize) -> Option<DynamicImage> {
-        let data = self.data.to_vec();
-        match channels {
-            1 => GrayImage::from_raw(self.width, self.height, data).map(DynamicImage::from),
-            _ => RgbImage::from_raw(self.width, self.height, data).map(DynamicImage::from),
-        }
+        image(self.width, self.height, channels, self.data.to_vec())
+    }
+
+    /// A copy of what `choose` wants, rather than of all.
+    fn part(&self, channels: usize, choose: &mut Choose<'_>) -> Option<Part> {
+        let (_, Rect { left, top, width, height }) = Rect::wanted(choose, self.width, self.height);
+        let rows = self.data.chunks_exact(self.width as usize * channels).skip(top as usize).take(height as usize);
+        let columns = left as usize * channels..(left + width) as usize * channels;
+        let mut data = Vec::with_capacity(columns.len() * height as usize);
+        rows.for_each(|row| data.extend_from_slice(&row[columns.clone()]));
+        Some(Part { image: image(width, height, channels, data)?, left, top, width: self.width, height: self.height })
+    }
+}
+
+fn image(width: u32, height: u32, channels: usize, data: Vec<u8>) -> Option<DynamicImage> {
+    match channels {
+        1 => GrayImage::from_raw(width, height, data).map(DynamicImage::from),
+        _ => RgbImage::from_raw(width, height, data).map(DynamicImage::from),
     }
 }
 
@@ -115,6 +136,10 @@ impl Dataset for InMemory {
             Some(image) => Ok(Sample { image, label: self.label(index) }),
             None => Err(Error::BadSetting(format!("{}: image {index} of {} does not exist", self.name, self.len()))),
         }
+    }
+    fn get_part(&self, index: usize, choose: &mut Choose<'_>) -> Result<Part> {
+        let missing = || Error::BadSetting(format!("{}: image {index} of {} does not exist", self.name, self.len()));
+        self.images.get(index).and_then(|p| p.part(self.channels, choose)).ok_or_else(missing)
     }
     fn bands(&self, index: usize) -> Option<Result<Bands>> {
         match self.images.get(index) {

@@ -4,10 +4,15 @@
 //! Batch `b` of epoch `e` holds the samples `order(e)[b·size .. (b+1)·size]`, where the order is [`epoch_order`] or what the
 //! data set asks for ([`Dataset::order`]: archives too large for memory are read from front to back); the last, smaller batch of an epoch is left
 //! out. Each view is drawn from the stream of (seed, epoch, sample, view), so that neither the number of threads nor a
-//! resume in the middle of an epoch changes a pixel. At most `threads + 2` batches are held at once, and fewer where they would
-//! take more than half a gigabyte.
+//! resume in the middle of an epoch changes a pixel.
+//!
+//! The images of a batch are handed out in blocks of up to sixteen, each of which is written to its own slice of the batch's memory: even
+//! one batch keeps all threads busy. Two batches are in the making at a time, so that no thread waits for the last block of one; their
+//! blocks are taken in order, so that the earlier batch is ready first. At most `threads + 2` batches are held at once, and fewer where
+//! they would take more than half a gigabyte.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -16,8 +21,9 @@ use candle_core::{Device, Tensor};
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng;
-use twinsight_augment::{DrawKey, ViewPlan};
-use twinsight_datasets::Dataset;
+use rayon::ThreadPool;
+use twinsight_augment::{DrawKey, Excerpt, ViewPlan, needed, render_excerpt};
+use twinsight_datasets::{Dataset, Part, Rect};
 
 use crate::picture::Picture;
 use crate::{Error, Result};
@@ -59,6 +65,11 @@ struct Shared {
     config: LoaderConfig,
     per_epoch: u64,
     ahead: u64,
+    /// The threads that make views.
+    pool: ThreadPool,
+    /// Held while the blocks of a batch are handed out: those of the next come after them.
+    turn: Mutex<()>,
+    closing: AtomicBool,
     state: Mutex<State>,
     changed: Condvar,
 }
@@ -79,6 +90,14 @@ struct Raw {
     samples: Vec<usize>,
 }
 
+/// What was read of an image.
+enum Found {
+    /// What the views' crops need of a picture.
+    Part(Part),
+    /// All of an image of other channels or bits than pictures have.
+    Bands(Picture),
+}
+
 impl Loader {
     /// Starts threads that make batches from number `first` (counted from the run's start) on.
     ///
@@ -91,10 +110,15 @@ impl Loader {
             0 => std::thread::available_parallelism().map_or(1, usize::from),
             n => n,
         };
+        let cannot = |e: String| Error::Config(format!("data.workers = {count}: cannot start that many threads: {e}"));
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(count).thread_name(|i| format!("loader-{i}"));
         let shared = Arc::new(Shared {
             per_epoch,
             ahead: ahead(&config, count),
             config,
+            pool: pool.build().map_err(|e| cannot(e.to_string()))?,
+            turn: Mutex::new(()),
+            closing: AtomicBool::new(false),
             state: Mutex::new(State {
                 next_to_make: first,
                 next_to_take: first,
@@ -105,14 +129,13 @@ impl Loader {
             }),
             changed: Condvar::new(),
         });
-        let threads = (0..count)
-            .map(|i| {
-                let shared = shared.clone();
-                std::thread::Builder::new().name(format!("loader-{i}")).spawn(move || shared.work())
-            })
-            .collect::<std::io::Result<Vec<_>>>()
-            .map_err(|e| Error::Config(format!("data.workers = {count}: cannot start that many threads: {e}")))?;
-        Ok(Self { shared, threads, device: device.clone(), waited: Duration::ZERO })
+        let mut loader = Self { shared, threads: Vec::new(), device: device.clone(), waited: Duration::ZERO };
+        for i in 0..IN_THE_MAKING {
+            let shared = loader.shared.clone();
+            let thread = std::thread::Builder::new().name(format!("batches-{i}")).spawn(move || shared.work());
+            loader.threads.push(thread.map_err(|e| cannot(e.to_string()))?);
+        }
+        Ok(loader)
     }
 
     /// The next batch, in order.
@@ -160,6 +183,7 @@ impl Loader {
 
 impl Drop for Loader {
     fn drop(&mut self) {
+        self.shared.closing.store(true, Ordering::Relaxed);
         self.shared.lock().closed = true;
         self.shared.changed.notify_all();
         for thread in self.threads.drain(..) {
@@ -168,6 +192,11 @@ impl Drop for Loader {
         }
     }
 }
+
+/// Batches that are in the making at once.
+const IN_THE_MAKING: usize = 2;
+/// Images of a block, at most: few enough that threads end a batch together.
+const BLOCK: usize = 16;
 
 /// Bytes of batches that are made ahead of the step, where that leaves two of them.
 const AHEAD_BYTES: usize = 512 << 20;
@@ -210,8 +239,11 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Makes batches, one after the other, until the loader is closed.
     fn work(&self) {
         loop {
+            // Batches are numbered and handed out in turn, so that blocks of the earlier are taken first.
+            let turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
             let mut state = self.lock();
             while !state.closed && state.next_to_make >= state.next_to_take + self.ahead {
                 state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
@@ -233,40 +265,88 @@ impl Shared {
                 }
             };
             drop(state);
-            let made =
-                std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| self.make(epoch, number % self.per_epoch, &order)))
-                    .unwrap_or_else(|_| Err(Error::Config("a loader thread panicked; the message above says where".into())));
+            let make = || self.make(epoch, number % self.per_epoch, &order, turn);
+            let made = std::panic::catch_unwind(std::panic::AssertUnwindSafe(make))
+                .unwrap_or_else(|_| Err(Error::Config("a loader thread panicked; the message above says where".into())));
             self.lock().ready.insert(number, made);
             self.changed.notify_all();
         }
     }
 
-    fn make(&self, epoch: u64, position: u64, order: &[u32]) -> Result<Raw> {
+    /// Makes one batch; `turn` is given back once its blocks are handed out.
+    fn make(&self, epoch: u64, position: u64, order: &[u32], turn: MutexGuard<'_, ()>) -> Result<Raw> {
         let c = &self.config;
         let start = position as usize * c.batch;
-        let samples: Vec<usize> = order[start..start + c.batch].iter().map(|&i| i as usize).collect();
-        let sizes: Vec<usize> =
-            (0..c.plan.view_count()).map(|v| c.plan.channels * c.plan.view(v).size * c.plan.view(v).size).collect();
-        let mut views: Vec<Vec<f32>> = sizes.iter().map(|s| vec![0.0; s * c.batch]).collect();
-        let mut used = Vec::with_capacity(samples.len());
-        for (slot, &sample) in samples.iter().enumerate() {
-            let (image, index) = self.readable(sample, order, start + c.batch + slot)?;
-            used.push(index);
-            for (v, size) in sizes.iter().enumerate() {
-                let key = DrawKey { seed: c.seed, epoch, sample: sample as u64, view: v as u64 };
-                image.render(&c.plan, v, key, &mut views[v][slot * size..(slot + 1) * size])?;
+        let lengths: Vec<usize> = (0..c.plan.view_count()).map(|v| c.plan.view_len(v)).collect();
+        let mut views: Vec<Vec<f32>> = lengths.iter().map(|s| vec![0.0; s * c.batch]).collect();
+        // Several blocks a thread, so that threads end together; none larger than sixteen.
+        let size = c.batch.div_ceil(4 * self.pool.current_num_threads()).min(BLOCK);
+        let mut used: Vec<Result<Vec<usize>>> = (0..c.batch.div_ceil(size)).map(|_| Ok(Vec::new())).collect();
+        let mut slices: Vec<_> = views.iter_mut().zip(&lengths).map(|(v, length)| v.chunks_mut(size * length)).collect();
+        self.pool.in_place_scope_fifo(|scope| {
+            for (block, used) in used.iter_mut().enumerate() {
+                let out: Vec<&mut [f32]> = slices.iter_mut().filter_map(Iterator::next).collect();
+                let slots = block * size..((block + 1) * size).min(c.batch);
+                scope.spawn_fifo(move |_| *used = self.fill(epoch, start, slots, order, out));
             }
-        }
-        Ok(Raw { views, samples: used })
+            drop(turn);
+        });
+        let samples = used.into_iter().collect::<Result<Vec<Vec<usize>>>>()?.concat();
+        Ok(Raw { views, samples })
     }
 
-    /// The image `sample`, or in its place the first that can be read of those that `order` has from `after` on, behind the
-    /// batch; and which it is.
-    fn readable(&self, sample: usize, order: &[u32], after: usize) -> Result<(Picture, usize)> {
+    /// Makes the views of the batch's images `slots`, into `out`, one slice a view; the batch begins at `start` of the order. Gives the
+    /// images that were taken.
+    fn fill(
+        &self,
+        epoch: u64,
+        start: usize,
+        slots: std::ops::Range<usize>,
+        order: &[u32],
+        mut out: Vec<&mut [f32]>,
+    ) -> Result<Vec<usize>> {
+        let c = &self.config;
+        let mut used = Vec::with_capacity(slots.len());
+        for (i, slot) in slots.enumerate() {
+            if self.closing.load(Ordering::Relaxed) {
+                break; // Nobody will take the batch.
+            }
+            let sample = order[start + slot] as usize;
+            let key = |view: usize| DrawKey { seed: c.seed, epoch, sample: sample as u64, view: view as u64 };
+            let (found, index) = self.readable(sample, order, start + c.batch + slot, &mut |w, h| wanted(&c.plan, (w, h), key))?;
+            used.push(index);
+            for (v, out) in out.iter_mut().enumerate() {
+                let length = c.plan.view_len(v);
+                let out = &mut out[i * length..(i + 1) * length];
+                match &found {
+                    Found::Part(part) => {
+                        let (place, whole) = ((part.left, part.top), (part.width, part.height));
+                        render_excerpt(&c.plan, v, &Excerpt { image: &part.image, place, whole }, key(v), out)?;
+                    }
+                    Found::Bands(picture) => picture.render(&c.plan, v, key(v), out)?,
+                }
+            }
+        }
+        Ok(used)
+    }
+
+    /// What `choose` wants of the image `sample`, or in its place of the first that can be read of those that `order` has from `after` on,
+    /// behind the batch; and which it is.
+    fn readable(
+        &self,
+        sample: usize,
+        order: &[u32],
+        after: usize,
+        choose: &mut dyn FnMut(u32, u32) -> Vec<Rect>,
+    ) -> Result<(Found, usize)> {
         let c = &self.config;
         let others = (after..).map(|i| order[i % order.len()] as usize);
         for index in std::iter::once(sample).chain(others).take(order.len().min(1000)) {
-            match Picture::load(&*c.dataset, index) {
+            let found = match c.dataset.bands(index) {
+                Some(bands) => bands.map(|b| Found::Bands(Picture::Bands(b))),
+                None => c.dataset.get_part(index, choose).map(Found::Part),
+            };
+            match found {
                 Ok(found) => return Ok((found, index)),
                 Err(e) if c.strict => return Err(e.into()),
                 Err(e) => {
@@ -276,6 +356,14 @@ impl Shared {
         }
         Err(Error::Config(format!("{}: 1,000 images in a row can't be read; is it a folder of images?", c.dataset.name())))
     }
+}
+
+/// What all views of a `size` image are made of; nothing, which stands for all, where a view may need all.
+pub(crate) fn wanted(plan: &ViewPlan, size: (u32, u32), key: impl Fn(usize) -> DrawKey) -> Vec<Rect> {
+    let rect = |r: twinsight_augment::ops::Region| Rect { left: r.left, top: r.top, width: r.width, height: r.height };
+    // A view that can't be made will say so itself.
+    let of = |view: usize| needed(plan, view, size, key(view)).ok().flatten().map(rect);
+    (0..plan.view_count()).map(of).collect::<Option<_>>().unwrap_or_default()
 }
 
 #[cfg(test)]
@@ -357,6 +445,59 @@ mod tests {
         assert_eq!(epoch.len(), 18);
         assert_ne!(all[0].0, all[3].0);
         assert_ne!(all[0].1[0], all[0].1[1], "two views are drawn apart");
+        Ok(())
+    }
+
+    /// Notes which threads read the images of the first batch, and holds each of them until four have come.
+    struct Meeting {
+        first: Vec<usize>,
+        threads: Mutex<std::collections::HashSet<std::thread::ThreadId>>,
+        came: Condvar,
+    }
+
+    impl Dataset for Meeting {
+        fn name(&self) -> &str {
+            "meeting"
+        }
+        fn len(&self) -> usize {
+            100
+        }
+        fn get(&self, index: usize) -> twinsight_datasets::Result<Sample> {
+            if self.first.contains(&index) {
+                let mut threads = self.threads.lock().unwrap();
+                threads.insert(std::thread::current().id());
+                self.came.notify_all();
+                let _ = self.came.wait_timeout_while(threads, Duration::from_secs(1), |t| t.len() < 4).unwrap();
+            }
+            Ok(Sample { image: DynamicImage::new_luma8(4, 4), label: None })
+        }
+        fn label(&self, _: usize) -> Option<u32> {
+            None
+        }
+        fn classes(&self) -> Option<&[String]> {
+            None
+        }
+        fn id(&self, index: usize) -> String {
+            format!("#{index}")
+        }
+        fn channels(&self) -> usize {
+            1
+        }
+        fn side(&self) -> Option<(u32, u32)> {
+            Some((4, 4))
+        }
+    }
+
+    #[test]
+    fn one_large_batch_keeps_all_threads_busy() -> Result<()> {
+        let first: Vec<usize> = epoch_order(100, 3, 0)[..64].iter().map(|&i| i as usize).collect();
+        let (threads, came) = (Mutex::default(), Condvar::new());
+        let dataset = Arc::new(Meeting { first: first.clone(), threads, came });
+        let plan = ViewPlan::simclr(8, 1, &SimclrViews::small());
+        let config = LoaderConfig { dataset: dataset.clone(), plan, batch: 64, seed: 3, threads: 4, strict: true };
+        let batch = Loader::start(config, 0, &Device::Cpu)?.next_batch()?;
+        assert_eq!(batch.samples, first);
+        assert_eq!(dataset.threads.lock().unwrap().len(), 4);
         Ok(())
     }
 

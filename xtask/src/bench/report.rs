@@ -112,7 +112,7 @@ fn medians(runs: &[Measurement]) -> Medians {
 }
 
 /// The middle value, or the mean of the two middle ones; sorts. There must be one.
-fn median(values: &mut [f64]) -> f64 {
+pub fn median(values: &mut [f64]) -> f64 {
     values.sort_unstable_by(f64::total_cmp);
     let middle = values.len() / 2;
     if values.len() % 2 == 1 { values[middle] } else { (values[middle - 1] + values[middle]) / 2.0 }

@@ -11,7 +11,8 @@ const NEGLIGIBLE: f32 = 1e-7;
 pub(crate) struct BlurScratch {
     line: Vec<f32>,
     rows: Vec<f32>,
-    sum: Vec<f32>,
+    /// Where the rows above and below begin, from the nearest to the farthest.
+    places: Vec<(usize, usize)>,
 }
 
 /// Blurs every channel with a `kernel` × `kernel` Gaussian (odd length in pixels) of standard deviation `sigma` (pixels, above 0).
@@ -49,15 +50,18 @@ pub(crate) fn gaussian_blur_with(pixels: &mut Pixels, kernel: usize, sigma: f64,
     }
 }
 
+/// Levels that are summed at a time, in registers.
+const LANES: usize = 32;
+
 /// One channel: across into `rows`, then down into the plane. `weights` runs from the centre outwards.
 #[inline(always)]
 fn blur_plane(plane: &mut [u8], width: usize, height: usize, weights: &[f32], scratch: &mut BlurScratch) {
     let reach = weights.len() - 1;
-    let BlurScratch { line, rows, sum } = scratch;
-    line.resize(width + 2 * reach, 0.0);
-    rows.resize(width * height, 0.0);
-    sum.resize(width, 0.0);
-    for (levels, row) in plane.chunks_exact(width).zip(rows.chunks_exact_mut(width)) {
+    let stride = width.next_multiple_of(LANES);
+    let BlurScratch { line, rows, places } = scratch;
+    line.resize(stride + 2 * reach, 0.0);
+    rows.resize(height * stride, 0.0);
+    for (levels, row) in plane.chunks_exact(width).zip(rows.chunks_exact_mut(stride)) {
         for i in 0..reach {
             line[i] = f32::from(levels[reflect(i as isize - reach as isize, width)]);
             line[reach + width + i] = f32::from(levels[reflect((width + i) as isize, width)]);
@@ -65,41 +69,52 @@ fn blur_plane(plane: &mut [u8], width: usize, height: usize, weights: &[f32], sc
         for (to, &from) in line[reach..].iter_mut().zip(levels) {
             *to = f32::from(from);
         }
-        scale(row, &line[reach..], weights[0]);
-        for (d, &weight) in weights.iter().enumerate().skip(1) {
-            add_pair(row, &line[reach - d..], &line[reach + d..], weight);
+        for (x, to) in (reach..).step_by(LANES).zip(row.chunks_exact_mut(LANES)) {
+            let pairs = (1..).map(|d| (x - d, x + d));
+            to.copy_from_slice(&weighted(line, weights, x, pairs));
         }
     }
-    let row_of = |y: isize| &rows[reflect(y, height) * width..][..width];
     for (y, levels) in plane.chunks_exact_mut(width).enumerate() {
+        let row_of = |y: isize| reflect(y, height) * stride;
         let y = y as isize;
-        scale(sum, row_of(y), weights[0]);
-        for (d, &weight) in (0..).zip(weights).skip(1) {
-            add_pair(sum, row_of(y - d), row_of(y + d), weight);
-        }
-        for (level, &value) in levels.iter_mut().zip(&*sum) {
-            // 2²³ + value holds the value, rounded half to even, in its lowest bits.
-            *level = (value + 8_388_608.0).to_bits() as u8;
+        places.clear();
+        places.extend((1..weights.len() as isize).map(|d| (row_of(y - d), row_of(y + d))));
+        for (x, to) in (0..).step_by(LANES).zip(levels.chunks_mut(LANES)) {
+            let pairs = places.iter().map(|&(up, down)| (up + x, down + x));
+            let sums = weighted(rows, weights, row_of(y) + x, pairs);
+            for (level, value) in to.iter_mut().zip(sums) {
+                // 2²³ + value holds the value, rounded half to even, in its lowest bits.
+                *level = (value + 8_388_608.0).to_bits() as u8;
+            }
         }
     }
 }
 
+/// The weighted sums of the values at `centre` and at `pairs` of places, from the centre outwards, for so many places from there on.
 #[inline(always)]
-fn scale(to: &mut [f32], from: &[f32], weight: f32) {
-    for (to, &from) in to.iter_mut().zip(from) {
-        *to = weight * from;
+fn weighted(
+    values: &[f32],
+    weights: &[f32],
+    centre: usize,
+    pairs: impl Iterator<Item = (usize, usize)>,
+) -> [f32; LANES] {
+    let mut sums = [0.0; LANES];
+    for (sum, &value) in sums.iter_mut().zip(&values[centre..][..LANES]) {
+        *sum = weights[0] * value;
     }
-}
-
-#[inline(always)]
-fn add_pair(to: &mut [f32], a: &[f32], b: &[f32], weight: f32) {
-    for ((to, &a), &b) in to.iter_mut().zip(a).zip(b) {
-        *to += weight * (a + b);
+    for (&weight, (a, b)) in weights[1..].iter().zip(pairs) {
+        for ((sum, &a), &b) in sums.iter_mut().zip(&values[a..][..LANES]).zip(&values[b..][..LANES]) {
+            *sum += weight * (a + b);
+        }
     }
+    sums
 }
 
 /// The index in 0..`len` that `i` falls on when the line is mirrored at the centres of its first and last elements.
 fn reflect(i: isize, len: usize) -> usize {
+    if (0..len as isize).contains(&i) {
+        return i as usize;
+    }
     if len == 1 {
         return 0;
     }

@@ -1,0 +1,227 @@
+//! The inverse cosine transform of a block: the factorisation of Loeffler, Ligtenberg and Moschytz (1989) in whole numbers of 12 bits
+//! after the point, first down the columns and then along the rows, rounded as the general decoder rounds it, bit for bit.
+//!
+//! One dimension is written once, over numbers or over vectors of eight of them; between the two passes the block is transposed.
+
+use super::huffman::Block;
+
+/// Numbers, or vectors of them, that wrap around.
+trait Lanes: Copy {
+    fn plus(self, other: Self) -> Self;
+    fn minus(self, other: Self) -> Self;
+    fn times(self, factor: i32) -> Self;
+    fn up(self) -> Self;
+    fn down<const SHIFT: i32>(self) -> Self;
+}
+
+impl Lanes for i32 {
+    #[inline(always)]
+    fn plus(self, other: Self) -> Self {
+        self.wrapping_add(other)
+    }
+    #[inline(always)]
+    fn minus(self, other: Self) -> Self {
+        self.wrapping_sub(other)
+    }
+    #[inline(always)]
+    fn times(self, factor: i32) -> Self {
+        self.wrapping_mul(factor)
+    }
+    #[inline(always)]
+    fn up(self) -> Self {
+        self << 12
+    }
+    #[inline(always)]
+    fn down<const SHIFT: i32>(self) -> Self {
+        self >> SHIFT
+    }
+}
+
+/// What is added before the shift of the first pass: half a step.
+const FIRST: i32 = 512;
+/// Before that of the second: half a level, what the first pass left, and the middle level.
+const SECOND: i32 = 512 + 65_536 + (128 << 17);
+
+/// Writes the 8 × 8 levels of `block` to `out`, whose rows are `stride` apart. `last` is the place in zigzag order of the last
+/// coefficient that may be other than 0.
+#[inline(always)]
+pub(super) fn transform(block: &Block, last: usize, out: &mut [u8], stride: usize) {
+    if last == 0 {
+        // (DC + 4) / 8 + 128, which is what both passes make of it.
+        let level = (block[0].wrapping_add(1028) >> 3).clamp(0, 255) as u8;
+        return (0..8).for_each(|y| out[y * stride..][..8].fill(level));
+    }
+    #[cfg(target_arch = "x86_64")]
+    if let Some(simd) = pulp::x86::V3::try_new() {
+        return wide::transform(simd, block, out, stride);
+    }
+    plain(block, out, stride);
+}
+
+/// One dimension of eight coefficients; `round` is added before the shift.
+#[inline(always)]
+fn dimension<T: Lanes, const SHIFT: i32>(c: [T; 8], round: T) -> [T; 8] {
+    // Even coefficients.
+    let both = c[2].plus(c[6]).times(2217);
+    let (outer, inner) = (both.plus(c[2].times(3135)), both.plus(c[6].times(-7567)));
+    let sum = c[0].plus(c[4]).up().plus(round);
+    let difference = c[0].minus(c[4]).up().plus(round);
+    let even = [sum.plus(outer), difference.plus(inner), difference.minus(inner), sum.minus(outer)];
+    // Odd coefficients.
+    let (a, b) = (c[7].plus(c[3]), c[5].plus(c[1]));
+    let all = a.plus(b).times(4816);
+    let (a, b) = (a.times(-8034), b.times(-1597));
+    let ends = all.plus(c[7].plus(c[1]).times(-3685));
+    let middle = all.plus(c[5].plus(c[3]).times(-10_497));
+    let odd = [
+        c[1].times(6149).plus(ends.plus(b)),
+        c[3].times(12_586).plus(middle.plus(a)),
+        c[5].times(8410).plus(middle.plus(b)),
+        c[7].times(1223).plus(ends.plus(a)),
+    ];
+    let upper = |i: usize| even[i].plus(odd[i]).down::<SHIFT>();
+    let lower = |i: usize| even[i].minus(odd[i]).down::<SHIFT>();
+    [upper(0), upper(1), upper(2), upper(3), lower(3), lower(2), lower(1), lower(0)]
+}
+
+/// The transform without vectors.
+fn plain(block: &Block, out: &mut [u8], stride: usize) {
+    let mut half = [[0; 8]; 8];
+    for (x, column) in half.iter_mut().enumerate() {
+        *column = dimension::<i32, 10>(std::array::from_fn(|y| block[y * 8 + x]), FIRST);
+    }
+    for y in 0..8 {
+        let row = dimension::<i32, 17>(std::array::from_fn(|x| half[x][y]), SECOND);
+        out[y * stride..][..8].copy_from_slice(&row.map(|v| v.clamp(0, 255) as u8));
+    }
+}
+
+/// The transform of eight columns, and then eight rows, at once.
+#[cfg(target_arch = "x86_64")]
+mod wide {
+    use std::arch::x86_64::__m256i;
+
+    use pulp::cast;
+    use pulp::x86::V3;
+
+    use super::{Block, FIRST, Lanes, SECOND, dimension};
+
+    /// Eight numbers.
+    #[derive(Clone, Copy)]
+    struct Eight(V3, __m256i);
+
+    impl Lanes for Eight {
+        #[inline(always)]
+        fn plus(self, other: Self) -> Self {
+            Self(self.0, self.0.avx2._mm256_add_epi32(self.1, other.1))
+        }
+        #[inline(always)]
+        fn minus(self, other: Self) -> Self {
+            Self(self.0, self.0.avx2._mm256_sub_epi32(self.1, other.1))
+        }
+        #[inline(always)]
+        fn times(self, factor: i32) -> Self {
+            Self(self.0, self.0.avx2._mm256_mullo_epi32(self.1, cast([factor; 8])))
+        }
+        #[inline(always)]
+        fn up(self) -> Self {
+            Self(self.0, self.0.avx2._mm256_slli_epi32::<12>(self.1))
+        }
+        #[inline(always)]
+        fn down<const SHIFT: i32>(self) -> Self {
+            Self(self.0, self.0.avx2._mm256_srai_epi32::<SHIFT>(self.1))
+        }
+    }
+
+    #[inline(always)]
+    pub(super) fn transform(simd: V3, block: &Block, out: &mut [u8], stride: usize) {
+        let splat = |v: i32| Eight(simd, cast([v; 8]));
+        let rows = block.as_chunks::<8>().0;
+        let half = dimension::<_, 10>(std::array::from_fn(|y| Eight(simd, cast(rows[y]))), splat(FIRST));
+        let columns = dimension::<_, 17>(transpose(simd, half), splat(SECOND)).map(|v| v.1);
+        // Levels of four columns in each vector, each half of it four rows of each column, and then four rows of four columns.
+        let four = |i: usize| {
+            let pair = |i: usize| simd.avx2._mm256_packs_epi32(columns[i], columns[i + 1]);
+            let levels = simd.avx2._mm256_packus_epi16(pair(i), pair(i + 2));
+            const TURN: [u8; 16] = [0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15];
+            simd.avx2._mm256_shuffle_epi8(levels, cast([TURN; 2]))
+        };
+        let (left, right) = (four(0), four(4));
+        let upper: [[u8; 8]; 4] = cast(simd.avx2._mm256_unpacklo_epi32(left, right));
+        let lower: [[u8; 8]; 4] = cast(simd.avx2._mm256_unpackhi_epi32(left, right));
+        let rows = [upper[0], upper[1], lower[0], lower[1], upper[2], upper[3], lower[2], lower[3]];
+        for (y, row) in rows.iter().enumerate() {
+            out[y * stride..][..8].copy_from_slice(row);
+        }
+    }
+
+    /// Exchanges rows and columns: of pairs of numbers, of pairs of pairs, of halves.
+    #[inline(always)]
+    fn transpose(simd: V3, rows: [Eight; 8]) -> [Eight; 8] {
+        let r = rows.map(|v| v.1);
+        let numbers = |i: usize| {
+            let (a, b) = (r[2 * i], r[2 * i + 1]);
+            [simd.avx2._mm256_unpacklo_epi32(a, b), simd.avx2._mm256_unpackhi_epi32(a, b)]
+        };
+        let n = [numbers(0), numbers(1), numbers(2), numbers(3)];
+        // Columns 0, 1, 2, 3 (and 4, 5, 6, 7 in the upper halves) of the upper four rows or the lower four.
+        let pairs = |i: usize| {
+            let lower = |j: usize| simd.avx2._mm256_unpacklo_epi64(n[i][j], n[i + 1][j]);
+            let upper = |j: usize| simd.avx2._mm256_unpackhi_epi64(n[i][j], n[i + 1][j]);
+            [lower(0), upper(0), lower(1), upper(1)]
+        };
+        let (top, bottom) = (pairs(0), pairs(2));
+        std::array::from_fn(|i| {
+            let (a, b) = (top[i % 4], bottom[i % 4]);
+            let joined = match i < 4 {
+                true => simd.avx2._mm256_permute2x128_si256::<0x20>(a, b),
+                false => simd.avx2._mm256_permute2x128_si256::<0x31>(a, b),
+            };
+            Eight(simd, joined)
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_transform_is_the_cosines_sum_with_and_without_vectors() {
+        let angle = |x: usize, u: usize| ((2 * x + 1) as f64 * u as f64 * std::f64::consts::PI / 16.0).cos();
+        let scale = |u: usize| if u == 0 { 0.5_f64.sqrt() } else { 1.0 };
+        // One coefficient in every place beside the mean.
+        for place in 0..64 {
+            let mut block = [0; 128];
+            block[0] = 37;
+            block[place] += 500;
+            let (mut out, mut other) = ([0; 80], [0; 80]);
+            transform(&block, if place == 0 { 0 } else { 63 }, &mut out, 10);
+            plain(&block, &mut other, 10);
+            assert_eq!(out, other, "place {place}");
+            for (y, x) in (0..8).flat_map(|y| (0..8).map(move |x| (y, x))) {
+                let all = (0..64).filter(|&i| block[i] != 0);
+                let sum: f64 = all
+                    .map(|i| f64::from(block[i]) * scale(i % 8) * scale(i / 8) * angle(x, i % 8) * angle(y, i / 8) / 4.0)
+                    .sum();
+                let level = (sum + 128.0).clamp(0.0, 255.0);
+                assert!((f64::from(out[y * 10 + x]) - level).abs() < 0.6, "place {place}, ({x}, {y})");
+            }
+        }
+    }
+
+    #[test]
+    fn vectors_wrap_and_saturate_as_numbers_do() {
+        let mut seed = 1_u64;
+        for size in [12, 20, 31] {
+            let block: Block = std::array::from_fn(|_| {
+                seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+                (seed >> 32) as i32 >> (31 - size)
+            });
+            let (mut out, mut other) = ([0; 64], [0; 64]);
+            transform(&block, 63, &mut out, 8);
+            plain(&block, &mut other, 8);
+            assert_eq!(out, other, "{size} bits");
+        }
+    }
+}

@@ -1,0 +1,202 @@
+//! The levels of each component of a JPEG, in as much of the image as is asked for.
+
+use std::ops::Range;
+
+use super::header::Frame;
+use super::huffman::{Bits, Block, PAD, Table};
+use super::idct;
+use crate::part::Rect;
+
+/// Levels of one component, in whole blocks, of a part of its plane.
+#[derive(Debug, Default)]
+pub(super) struct Plane {
+    /// The whole plane's width and height.
+    pub(super) width: usize,
+    pub(super) height: usize,
+    /// The blocks that are kept: for each row of blocks of the plane the first and the one behind the last.
+    spans: Vec<Range<usize>>,
+    /// The first kept row of blocks, and the leftmost kept block of all.
+    top: usize,
+    left: usize,
+    stride: usize,
+    levels: Vec<u8>,
+}
+
+/// Where a part of the coded data begins and ends: what lies between two restart markers, without stuffed bytes, and [`PAD`] zeros.
+pub(super) type Segments = Vec<Range<usize>>;
+
+impl Plane {
+    /// Makes room for the levels that the pixels `parts` (of the image) need. `blocks` is the plane's size in blocks; `across` and `down`
+    /// are how much smaller than the image it is.
+    fn set(&mut self, blocks: (usize, usize), (across, down): (usize, usize), parts: &[Rect]) {
+        (self.width, self.height) = (8 * blocks.0, 8 * blocks.1);
+        self.spans.clear();
+        self.spans.resize(blocks.1, 0..0);
+        for part in parts {
+            // A level that is enlarged needs its neighbours.
+            let span = |start: u32, length: u32, ratio: usize, side: usize| {
+                let (first, last) = (start as usize / ratio, (start + length - 1) as usize / ratio);
+                first.saturating_sub(ratio - 1) / 8..((last + ratio - 1) / 8 + 1).min(side)
+            };
+            let columns = span(part.left, part.width, across, blocks.0);
+            for row in &mut self.spans[span(part.top, part.height, down, blocks.1)] {
+                *row = match row.start >= row.end {
+                    true => columns.clone(),
+                    false => row.start.min(columns.start)..row.end.max(columns.end),
+                };
+            }
+        }
+        let kept = || self.spans.iter().filter(|s| !s.is_empty());
+        self.top = self.spans.iter().position(|s| !s.is_empty()).unwrap_or(0);
+        self.left = kept().map(|s| s.start).min().unwrap_or(0);
+        self.stride = 8 * (kept().map(|s| s.end).max().unwrap_or(0) - self.left);
+        let needed = 8 * (self.end() - self.top) * self.stride;
+        if self.levels.len() < needed {
+            self.levels.resize(needed, 0);
+        }
+    }
+
+    /// The row of blocks behind the last that is kept.
+    fn end(&self) -> usize {
+        self.spans.iter().rposition(|s| !s.is_empty()).map_or(0, |last| last + 1)
+    }
+
+    /// Levels of a row, which must be kept.
+    #[inline(always)]
+    pub(super) fn row(&self, y: usize, columns: Range<usize>) -> &[u8] {
+        let start = (y - 8 * self.top) * self.stride;
+        &self.levels[start + columns.start - 8 * self.left..start + columns.end - 8 * self.left]
+    }
+
+    /// Gives its memory back.
+    pub(super) fn release(&mut self) {
+        self.levels = Vec::new();
+    }
+
+    /// Bytes that it holds.
+    pub(super) fn bytes(&self) -> usize {
+        self.levels.capacity()
+    }
+}
+
+/// Copies coded data up to the end-of-image marker without its stuffed bytes and markers, [`PAD`] zeros after each part.
+///
+/// `None` where anything but restart markers interrupts it, or it has no end.
+pub(super) fn unstuff(rest: &[u8], data: &mut Vec<u8>, segments: &mut Segments) -> Option<()> {
+    data.clear();
+    segments.clear();
+    let (mut at, mut start) = (0, 0);
+    loop {
+        let next = at + memchr::memchr(0xff, rest.get(at..)?)?;
+        match *rest.get(next + 1)? {
+            0 => {
+                data.extend_from_slice(&rest[at..=next]);
+                at = next + 2;
+            }
+            marker @ (0xd0..=0xd7 | 0xd9) => {
+                data.extend_from_slice(&rest[at..next]);
+                data.extend_from_slice(&[0; PAD]);
+                segments.push(start..data.len());
+                (at, start) = (next + 2, data.len());
+                if marker == 0xd9 {
+                    return Some(());
+                }
+            }
+            _ => return None,
+        }
+    }
+}
+
+/// Decodes the levels that the pixels `parts` need into `planes`. `tables` holds a DC and an AC table for each component.
+///
+/// `None` where the data is not sound as far as it was read: to the last row of units that is needed.
+#[inline(always)]
+pub(super) fn decode(
+    frame: &Frame<'_>,
+    parts: &[Rect],
+    data: &[u8],
+    segments: &[Range<usize>],
+    tables: &[[Table; 2]; 3],
+    planes: &mut [Plane; 3],
+) -> Option<()> {
+    let most = |side: fn(&super::header::Component<'_>) -> usize| frame.components.iter().map(side).max().unwrap_or(1);
+    let (across, down) = (most(|c| c.across), most(|c| c.down));
+    let (columns, rows) = (frame.width.div_ceil(8 * across), frame.height.div_ceil(8 * down));
+    let mut factors = [[0; 128]; 3];
+    let mut end = 0;
+    for ((component, plane), factors) in frame.components.iter().zip(&mut *planes).zip(&mut factors) {
+        factors[..64].copy_from_slice(&component.factors);
+        let ratio = (across / component.across, down / component.down);
+        plane.set((columns * component.across, rows * component.down), ratio, parts);
+        end = end.max(plane.end().div_ceil(component.down));
+    }
+    let restart = if frame.restart == 0 { columns * rows } else { frame.restart };
+    if segments.len() != (columns * rows).div_ceil(restart) {
+        return None;
+    }
+    let mut segments = segments.iter();
+    let mut bits = Bits::new(&data[segments.next()?.clone()]);
+    let mut before = [0; 3];
+    // A block is transformed once the next one is read: by then its coefficients, written one by one, can be read as vectors at once.
+    let mut blocks = [[0; 128]; 2];
+    let mut turn = false;
+    let mut waiting: Option<Waiting> = None;
+    let mut until_restart = restart;
+    for row in 0..end {
+        for column in 0..columns {
+            if until_restart == 0 {
+                // A part ends with less than a byte of filling.
+                if !(0..8).contains(&bits.left()) {
+                    return None;
+                }
+                bits = Bits::new(&data[segments.next()?.clone()]);
+                before = [0; 3];
+                until_restart = restart;
+            }
+            until_restart -= 1;
+            for (c, component) in frame.components.iter().enumerate() {
+                let [dc, ac] = &tables[c];
+                let (factors, before) = (&factors[c], &mut before[c]);
+                for y in row * component.down..(row + 1) * component.down {
+                    for x in column * component.across..(column + 1) * component.across {
+                        let plane = &planes[c];
+                        if plane.spans[y].contains(&x) {
+                            let [even, odd] = &mut blocks;
+                            let (block, other) = if turn { (odd, even) } else { (even, odd) };
+                            turn = !turn;
+                            let last = bits.block::<true>(dc, ac, factors, before, block)?;
+                            let start = 8 * ((y - plane.top) * plane.stride + x - plane.left);
+                            if let Some(w) = waiting.replace(Waiting { component: c, start, last }) {
+                                w.transform(other, planes);
+                            }
+                        } else {
+                            bits.block::<false>(dc, ac, factors, before, &mut blocks[0])?;
+                        }
+                    }
+                }
+            }
+        }
+        if bits.left() < 0 {
+            return None;
+        }
+    }
+    if let Some(w) = waiting {
+        w.transform(&blocks[usize::from(!turn)], planes);
+    }
+    Some(())
+}
+
+/// Where a block that was read belongs.
+struct Waiting {
+    component: usize,
+    start: usize,
+    last: usize,
+}
+
+impl Waiting {
+    #[inline(always)]
+    fn transform(&self, block: &Block, planes: &mut [Plane; 3]) {
+        let plane = &mut planes[self.component];
+        idct::transform(block, self.last, &mut plane.levels[self.start..], plane.stride);
+    }
+}

@@ -1,0 +1,173 @@
+//! JPEGs of random coefficients, in any sampling, with restart markers and with codes of every length.
+
+/// What the file holds.
+#[derive(Debug, Clone, Copy)]
+pub enum Sampling {
+    /// One component.
+    Gray,
+    /// Three, of which luma has this many blocks across and down in a unit.
+    Colour(u32, u32),
+}
+
+/// A file to be made.
+#[derive(Debug, Clone, Copy)]
+pub struct Jpeg {
+    /// Width and height in pixels.
+    pub size: (u32, u32),
+    /// Its components.
+    pub sampling: Sampling,
+    /// Units between restart markers; 0 for none.
+    pub restart: u16,
+    /// The quantisation factor of every coefficient.
+    pub factor: u16,
+    /// How many of 256 coefficients are other than 0.
+    pub noise: u32,
+    /// Decides the coefficients.
+    pub seed: u32,
+}
+
+/// Codes a length from 1 to 16 bits of the table of AC codes; the rest are of 16 bits.
+const AC_LENGTHS: [u8; 16] = [0, 1, 1, 2, 3, 4, 5, 8, 10, 12, 20, 30, 0, 0, 0, 66];
+/// Twelve codes of 4 bits.
+const DC_LENGTHS: [u8; 16] = [0, 0, 0, 12, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+
+impl Jpeg {
+    /// The file's bytes.
+    pub fn encode(&self) -> Vec<u8> {
+        let (width, height) = self.size;
+        let sides: Vec<(u32, u32)> = match self.sampling {
+            Sampling::Gray => vec![(1, 1)],
+            Sampling::Colour(across, down) => vec![(across, down), (1, 1), (1, 1)],
+        };
+        let mut raw = vec![0xff, 0xd8];
+        let mut segment = |marker: u8, body: &[u8]| {
+            raw.extend([0xff, marker]);
+            raw.extend((body.len() as u16 + 2).to_be_bytes());
+            raw.extend_from_slice(body);
+        };
+        segment(0xe0, b"JFIF\0\x01\x02\0\0\x01\0\x01\0\0");
+        match u8::try_from(self.factor) {
+            Ok(factor) => segment(0xdb, &[&[0][..], &[factor; 64]].concat()),
+            Err(_) => segment(0xdb, &[&[0x10][..], &self.factor.to_be_bytes().repeat(64)].concat()),
+        }
+        let count = sides.len() as u8;
+        let ids = || (1..).zip(&sides);
+        let frame = [&[8][..], &(height as u16).to_be_bytes(), &(width as u16).to_be_bytes(), &[count]].concat();
+        let components = ids().flat_map(|(id, &(across, down))| [id, (across << 4 | down) as u8, 0]);
+        segment(0xc0, &frame.into_iter().chain(components).collect::<Vec<u8>>());
+        let symbols = ac_symbols();
+        segment(0xc4, &[&[0][..], &DC_LENGTHS, &(0..12).collect::<Vec<u8>>(), &[0x10], &AC_LENGTHS, &symbols].concat());
+        if self.restart > 0 {
+            segment(0xdd, &self.restart.to_be_bytes());
+        }
+        segment(0xda, &[&[count][..], &ids().flat_map(|(id, _)| [id, 0]).collect::<Vec<u8>>(), &[0, 63, 0]].concat());
+
+        let (most_across, most_down) = sides[0];
+        let units = width.div_ceil(8 * most_across) * height.div_ceil(8 * most_down);
+        let (dc, ac) = (codes(&DC_LENGTHS, &(0..12).collect::<Vec<u8>>()), codes(&AC_LENGTHS, &symbols));
+        let mut random = u64::from(self.seed) << 1 | 1;
+        let mut next = move |below: u32| {
+            random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (random >> 33) as u32 % below
+        };
+        let mut writer = Writer::default();
+        let mut before = [0; 3];
+        for unit in 0..units {
+            if self.restart > 0 && unit > 0 && unit % u32::from(self.restart) == 0 {
+                writer.restart(&mut raw, (unit / u32::from(self.restart) - 1) as u8 & 7);
+                before = [0; 3];
+            }
+            for (before, (across, down)) in before.iter_mut().zip(&sides) {
+                for _ in 0..across * down {
+                    let level = next(2047) as i32 - 1023;
+                    writer.number(&mut raw, &dc, 0, level - *before);
+                    *before = level;
+                    // Some blocks are flat, some end early.
+                    let end = [1, 2, 10, 64][next(4) as usize];
+                    let mut run = 0;
+                    for _ in 1..end {
+                        if next(256) >= self.noise {
+                            run += 1;
+                            continue;
+                        }
+                        for _ in 0..run / 16 {
+                            writer.code(&mut raw, ac[0xf0]);
+                        }
+                        let most = 1 << (1 + next(10));
+                        let value = 1 + next(most - 1) as i32;
+                        writer.number(&mut raw, &ac, run % 16, if next(2) == 0 { value } else { -value });
+                        run = 0;
+                    }
+                    if run > 0 || end < 64 {
+                        writer.code(&mut raw, ac[0]);
+                    }
+                }
+            }
+        }
+        writer.finish(&mut raw);
+        raw.extend([0xff, 0xd9]);
+        raw
+    }
+}
+
+/// The end of a block, sixteen zeros, and every run with every size from 1 to 10, frequent ones first.
+fn ac_symbols() -> Vec<u8> {
+    let mut pairs: Vec<(u8, u8)> = (0..16).flat_map(|run| (1..11).map(move |size| (run, size))).collect();
+    pairs.sort_by_key(|&(run, size)| run + size);
+    [0, 0xf0].into_iter().chain(pairs.into_iter().map(|(run, size)| run << 4 | size)).collect()
+}
+
+/// The code of each symbol and its length.
+fn codes(lengths: &[u8; 16], symbols: &[u8]) -> [(u32, u32); 256] {
+    let mut all = [(0, 0); 256];
+    let (mut code, mut symbols) = (0, symbols.iter());
+    for (length, &count) in (1..).zip(lengths) {
+        code <<= 1;
+        for &symbol in symbols.by_ref().take(usize::from(count)) {
+            all[usize::from(symbol)] = (code, length);
+            code += 1;
+        }
+    }
+    all
+}
+
+/// Writes bits and stuffs bytes.
+#[derive(Default)]
+struct Writer {
+    bits: u64,
+    count: u32,
+}
+
+impl Writer {
+    fn code(&mut self, raw: &mut Vec<u8>, (code, length): (u32, u32)) {
+        assert!(length > 0 || code == 0, "a symbol without a code");
+        self.bits = self.bits << length | u64::from(code);
+        self.count += length;
+        while self.count >= 8 {
+            self.count -= 8;
+            let byte = (self.bits >> self.count) as u8;
+            raw.push(byte);
+            if byte == 0xff {
+                raw.push(0);
+            }
+        }
+    }
+
+    fn number(&mut self, raw: &mut Vec<u8>, codes: &[(u32, u32); 256], run: u32, value: i32) {
+        let size = 32 - value.unsigned_abs().leading_zeros();
+        self.code(raw, codes[(run << 4 | size) as usize]);
+        let bits = if value < 0 { value - 1 } else { value };
+        self.code(raw, (bits as u32 & ((1 << size) - 1), size));
+    }
+
+    /// Fills the last byte with ones.
+    fn finish(&mut self, raw: &mut Vec<u8>) {
+        let rest = (8 - self.count % 8) % 8;
+        self.code(raw, ((1 << rest) - 1, rest));
+    }
+
+    fn restart(&mut self, raw: &mut Vec<u8>, number: u8) {
+        self.finish(raw);
+        raw.extend([0xff, 0xd0 | number]);
+    }
+}
