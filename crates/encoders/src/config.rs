@@ -8,7 +8,13 @@ use crate::{Error, Result};
 /// Up to this side, images count as small: the stem `auto` is CIFAR's and a transformer's patches are 4 pixels.
 const SMALL_IMAGE: usize = 64;
 /// Most pixels a side.
-const MAX_SIDE: usize = 65536;
+const MAX_SIDE: usize = 4096;
+/// Most numbers of an image: 16 channels of the largest side. More would be gigabytes an image.
+const MAX_VALUES: usize = 16 * MAX_SIDE * MAX_SIDE;
+/// Most numbers of a patch: 3 channels of 295 pixels a side.
+const MAX_PATCH_VALUES: usize = 1 << 18;
+/// Most patches along a side of a transformer's table of positions.
+const MAX_GRID: usize = 512;
 
 /// What an encoder is built for. Every encoder takes all of it and ignores what does not concern it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -30,6 +36,10 @@ pub struct EncoderConfig {
     pub layer_scale: f64,
     /// The feed-forward half of a transformer's blocks.
     pub ffn: Ffn,
+    /// Attention heads of a transformer; 0: as many as its paper has. MoCo v3's small one has 12 in the place of 6. They divide the
+    /// length of a token, and no shape tells how many there are.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub heads: usize,
     /// Stochastic depth of transformers and ConvNeXt (Huang et al. 2016): the share of samples dropped in the last block, growing linearly
     /// from 0 in the first; in [0, 1).
     pub drop_path: f64,
@@ -42,6 +52,10 @@ pub struct EncoderConfig {
     pub checkpoint_activations: bool,
     /// Parameters that stay as they are: names, in which `*` stands for any run of characters.
     pub freeze: Vec<String>,
+}
+
+fn is_zero(n: &usize) -> bool {
+    *n == 0
 }
 
 /// Most channels of an image.
@@ -80,6 +94,7 @@ impl Default for EncoderConfig {
             registers: 0,
             layer_scale: 0.0,
             ffn: Ffn::Mlp,
+            heads: 0,
             drop_path: 0.0,
             zero_init_residual: false,
             norm: NormKind::Batch,
@@ -100,10 +115,17 @@ impl EncoderConfig {
             return bad("channels", self.channels.to_string(), "1 to 1024");
         }
         if !(1..=MAX_SIDE).contains(&self.image_size) {
-            return bad("image_size", self.image_size.to_string(), "a side of 1 to 65536 pixels");
+            return bad("image_size", self.image_size.to_string(), "a side of 1 to 4096 pixels");
+        }
+        if self.channels * self.image_size * self.image_size > MAX_VALUES {
+            let value = format!("{} with {} channels", self.image_size, self.channels);
+            return bad("image_size", value, "at most 268435456 numbers an image (16 channels of 4096 × 4096 pixels)");
         }
         if self.patch.is_some_and(|side| !(1..=MAX_SIDE).contains(&side)) {
-            return bad("patch", self.patch.unwrap_or(0).to_string(), "a side of 1 to 65536 pixels");
+            return bad("patch", self.patch.unwrap_or(0).to_string(), "a side of 1 to 4096 pixels");
+        }
+        if self.heads > 1024 {
+            return bad("heads", self.heads.to_string(), "0 for the encoder's own, or a divisor of the length of its tokens");
         }
         if self.registers > 1024 {
             return bad("registers", self.registers.to_string(), "0 to 1024");
@@ -113,6 +135,23 @@ impl EncoderConfig {
         }
         if !(0.0..1.0).contains(&self.drop_path) {
             return bad("drop_path", self.drop_path.to_string(), "a share from 0 up to but not including 1");
+        }
+        Ok(())
+    }
+
+    /// Refuses patches of `patch` pixels a side that take more memory than any network of this kind has: too many numbers each, or too
+    /// many of them on an image.
+    pub(crate) fn check_patches(&self, patch: usize) -> Result<()> {
+        let bad = |value: String, expected: &str| Err(Error::BadSetting { key: "patch", value, expected: expected.into() });
+        if self.channels * patch * patch > MAX_PATCH_VALUES {
+            return bad(
+                format!("{patch} with {} channels", self.channels),
+                "at most 262144 numbers a patch (side × side × channels)",
+            );
+        }
+        if self.image_size / patch > MAX_GRID {
+            let value = format!("{patch} for images of {} pixels", self.image_size);
+            return bad(value, "at most 512 patches along a side");
         }
         Ok(())
     }
@@ -172,11 +211,19 @@ mod tests {
             (EncoderConfig { registers: 1025, ..good.clone() }, "registers"),
             (EncoderConfig { layer_scale: -1.0, ..good.clone() }, "layer_scale"),
             (EncoderConfig { image_size: 0, ..good.clone() }, "image_size"),
+            (EncoderConfig { image_size: 65536, ..good.clone() }, "image_size"),
+            (EncoderConfig { image_size: 4096, channels: 17, ..good.clone() }, "image_size"),
+            (EncoderConfig { heads: 1025, ..good.clone() }, "heads"),
             (EncoderConfig { patch: Some(0), ..good.clone() }, "patch"),
             (EncoderConfig { drop_path: 1.0, ..good.clone() }, "drop_path"),
             (EncoderConfig { drop_path: f64::NAN, ..good }, "drop_path"),
         ] {
             assert!(bad.check().expect_err("out of range").to_string().contains(key));
+        }
+        let large = EncoderConfig { image_size: 4096, ..EncoderConfig::default() };
+        assert!(large.check_patches(8).is_ok() && large.check_patches(256).is_ok());
+        for patch in [7, 1024] {
+            assert!(large.check_patches(patch).expect_err("out of range").to_string().contains("patch"), "{patch}");
         }
     }
 }

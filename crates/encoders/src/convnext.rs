@@ -71,6 +71,7 @@ impl ConvNext {
         let frozen = b.freezing(&config.freeze);
         let b = &frozen;
         let patch = Self::stem_patch(config);
+        config.check_patches(patch)?;
         let first = shape.dims[0];
         let stem = (
             strided(&b.under("stem").under("0"), config.channels, first, patch)?,

@@ -18,6 +18,8 @@ pub enum FeatureSource {
     ClassAndMean,
     /// The class tokens (or averages) of the last so many depths, one behind the other (DINO's linear evaluation: 4). `last-4`.
     Last(usize),
+    /// The same and, behind them, the mean of the last one's patches (DINO's linear evaluation of base networks: 1). `last-4+mean`.
+    LastAndMean(usize),
     /// The vector of one depth, counted from 1: a block of a transformer, a stage of a convolutional network. `depth-3`.
     Depth(usize),
 }
@@ -26,24 +28,33 @@ impl FromStr for FeatureSource {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self> {
-        let number = |prefix: &str| text.strip_prefix(prefix).and_then(|n| n.parse::<usize>().ok()).filter(|&n| n > 0);
+        let number = |text: &str, prefix: &str| text.strip_prefix(prefix)?.parse::<usize>().ok().filter(|&n| n > 0);
+        let with_mean = text.strip_suffix("+mean").and_then(|rest| number(rest, "last-"));
         Ok(match text {
             "pooled" => Self::Pooled,
             "patch-mean" => Self::PatchMean,
             "class+mean" => Self::ClassAndMean,
-            _ => match (number("last-"), number("depth-")) {
-                (Some(n), _) => Self::Last(n),
-                (_, Some(n)) => Self::Depth(n),
+            _ => match (number(text, "last-"), with_mean, number(text, "depth-")) {
+                (Some(n), _, _) => Self::Last(n),
+                (_, Some(n), _) => Self::LastAndMean(n),
+                (_, _, Some(n)) => Self::Depth(n),
                 _ => {
                     return Err(Error::BadSetting {
                         key: "features",
                         value: text.into(),
-                        expected: "pooled, patch-mean, class+mean, last-N or depth-N with N from 1".into(),
+                        expected: "pooled, patch-mean, class+mean, last-N, last-N+mean or depth-N with N from 1".into(),
                     });
                 }
             },
         })
     }
+}
+
+/// The mean of the patches' tokens, (N, D).
+fn patch_mean(features: &Features) -> Result<Tensor> {
+    let no_patches = || Error::BadInput("the encoder has no patches to take the mean of; a vision transformer has".into());
+    let tokens = features.tokens.as_ref().ok_or_else(no_patches)?;
+    Ok(tokens.narrow(1, 1, tokens.dim(1)? - 1)?.mean(1)?)
 }
 
 /// An encoder that gives vectors from another place.
@@ -85,21 +96,19 @@ impl Encoder for Probe {
             FeatureSource::Pooled => self.inner.forward(x, mode),
             FeatureSource::PatchMean | FeatureSource::ClassAndMean => {
                 let features = self.inner.forward(x, mode)?;
-                let Some(tokens) = &features.tokens else {
-                    return Err(Error::BadInput(
-                        "the encoder has no patches to take the mean of; a vision transformer has".into(),
-                    ));
-                };
-                let mean = tokens.narrow(1, 1, tokens.dim(1)? - 1)?.mean(1)?;
+                let mean = patch_mean(&features)?;
                 let pooled = match self.source {
                     FeatureSource::PatchMean => mean,
                     _ => Tensor::cat(&[&features.pooled, &mean], 1)?,
                 };
                 Ok(Features { pooled, ..features })
             }
-            FeatureSource::Last(n) => {
+            FeatureSource::Last(n) | FeatureSource::LastAndMean(n) => {
                 let all = last(n)?;
-                let vectors: Vec<&Tensor> = all[all.len() - n..].iter().map(|f| &f.pooled).collect();
+                let mut vectors: Vec<Tensor> = all[all.len() - n..].iter().map(|f| f.pooled.clone()).collect();
+                if matches!(self.source, FeatureSource::LastAndMean(_)) {
+                    vectors.extend(all.last().map(patch_mean).transpose()?);
+                }
                 Ok(Features::of_vectors(Tensor::cat(&vectors, 1)?))
             }
             FeatureSource::Depth(n) => Ok(last(n)?.swap_remove(n - 1)),

@@ -48,6 +48,14 @@ pub enum Error {
     /// A format that can't hold an encoder.
     #[error("{0}")]
     Unsupported(String),
+    /// A file that would be written over.
+    #[error("{path}: {reason}")]
+    Exists {
+        /// The file.
+        path: PathBuf,
+        /// What to do.
+        reason: String,
+    },
     /// A file could not be written.
     #[error("{path}: {source}")]
     Io {

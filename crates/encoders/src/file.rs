@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use candle_core::Device;
-use twinsight_nn::{Builder, ParamStore, load_metadata, load_tensors, save_tensors};
+use twinsight_nn::{Builder, ParamStore, load_metadata, save_tensors};
 
+use crate::weights::Weights;
 use crate::{Encoder, EncoderConfig, EncoderSpec, Error, Result, encoder};
 
 /// Metadata keys of a file of weights.
@@ -59,25 +60,26 @@ pub fn describe(name: &str, config: &EncoderConfig) -> Result<BTreeMap<String, S
     Ok(BTreeMap::from([(NAME.into(), spec.name.into()), (CONFIG.into(), json)]))
 }
 
-/// Reads an encoder that [`save_encoder`] wrote, onto `device`. Every tensor is checked by name and shape.
+/// Reads an encoder that [`save_encoder`] wrote, onto `device`. Every tensor is checked by name, shape and values; nothing is built
+/// that the file's own tensors do not fill, whatever its settings say.
 ///
 /// # Errors
-/// A missing or damaged file, one that does not say which encoder it holds, or one whose tensors are not that encoder's.
+/// A missing or damaged file, one that does not say which encoder it holds, one whose tensors are not that encoder's, or a
+/// tensor that holds what is no finite number.
 pub fn load_encoder(path: &Path, device: &Device) -> Result<LoadedEncoder> {
-    let (tensors, metadata) = load_tensors(path, device)?;
-    let word = |key: &str| {
-        metadata
-            .get(key)
-            .ok_or_else(|| bad(path, format!("its metadata has no `{key}`: this is no encoder file written by twinsight")))
-    };
-    let (name, json) = (word(NAME)?, word(CONFIG)?);
-    let spec = encoder(name).map_err(|e| bad(path, e.to_string()))?;
-    let config: EncoderConfig =
-        serde_json::from_str(json).map_err(|e| bad(path, format!("the settings under `{CONFIG}` are damaged: {e}")))?;
-    let builder = Builder::zeros(device);
+    let metadata = load_metadata(path)?;
+    let (spec, config) = described(path, &metadata)?;
+    let weights = Weights::open(path)?;
+    let place = path.display().to_string();
+    let builder = Builder::expecting(place.clone(), weights.shapes(), device);
     let encoder = (spec.build)(&config, &builder)?;
     let params = builder.finish();
-    params.load(&tensors, &path.display().to_string())?;
+    if let Some(name) = weights.names().find(|name| params.get(name).is_none()) {
+        return Err(twinsight_nn::Error::ExtraTensor { place, name: name.into() }.into());
+    }
+    for p in params.iter() {
+        p.set(&weights.read(p.name())?.to_device(device)?)?;
+    }
     Ok(LoadedEncoder { spec, encoder, params, metadata })
 }
 
@@ -87,13 +89,30 @@ pub type Description = (&'static EncoderSpec, EncoderConfig, BTreeMap<String, St
 /// What a file written by [`save_encoder`] says that it holds: kind, settings, and all of its metadata. `None` for other files.
 ///
 /// # Errors
-/// A file that can't be read.
+/// A file that says it holds an encoder, and then one that is not known or has settings out of range.
 pub fn peek_encoder(path: &Path) -> Result<Option<Description>> {
     let Ok(words) = load_metadata(path) else { return Ok(None) };
-    let (Some(name), Some(json)) = (words.get(NAME), words.get(CONFIG)) else { return Ok(None) };
-    let spec = encoder(name).map_err(|e| bad(path, e.to_string()))?;
-    let config = serde_json::from_str(json).map_err(|e| bad(path, format!("the settings under `{CONFIG}` are damaged: {e}")))?;
+    if !(words.contains_key(NAME) && words.contains_key(CONFIG)) {
+        return Ok(None);
+    }
+    let (spec, config) = described(path, &words)?;
     Ok(Some((spec, config, words)))
+}
+
+/// Kind and settings by the words of a file.
+fn described(path: &Path, words: &BTreeMap<String, String>) -> Result<(&'static EncoderSpec, EncoderConfig)> {
+    let word = |key: &str| {
+        words.get(key).ok_or_else(|| {
+            let import = "`twinsight import` makes an encoder file of weights from elsewhere";
+            bad(path, format!("its metadata has no `{key}`: this is no encoder file written by twinsight; {import}"))
+        })
+    };
+    let (name, json) = (word(NAME)?, word(CONFIG)?);
+    let spec = encoder(name).map_err(|e| bad(path, e.to_string()))?;
+    let config: EncoderConfig =
+        serde_json::from_str(json).map_err(|e| bad(path, format!("the settings under `{CONFIG}` are damaged: {e}")))?;
+    config.check().map_err(|e| bad(path, format!("the settings under `{CONFIG}`: {e}")))?;
+    Ok((spec, config))
 }
 
 fn bad(path: &Path, reason: String) -> Error {
@@ -146,6 +165,32 @@ mod tests {
         assert!(refusal(&[(NAME, "resnet_mimi"), (CONFIG, "{}")])?.contains("resnet_mini"));
         assert!(refusal(&[(NAME, "resnet_mini"), (CONFIG, "{")])?.contains("damaged"));
         assert!(refusal(&[(NAME, "resnet_mini"), (CONFIG, "{}")])?.contains("conv1.weight"));
+        assert!(refusal(&[(NAME, "vit_mini"), (CONFIG, r#"{"image_size":65536}"#)])?.contains("1 to 4096"));
+        // Gigabytes, if they were built.
+        let large = r#"{"channels":16,"image_size":4096,"patch":128}"#;
+        assert!(refusal(&[(NAME, "vit_large"), (CONFIG, large)])?.contains("cls_token"));
+        Ok(())
+    }
+
+    #[test]
+    fn tensors_that_hold_nothing_or_no_numbers_are_refused_by_name() -> anyhow::Result<()> {
+        let folder = tempfile::tempdir()?;
+        let path = folder.path().join("x.safetensors");
+        let config = EncoderConfig { image_size: 32, ..EncoderConfig::default() };
+        let builder = Builder::new(5, &Device::Cpu);
+        (encoder("vit_mini")?.build)(&config, &builder)?;
+        let good = builder.finish().snapshot()?;
+        for (name, value, words) in [
+            ("pos_embed", Tensor::zeros((1, 65, 0), DType::F32, &Device::Cpu)?, "[1, 65, 0]"),
+            ("norm.bias", Tensor::full(f32::NAN, 192, &Device::Cpu)?, "holds NaN"),
+            ("blocks.1.norm2.weight", Tensor::full(f32::INFINITY, 192, &Device::Cpu)?, "holds inf"),
+        ] {
+            let mut tensors = good.clone();
+            tensors.insert(name.into(), value);
+            save_tensors(&path, &tensors, &describe("vit_mini", &config)?)?;
+            let told = load_encoder(&path, &Device::Cpu).err().map(|e| e.to_string()).unwrap_or_default();
+            assert!(told.contains(name) && told.contains(words) && told.contains("x.safetensors"), "{name}: {told}");
+        }
         Ok(())
     }
 }

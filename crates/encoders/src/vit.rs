@@ -71,6 +71,20 @@ impl ViTShape {
     pub const LARGE: Self = Self { dim: 1024, depth: 24, heads: 16, backbone: None };
 }
 
+impl ViTShape {
+    /// Attention heads with `config`: its own number, or the shape's.
+    ///
+    /// # Errors
+    /// A number that does not divide the length of a token.
+    pub fn heads_of(&self, config: &EncoderConfig) -> Result<usize> {
+        let heads = if config.heads == 0 { self.heads } else { config.heads };
+        if self.dim.is_multiple_of(heads) {
+            return Ok(heads);
+        }
+        Err(Error::BadSetting { key: "heads", value: heads.to_string(), expected: format!("a divisor of {}", self.dim) })
+    }
+}
+
 const NORM_EPS: f64 = 1e-6;
 const INIT: Init = Init::TruncNormal(0.02);
 
@@ -89,6 +103,8 @@ impl ViT {
                 expected: format!("a divisor of the image size {size}"),
             });
         }
+        config.check_patches(patch)?;
+        let heads = shape.heads_of(config)?;
         let frozen = b.freezing(&config.freeze);
         let b = &frozen;
         let grid = size / patch;
@@ -114,7 +130,7 @@ impl ViT {
         let projection_bias = b_patch.parameter("bias", &[dim], Role::Bias, Init::Uniform(bound))?;
         for i in 0..shape.depth {
             let drop = config.drop_path * i as f64 / (shape.depth - 1).max(1) as f64;
-            blocks.push(Block::new(&b.under("blocks").under(i), dim, shape.heads, drop, config)?);
+            blocks.push(Block::new(&b.under("blocks").under(i), dim, heads, drop, config)?);
         }
         let norm = LayerNorm::new(&b.under("norm"), dim, NORM_EPS)?;
         config.check_frozen(b)?;

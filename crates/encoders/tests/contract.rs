@@ -117,6 +117,7 @@ fn every_depth_gives_vectors_and_the_last_is_the_encoder_s_own() -> Result<()> {
         ensure!(told.contains(&format!("1 to {depths}")), "{told}");
         if spec.kind == Kind::Vit {
             ensure!(width("last-4")? == 4 * dim && width("class+mean")? == 2 * dim && width("patch-mean")? == dim);
+            ensure!(width("last-4+mean")? == 5 * dim && width("last-0+mean").is_err());
             let weights = network.attention(&x)?.context("attention")?;
             ensure!(weights.dims()[0] == 2 && weights.dims()[2] == 64, "{:?}", weights.dims());
             let sums = weights.sum(2)?.flatten_all()?.to_vec1::<f32>()?;
@@ -248,6 +249,21 @@ fn drop_path_draws_by_key_in_training_only() -> Result<()> {
     ensure!(run(&TRAIN)? == run(&TRAIN)?, "the same key must drop the same paths");
     ensure!(run(&TRAIN)? != run(&TRAIN.with_pass(1))?, "another key must drop others");
     ensure!(run(&Mode::EVAL)? == run(&Mode { key: TRAIN.key, ..Mode::EVAL })?, "nothing is dropped in evaluation");
+    Ok(())
+}
+
+#[test]
+fn heads_may_be_others_than_the_paper_s() -> Result<()> {
+    let spec = twinsight_encoders::encoder("vit_mini")?;
+    let x = images(2, 1, 32)?;
+    let vectors = |heads: usize| -> Result<Vec<Vec<f32>>> {
+        let (network, _) = build(spec, &EncoderConfig { heads, ..config(32, 1) }, 0)?;
+        let seen = network.attention(&x)?.context("attention")?;
+        ensure!(seen.dims()[1] == if heads == 0 { 3 } else { heads }, "{:?}", seen.dims());
+        Ok(network.forward(&x, &Mode::EVAL)?.pooled.to_vec2::<f32>()?)
+    };
+    ensure!(vectors(0)? == vectors(3)? && vectors(0)? != vectors(6)?);
+    ensure!(vectors(5).err().context("5 heads")?.to_string().contains("a divisor of 192"));
     Ok(())
 }
 

@@ -212,7 +212,16 @@ pub struct Builder {
     frozen: (usize, Arc<[String]>),
     /// `None`: everything starts at 0.
     seed: Option<u64>,
+    /// Where values will come from, with its shapes by name; `None` where that is open.
+    expected: Option<Arc<Expected>>,
     device: Device,
+}
+
+/// The shapes of a file's tensors by name.
+#[derive(Debug)]
+struct Expected {
+    place: String,
+    shapes: BTreeMap<String, Vec<usize>>,
 }
 
 impl Builder {
@@ -226,8 +235,17 @@ impl Builder {
         Self::with_seed(None, device)
     }
 
+    /// A builder of zeros for the tensors of `place` (a file, say), whose shapes are `shapes`: a parameter that it lacks, or has in
+    /// another shape, is refused before memory is taken for it. So a network takes no more than its file has, whatever its
+    /// settings claim.
+    pub fn expecting(place: impl Into<String>, shapes: BTreeMap<String, Vec<usize>>, device: &Device) -> Self {
+        let expected = Some(Arc::new(Expected { place: place.into(), shapes }));
+        Self { expected, ..Self::zeros(device) }
+    }
+
     fn with_seed(seed: Option<u64>, device: &Device) -> Self {
-        Self { store: Arc::default(), prefix: String::new(), frozen: (0, Arc::default()), seed, device: device.clone() }
+        let frozen = (0, Arc::default());
+        Self { store: Arc::default(), prefix: String::new(), frozen, seed, expected: None, device: device.clone() }
     }
 
     /// The same builder, whose parameters are frozen where their names below it match one of `patterns`: they are no part of a
@@ -266,9 +284,19 @@ impl Builder {
     /// Registers a parameter of `shape` (PyTorch's layout) with starting values by `init`.
     ///
     /// # Errors
-    /// A name that is taken.
+    /// A name that is taken; a tensor that is expected ([`Builder::expecting`]) and missing or misshapen.
     pub fn parameter(&self, name: &str, shape: &[usize], role: Role, init: Init) -> Result<Parameter> {
         let full = self.full_name(name);
+        if let Some(Expected { place, shapes }) = self.expected.as_deref() {
+            let (place, expected) = (place.clone(), shape.to_vec());
+            match shapes.get(&full) {
+                None => return Err(Error::MissingTensor { place, name: full, expected }),
+                Some(found) if found != shape => {
+                    return Err(Error::ShapeMismatch { place, name: full, found: found.clone(), expected });
+                }
+                Some(_) => {}
+            }
+        }
         let values = match self.seed {
             Some(seed) => init.values(&full, shape, seed),
             None => vec![0.0; shape.iter().product()],
@@ -407,6 +435,20 @@ mod tests {
         assert_eq!(candle_nn::Module::forward(&theirs, &x)?.to_vec2::<f32>()?, want);
         w.set(&Tensor::zeros((2, 3), candle_core::DType::F32, &Device::Cpu)?)?;
         assert_eq!(candle_nn::Module::forward(&theirs, &x)?.to_vec2::<f32>()?, want);
+        Ok(())
+    }
+
+    #[test]
+    fn what_a_file_lacks_takes_no_memory() -> Result<()> {
+        let shapes = BTreeMap::from([("w".to_string(), vec![2, 3])]);
+        let b = Builder::expecting("file", shapes, &Device::Cpu);
+        b.parameter("w", &[2, 3], Role::Weight, Init::Constant(1.0))?;
+        // Both would be more than any machine has.
+        for (name, word) in [("w", "[2, 3]"), ("v", "missing")] {
+            let told =
+                b.parameter(name, &[1 << 40, 1 << 20], Role::Weight, Init::Constant(1.0)).expect_err("refused").to_string();
+            assert!(told.contains("file") && told.contains(word), "{told}");
+        }
         Ok(())
     }
 

@@ -6,7 +6,7 @@ use candle_core::{DType, Device, Tensor};
 use serde_json::{Value, json};
 use twinsight_nn::NormKind;
 
-use super::{Export, Format, is_vit, like_dinov2};
+use super::{Export, Format, is_vit, like_dinov2, shorter_side};
 use crate::{Arch, EncoderConfig, Error, Ffn, Result, Stem};
 
 /// An encoder as a home has it.
@@ -87,16 +87,32 @@ fn refuse(export: &Export<'_>, home: &str, what: &str) -> Error {
     ))
 }
 
-/// The pixels' side and normalisation in one object.
+/// How an image becomes the encoder's input, in timm's words.
 fn input(export: &Export<'_>) -> Value {
     let (config, p) = (export.config, export.provenance);
-    json!({"input_size": [config.channels, config.image_size, config.image_size], "mean": p.mean, "std": p.std})
+    let side = config.image_size;
+    json!({
+        "input_size": [config.channels, side, side], "mean": p.mean, "std": p.std, "interpolation": "bilinear",
+        "crop_pct": crop_share(side), "crop_mode": "center",
+    })
+}
+
+/// The part of a resized image's shorter side that is kept, such that `floor(side / part)` (timm's rule) is [`shorter_side`]: 7/8
+/// where that gives it, else the nearest number of four decimals that does.
+fn crop_share(side: usize) -> f64 {
+    let shorter = shorter_side(side);
+    if shorter == side {
+        return 1.0;
+    }
+    let gives = |part: f64| (side as f64 / part).floor() as usize == shorter;
+    if gives(0.875) { 0.875 } else { (side as f64 / (shorter as f64 + 0.5) * 1e4).round() / 1e4 }
 }
 
 fn own(export: &Export<'_>, format: Format) -> Home {
     let config = json!({
         "model_type": "twinsight",
         "architecture": export.spec.name,
+        "twinsight_encoder": export.spec.name,
         "num_features": dim(&export.spec.arch),
         "encoder_config": export.config,
         "pretrained_cfg": input(export),
@@ -136,34 +152,40 @@ fn timm(export: &Export<'_>) -> Result<Home> {
             (export.spec.name.to_string(), "timm", "avg")
         }
         Arch::ViT(shape) => {
-            let base = if export.spec.name == "vit_mini" { "vit_tiny" } else { export.spec.name };
             args = json!({"img_size": config.image_size, "patch_size": config.resolved_patch(), "depth": shape.depth});
             if config.registers > 0 {
                 args["reg_tokens"] = json!(config.registers);
                 args["no_embed_class"] = json!(true);
             }
-            if config.layer_scale > 0.0 {
-                args["init_values"] = json!(config.layer_scale);
-            }
+            let heads = shape.heads_of(config)?;
             if config.ffn == Ffn::SwiGlu {
+                // timm knows layers by name only in its own networks, so that one with gated layers is cut down to size.
                 let width = 2 * crate::vit::swiglu_width(shape.dim);
                 args["mlp_ratio"] = json!((width as f64 + 0.5) / shape.dim as f64);
-                more = "# mlp_layer=timm.layers.SwiGLUPacked and act_layer=torch.nn.SiLU go into create_model\n".into();
+                args["embed_dim"] = json!(shape.dim);
+                args["num_heads"] = json!(heads);
+                args["init_values"] = if config.layer_scale > 0.0 { json!(config.layer_scale) } else { Value::Null };
+                ("vit_giant_patch14_dinov2".into(), "timm", "token")
+            } else {
+                if config.layer_scale > 0.0 {
+                    args["init_values"] = json!(config.layer_scale);
+                }
+                if heads != shape.heads {
+                    args["num_heads"] = json!(heads);
+                }
+                let base = if export.spec.name == "vit_mini" { "vit_tiny" } else { export.spec.name };
+                (format!("{base}_patch16_224"), "timm", "token")
             }
-            let patch = if config.resolved_patch() == 32 { 32 } else { 16 };
-            (format!("{base}_patch{patch}_224"), "timm", "token")
         }
     };
     if config.channels != 3 {
         args["in_chans"] = json!(config.channels);
     }
     let mut pretrained = input(export);
-    for (key, value) in [("num_classes", json!(0)), ("interpolation", json!("bicubic")), ("crop_pct", json!(1.0))] {
-        pretrained[key] = value;
-    }
+    pretrained["num_classes"] = json!(0);
     let arguments: String = args.as_object().into_iter().flatten().map(|(k, v)| format!(", {k}={}", python_value(v))).collect();
     let value = json!({
-        "architecture": name, "num_classes": 0, "num_features": dim(&export.spec.arch), "global_pool": pool, "model_args": args,
+        "architecture": name, "twinsight_encoder": export.spec.name, "num_classes": 0, "num_features": dim(&export.spec.arch), "global_pool": pool, "model_args": args,
         "pretrained_cfg": pretrained,
     });
     let python = format!(
@@ -177,6 +199,7 @@ fn python_value(value: &Value) -> String {
     match value {
         Value::Bool(true) => "True".into(),
         Value::Bool(false) => "False".into(),
+        Value::Null => "None".into(),
         other => other.to_string(),
     }
 }
@@ -197,7 +220,8 @@ fn torchvision(export: &Export<'_>) -> Result<Home> {
     let config = export.config;
     let refuse = |what: &str| refuse(export, "torchvision", what);
     let value = json!({
-        "architecture": export.spec.name, "num_features": dim(&export.spec.arch), "num_classes": 0, "pretrained_cfg": input(export),
+        "architecture": export.spec.name, "twinsight_encoder": export.spec.name, "num_features": dim(&export.spec.arch),
+        "num_classes": 0, "pretrained_cfg": input(export),
     });
     let load = "model.load_state_dict(load_file(\"model.safetensors\"), strict=True)\nmodel.eval()";
     let head = "import torch, torchvision\nfrom safetensors.torch import load_file\n\n";
@@ -236,7 +260,7 @@ fn torchvision(export: &Export<'_>) -> Result<Home> {
                 config.image_size,
                 config.resolved_patch(),
                 shape.depth,
-                shape.heads,
+                shape.heads_of(config)?,
                 shape.dim,
                 4 * shape.dim
             )
@@ -279,7 +303,7 @@ fn transformers(export: &Export<'_>) -> Result<Home> {
         }
         Arch::ViT(shape) => {
             let mut value = json!({
-                "hidden_size": shape.dim, "num_hidden_layers": shape.depth, "num_attention_heads": shape.heads,
+                "hidden_size": shape.dim, "num_hidden_layers": shape.depth, "num_attention_heads": shape.heads_of(config)?,
                 "hidden_act": "gelu", "layer_norm_eps": 1e-6, "qkv_bias": true, "image_size": side,
                 "patch_size": config.resolved_patch(), "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0,
             });
@@ -305,11 +329,14 @@ fn transformers(export: &Export<'_>) -> Result<Home> {
         }
     };
     value["architectures"] = json!([class]);
+    value["twinsight_encoder"] = json!(export.spec.name);
     value["num_channels"] = json!(config.channels);
     value["torch_dtype"] = json!("float32");
+    // The one that resizes the shorter side and takes the middle; 2 is bilinear.
     let processor = json!({
-        "image_processor_type": "ViTImageProcessor", "do_resize": true, "size": {"height": side, "width": side}, "resample": 3,
-        "do_rescale": true, "rescale_factor": 1.0 / 255.0, "do_normalize": true, "image_mean": export.provenance.mean,
+        "image_processor_type": "BitImageProcessor", "do_convert_rgb": config.channels == 3, "do_resize": true,
+        "size": {"shortest_edge": shorter_side(side)}, "resample": 2, "do_center_crop": true,
+        "crop_size": {"height": side, "width": side}, "do_rescale": true, "rescale_factor": 1.0 / 255.0, "do_normalize": true, "image_mean": export.provenance.mean,
         "image_std": export.provenance.std,
     });
     let pooling = if class == "ViTModel" { ", add_pooling_layer=False" } else { "" };
@@ -319,4 +346,19 @@ fn transformers(export: &Export<'_>) -> Result<Home> {
          features = model(pixel_values=images).{vector}"
     );
     Ok(Home { processor: Some(processor), extra, class_position: true, scales, ..plain(layout, value, python) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn timm_resizes_to_the_side_that_evaluation_does() {
+        assert_eq!((crop_share(32), crop_share(64), crop_share(224), crop_share(448)), (1.0, 1.0, 0.875, 0.875));
+        for side in 1..=4096 {
+            let (part, shorter) = (crop_share(side), shorter_side(side));
+            assert_eq!((side as f64 / part).floor() as usize, shorter, "{side} px, {part}");
+            assert!(shorter == side || (part - 0.875).abs() < 0.02, "{side} px: {part}");
+        }
+    }
 }

@@ -36,6 +36,11 @@ impl Format {
     /// Every format.
     pub const ALL: [Self; 5] = [Self::Safetensors, Self::Timm, Self::Torchvision, Self::Transformers, Self::Onnx];
 
+    /// What the file of the weights is called.
+    pub fn weights_file(self) -> &'static str {
+        if self == Self::Onnx { "model.onnx" } else { "model.safetensors" }
+    }
+
     /// Its name on the command line.
     pub fn name(self) -> &'static str {
         match self {
@@ -69,6 +74,8 @@ pub struct Provenance {
     pub std: Vec<f32>,
     /// Facts for the model card: method, images, accuracy.
     pub facts: Vec<(String, String)>,
+    /// Where the weights were imported from, for those that were; others were trained here, without labels.
+    pub imported: Option<String>,
     /// Further metadata of the encoder's own file.
     pub notes: BTreeMap<String, String>,
 }
@@ -87,22 +94,33 @@ pub struct Export<'a> {
 
 impl Export<'_> {
     /// Writes the encoder into the folder `dir` (made where it is missing): the weights, `config.json` and a model card,
-    /// `README.md`. Each file appears whole or not at all. Gives what was written.
+    /// `README.md`. Each file appears whole or not at all; files that are there already are written over only where `replace` says
+    /// so. Gives what was written.
     ///
     /// # Errors
-    /// A format that can't hold this encoder, with the reason; a folder that can't be written.
-    pub fn write(&self, dir: &Path, format: Format) -> Result<Vec<PathBuf>> {
+    /// A format that can't hold this encoder, with the reason; files that are there; a folder that can't be written.
+    pub fn write(&self, dir: &Path, format: Format, replace: bool) -> Result<Vec<PathBuf>> {
         if format != Format::Safetensors && matches!(self.spec.arch, Arch::ViT(shape) if shape.backbone.is_some()) {
             return Err(Error::Unsupported(format!(
                 "{} has no home elsewhere: its patches are cut from a small residual network's maps; only `safetensors` holds it",
                 self.spec.name
             )));
         }
-        let tensors = self.params.snapshot()?;
         let home = homes::home(self, format)?;
+        let json = |value: &Value| format!("{value:#}\n").into_bytes();
+        let mut files = vec![("config.json", json(&home.config)), ("README.md", card::card(self, format, &home).into_bytes())];
+        if let Some(processor) = &home.processor {
+            files.push(("preprocessor_config.json", json(processor)));
+        }
+        let weights = dir.join(format.weights_file());
+        let mut targets = std::iter::once(weights.clone()).chain(files.iter().map(|(name, _)| dir.join(name)));
+        if let Some(path) = targets.find(|path| !replace && path.exists()) {
+            let reason = "is there already; name another folder, or ask for it to be written over (--force)".into();
+            return Err(Error::Exists { path, reason });
+        }
+        let tensors = self.params.snapshot()?;
         std::fs::create_dir_all(dir).map_err(|source| Error::Io { path: dir.into(), source })?;
         let mut written = Vec::new();
-        let weights = dir.join(if format == Format::Onnx { "model.onnx" } else { "model.safetensors" });
         match format {
             Format::Onnx => {
                 let words = describe(self.spec.name, self.config)?;
@@ -118,11 +136,6 @@ impl Export<'_> {
             _ => save_tensors(&weights, &self.renamed(&tensors, &home)?, &BTreeMap::from([("format".into(), "pt".into())]))?,
         }
         written.push(weights);
-        let json = |value: &Value| format!("{value:#}\n").into_bytes();
-        let mut files = vec![("config.json", json(&home.config)), ("README.md", card::card(self, format, &home).into_bytes())];
-        if let Some(processor) = &home.processor {
-            files.push(("preprocessor_config.json", json(processor)));
-        }
         for (name, bytes) in files {
             let path = dir.join(name);
             write_atomic(&path, |out| out.write_all(&bytes))?;
@@ -159,6 +172,13 @@ impl Export<'_> {
         out.extend(home.extra.iter().map(|(k, v)| (k.clone(), v.clone())));
         Ok(out)
     }
+}
+
+/// To how many pixels the shorter side of an image is resized before its middle `side` × `side` pixels are taken: as they are up to 64,
+/// 8/7 of them above, as is usual for ImageNet (256 for 224). It is what evaluation does in this program, and what exported
+/// configurations tell other programs to do.
+pub fn shorter_side(side: usize) -> usize {
+    if side <= 64 { side } else { (side * 8).div_ceil(7) }
 }
 
 /// Whether a transformer needs DINOv2's form.

@@ -2,7 +2,9 @@
 //! layouts turned into an encoder's.
 
 mod adopt;
+mod beside;
 mod layouts;
+mod legacy;
 mod opcodes;
 mod pickle;
 mod positions;
@@ -11,14 +13,19 @@ mod safetensors;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
+use std::ops::Bound;
 use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor};
 
 use crate::{Error, Result};
 
-pub use adopt::{Adopted, ImportOptions, ImportReport, import, initialise};
+pub use adopt::{Adopted, ImportOptions, ImportReport, import, initialise, settings};
+pub use beside::{Beside, beside};
 pub(crate) use layouts::{Form, Layout, Source, layout, layouts_of};
+
+/// Most tensors of a file; checkpoints have thousands, optimizer and all.
+const MOST_TENSORS: usize = 100_000;
 
 /// The tensors of a file (or of several that belong together), by name; nothing but names, shapes and places is in memory.
 #[derive(Debug)]
@@ -44,14 +51,18 @@ impl Weights {
     /// Looks into a `.safetensors` file, an index of several (`model.safetensors.index.json`), a PyTorch `.pth`, `.pt`, `.bin` or
     /// `.ckpt` file, or a folder that holds one of them.
     ///
-    /// Pickles are read, never run: what is neither a tensor nor a plain container ends the reading with its name, but for a few
-    /// inert kinds (`argparse.Namespace`, NumPy's scalars) that are passed over. Memory stays within what the file's own size
-    /// allows, whatever sizes it claims.
+    /// Pickles (PyTorch's archives, and its older files of pickles and storages) are read, never run. Objects of other kinds that lie
+    /// beside the tensors (settings, say) are passed over unmade; one that holds tensors itself, that the file consists of, or whose
+    /// kind exists to run something ends the reading with its name. Memory stays within what the file's own size allows, whatever
+    /// sizes it claims.
     ///
     /// # Errors
     /// A missing, damaged or malicious file: one line that names it.
     pub fn open(path: &Path) -> Result<Self> {
-        let file = if path.is_dir() { inside(path)? } else { path.to_path_buf() };
+        let file = match path.is_dir() {
+            true => Self::in_folder(path).ok_or_else(|| bad(path, format!("holds none of {}", NAMES.join(", "))))?,
+            false => path.to_path_buf(),
+        };
         let name = file.file_name().map(|n| n.to_string_lossy().to_lowercase()).unwrap_or_default();
         if name.ends_with(".json") {
             return safetensors::open_index(&file);
@@ -60,12 +71,14 @@ impl Weights {
         let count = File::open(&file).and_then(|f| read_up_to(f, &mut head)).map_err(|e| bad(&file, e))?;
         match &head[..count] {
             [b'P', b'K', 3, 4, ..] => pickle::open(&file),
-            [0x80, 2..=5, ..] => Err(bad(
-                &file,
-                "is a pickle of PyTorch's older form; save it again with torch.save(torch.load(FILE, weights_only=True), FILE)",
-            )),
+            [0x80, 2..=5, ..] => legacy::open(&file),
             _ => safetensors::open(&file),
         }
+    }
+
+    /// The file of weights in a folder, if it has one of the usual names.
+    pub fn in_folder(folder: &Path) -> Option<PathBuf> {
+        NAMES.iter().map(|name| folder.join(name)).find(|p| p.is_file())
     }
 
     /// All names, in order.
@@ -76,6 +89,28 @@ impl Weights {
     /// Whether there is a tensor called `name`.
     pub fn contains(&self, name: &str) -> bool {
         self.entries.contains_key(name)
+    }
+
+    /// The shapes of all tensors.
+    pub fn shapes(&self) -> BTreeMap<String, Vec<usize>> {
+        self.entries.iter().map(|(name, entry)| (name.clone(), entry.shape.clone())).collect()
+    }
+
+    /// All names that begin with `prefix`, in order.
+    pub(crate) fn names_below<'a>(&'a self, prefix: &'a str) -> impl Iterator<Item = &'a str> {
+        let from = self.entries.range::<str, _>((Bound::Included(prefix), Bound::Unbounded));
+        from.map(|(name, _)| name.as_str()).take_while(move |name| name.starts_with(prefix))
+    }
+
+    /// Whether the tensor `name` holds whole numbers: a counter or an index, no weights.
+    pub(crate) fn is_whole(&self, name: &str) -> bool {
+        let floats = [DType::F32, DType::F64, DType::F16, DType::BF16];
+        self.entries.get(name).is_some_and(|e| !floats.contains(&e.dtype))
+    }
+
+    /// The files that are read: the index, if there is one, and those that it names.
+    pub fn files(&self) -> &[PathBuf] {
+        &self.files
     }
 
     /// The shape of the tensor `name`.
@@ -91,7 +126,7 @@ impl Weights {
     /// Reads the tensor `name` as `f32`.
     ///
     /// # Errors
-    /// No such tensor, whole numbers, a value that is not finite, a file that changed meanwhile.
+    /// No such tensor, an empty one, whole numbers, a value that is not finite, a file that changed meanwhile.
     pub fn read(&self, name: &str) -> Result<Tensor> {
         let Some(entry) = self.entries.get(name) else {
             return Err(bad(&self.files[0], format!("has no tensor `{name}`")));
@@ -99,9 +134,11 @@ impl Weights {
         let path = &self.files[entry.file];
         let size = entry.dtype.size_in_bytes();
         let count: usize = entry.shape.iter().product();
+        if count == 0 {
+            return Err(bad(path, format!("tensor `{name}` of shape {:?} is empty", entry.shape)));
+        }
         let span = match &entry.strides {
             None => count,
-            Some(_) if count == 0 => 0,
             Some(strides) => 1 + entry.shape.iter().zip(strides).map(|(n, step)| (n - 1) * step).sum::<usize>(),
         };
         let mut bytes = vec![0; span * size];
@@ -128,19 +165,17 @@ impl Weights {
     }
 }
 
-/// The file of weights in a folder.
-fn inside(folder: &Path) -> Result<PathBuf> {
-    const NAMES: [&str; 6] = [
-        "model.safetensors",
-        "model.safetensors.index.json",
-        "encoder.safetensors",
-        "pytorch_model.bin",
-        "model.pth",
-        "model.pt",
-    ];
-    let found = NAMES.iter().map(|name| folder.join(name)).find(|p| p.is_file());
-    found.ok_or_else(|| bad(folder, format!("holds none of {}", NAMES.join(", "))))
-}
+/// What files of weights are called in the folders of programs that write them.
+const NAMES: [&str; 8] = [
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "encoder.safetensors",
+    "pytorch_model.bin",
+    "model.pth",
+    "model.pt",
+    "checkpoint.pth",
+    "checkpoint.pth.tar",
+];
 
 /// Elements of a strided tensor, row by row.
 fn gather(values: &[f32], shape: &[usize], strides: &[usize]) -> Vec<f32> {

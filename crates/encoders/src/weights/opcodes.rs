@@ -1,70 +1,116 @@
 //! A walk over a pickle that makes none of its objects, to find what must not be read.
 //!
 //! candle takes lengths as they are given, copies what is remembered each time it is used, drops nested objects by recursion and
-//! shifts long numbers as far as they say. So unknown operations, kinds of objects that are no tensors or plain containers, lengths
-//! beyond the end, deep nesting and growth are refused first.
+//! shifts long numbers as far as they say. So unknown operations, kinds of objects that run things, lengths beyond the end, deep
+//! nesting and growth are refused first. Objects of kinds that are not known pass here: they are made as names and arguments
+//! alone, and what is done with them is for the reader of the tensors to say.
 
 use std::collections::HashMap;
-
-use super::pickle::dtype;
 
 /// The deepest nesting.
 const DEEPEST: u32 = 64;
 /// Objects, each copy counted.
 const MOST_OBJECTS: u64 = 2_000_000;
+/// The longest text.
+const LONGEST_TEXT: u32 = 64 << 10;
+/// Module and name of a kind of objects, together.
+const LONGEST_NAME: usize = 512;
+/// Bytes of text, each copy counted, for each byte of the pickle; files of torch.save have 1 to 2.
+const MOST_COPIES: u64 = 4;
+/// Bytes of text that any pickle may grow to.
+const FREE_BYTES: u64 = 1 << 20;
 
-/// Whether objects of a kind are read (tensors, plain containers) or passed over (settings and numbers beside them).
-fn is_known(module: &str, name: &str) -> bool {
-    match (module, name) {
-        ("collections", "OrderedDict" | "defaultdict") => true,
-        ("torch._utils", "_rebuild_tensor_v2" | "_rebuild_parameter") | ("torch._tensor", "_rebuild_from_type_v2") => true,
-        ("torch.nn.parameter", "Parameter") | ("torch", "Tensor" | "Size" | "device" | "BoolStorage") => true,
-        ("torch", storage) if dtype(storage).is_some() => true,
-        // Inert: nothing in them is asked for.
-        ("torch", "float32" | "float64" | "float16" | "bfloat16" | "int64" | "int32" | "uint8" | "bool") => true,
-        ("argparse", "Namespace") | ("_codecs", "encode") | ("__builtin__" | "builtins", "set") => true,
-        ("numpy", "dtype" | "ndarray") => true,
-        ("numpy.core.multiarray" | "numpy._core.multiarray", "scalar" | "_reconstruct") => true,
-        _ => false,
+/// Modules whose functions act on the system or run code. Nothing of a pickle is ever run; one that asks for this is malicious.
+const RUNNING: [&str; 16] = [
+    "os",
+    "posix",
+    "nt",
+    "sys",
+    "subprocess",
+    "pty",
+    "shutil",
+    "socket",
+    "runpy",
+    "importlib",
+    "ctypes",
+    "commands",
+    "webbrowser",
+    "code",
+    "pickle",
+    "timeit",
+];
+/// Of Python's own names, the types of plain values; the others are functions.
+const TYPES: [&str; 16] = [
+    "int",
+    "float",
+    "complex",
+    "bool",
+    "str",
+    "unicode",
+    "bytes",
+    "bytearray",
+    "list",
+    "tuple",
+    "dict",
+    "set",
+    "frozenset",
+    "object",
+    "slice",
+    "range",
+];
+
+/// Whether a kind of objects is one that exists to run something.
+fn runs(module: &str, name: &str) -> bool {
+    match module {
+        "builtins" | "__builtin__" => !TYPES.contains(&name),
+        _ => RUNNING.contains(&module.split('.').next().unwrap_or(module)),
     }
 }
 
-/// Nesting and number of the parts of an object.
+/// Nesting, number and text of the parts of an object.
 #[derive(Clone, Copy)]
 struct Size {
     depth: u32,
     count: u64,
+    bytes: u64,
     mark: bool,
 }
 
-const LEAF: Size = Size { depth: 1, count: 1, mark: false };
+const LEAF: Size = Size { depth: 1, count: 1, bytes: 0, mark: false };
 
-/// Walks a pickle without making its objects. The error says what it holds that it must not.
-pub(super) fn check(pickle: &[u8]) -> Result<(), String> {
+/// Walks a pickle without making its objects; what follows its end is left alone. Gives its length. The error says what it holds
+/// that it must not.
+pub(super) fn check(pickle: &[u8]) -> Result<usize, String> {
     let mut rest = pickle;
     let mut stack: Vec<Size> = Vec::new();
     let mut memo: HashMap<u32, Size> = HashMap::new();
-    let mut copies = 0_u64;
+    let (mut copies, mut bytes) = (0_u64, 0_u64);
     loop {
         let op = take(&mut rest, 1)?[0];
         match op {
             0x80 => drop(take(&mut rest, 1)?),
             b'c' => {
                 let (module, name) = (line(&mut rest)?, line(&mut rest)?);
-                if !is_known(&module, &name) {
-                    return Err(format!(
-                        "holds an object of kind `{module}.{name}`; only tensors in plain containers are read, and nothing is ever \
-                         run. Save the weights alone: torch.save(model.state_dict(), FILE)"
-                    ));
+                if module.len() + name.len() > LONGEST_NAME {
+                    return Err(format!("holds an object whose kind has a name of {} bytes", module.len() + name.len()));
                 }
-                stack.push(LEAF);
+                if runs(&module, &name) {
+                    return Err(refusal(&module, &name));
+                }
+                let text = Size { bytes: (module.len() + name.len()) as u64, ..LEAF };
+                bytes += text.bytes;
+                stack.push(text);
             }
             b')' | b'}' | b']' | b'N' | 0x88 | 0x89 => stack.push(LEAF),
             b'(' => stack.push(Size { mark: true, ..LEAF }),
             b'X' => {
                 let length = number(&mut rest, 4)?;
                 take(&mut rest, length as usize)?;
-                stack.push(LEAF);
+                if length > LONGEST_TEXT {
+                    return Err(format!("holds a text of {length} bytes, expected at most {LONGEST_TEXT}"));
+                }
+                bytes += u64::from(length);
+                stack.push(Size { bytes: u64::from(length), ..LEAF });
             }
             b'J' | b'G' | b'K' | b'M' => {
                 let length = match op {
@@ -88,12 +134,14 @@ pub(super) fn check(pickle: &[u8]) -> Result<(), String> {
                 let key = number(&mut rest, if op == b'q' { 1 } else { 4 })?;
                 let top = *stack.last().ok_or("holds a damaged pickle: nothing to remember")?;
                 copies += top.count;
+                bytes += top.bytes;
                 memo.insert(key, top);
             }
             b'h' | b'j' => {
                 let key = number(&mut rest, if op == b'h' { 1 } else { 4 })?;
                 let size = *memo.get(&key).ok_or("holds a damaged pickle: it remembers what never was")?;
                 copies += size.count;
+                bytes += size.bytes;
                 stack.push(size);
             }
             b'Q' => wrap(&mut stack, 1)?,
@@ -111,7 +159,8 @@ pub(super) fn check(pickle: &[u8]) -> Result<(), String> {
                 stack.push(parts);
                 into_last(&mut stack, 1)?;
             }
-            b'.' => return if stack.is_empty() { Err("holds an empty pickle".into()) } else { Ok(()) },
+            b'.' if stack.is_empty() => return Err("holds an empty pickle".into()),
+            b'.' => return Ok(pickle.len() - rest.len()),
             other => {
                 return Err(format!(
                     "holds a pickle with the operation {other:#04x}, which PyTorch's torch.save does not write (protocol 2); save it \
@@ -126,7 +175,21 @@ pub(super) fn check(pickle: &[u8]) -> Result<(), String> {
         if copies + stack.len() as u64 > MOST_OBJECTS || top.count > MOST_OBJECTS {
             return Err(format!("holds a pickle that grows to more than {MOST_OBJECTS} objects"));
         }
+        if bytes > FREE_BYTES + MOST_COPIES * pickle.len() as u64 {
+            return Err(format!(
+                "holds a pickle of {} bytes that grows to more than {MOST_COPIES} times as much text",
+                pickle.len()
+            ));
+        }
     }
+}
+
+/// The line about a kind of objects that is not read.
+pub(super) fn refusal(module: &str, name: &str) -> String {
+    format!(
+        "holds an object of kind `{module}.{name}`; only tensors in plain containers are read, and nothing is ever run. Save the \
+         weights alone: torch.save(model.state_dict(), FILE)"
+    )
 }
 
 fn take<'a>(rest: &mut &'a [u8], count: usize) -> Result<&'a [u8], String> {
@@ -174,6 +237,7 @@ fn holding(parts: impl Iterator<Item = Size>) -> Size {
     parts.fold(LEAF, |all, part| Size {
         depth: all.depth.max(part.depth.saturating_add(1)),
         count: all.count.saturating_add(part.count),
+        bytes: all.bytes.saturating_add(part.bytes),
         mark: false,
     })
 }

@@ -12,14 +12,17 @@ use candle_core::DType;
 use candle_core::pickle::{Object, Stack};
 use zip::{CompressionMethod, ZipArchive};
 
-use super::opcodes::check;
-use super::{Entry, Weights, bad};
+use super::opcodes::{check, refusal};
+use super::{Entry, MOST_TENSORS, Weights, bad};
 use crate::Result;
 
 /// The longest pickle that is read; those of checkpoints have a few hundred kilobytes.
-const LONGEST: u64 = 32 << 20;
+pub(super) const LONGEST: u64 = 32 << 20;
 /// Tensors may share memory, but not so often that reading all of them would fill it.
 const MOST_COPIES: u64 = 4;
+
+/// Most axes of a tensor; weights have up to 4.
+const MOST_AXES: usize = 8;
 
 /// Looks into a file.
 pub(super) fn open(path: &Path) -> Result<Weights> {
@@ -67,15 +70,28 @@ pub(super) fn open(path: &Path) -> Result<Weights> {
     }
     let mut pickle = Vec::with_capacity(entry.size() as usize);
     entry.take(LONGEST).read_to_end(&mut pickle).map_err(|e| bad(path, e))?;
-    check(&pickle).map_err(refuse)?;
+    let (object, _) = object(&pickle).map_err(refuse)?;
+    let data = format!("{folder}data/");
+    let storages = places.into_iter().filter_map(|(name, place)| Some((name.strip_prefix(&data)?.to_string(), place))).collect();
+    tensors(path, &object, &storages, total)
+}
 
+/// Reads the pickle at the start of `bytes` into plain objects. Gives its length too.
+pub(super) fn object(bytes: &[u8]) -> Result<(Object, usize), String> {
+    let length = check(bytes)?;
+    // candle's errors show whole objects.
+    let damaged = |e: candle_core::Error| format!("holds a damaged pickle: {:.200}", e.to_string().replace('\n', " "));
     let mut stack = Stack::empty();
-    stack.read_loop(&mut &pickle[..]).map_err(|e| refuse(format!("holds a damaged pickle: {e}")))?;
-    let object = stack.finalize().map_err(|e| refuse(format!("holds a damaged pickle: {e}")))?;
-    let mut found = Found { folder, places: &places, entries: BTreeMap::new(), passed_over: BTreeSet::new(), bytes: 0 };
-    found.walk("", &object).map_err(refuse)?;
+    stack.read_loop(&mut &bytes[..length]).map_err(damaged)?;
+    Ok((stack.finalize().map_err(damaged)?, length))
+}
+
+/// The tensors in `object`, whose storages lie at `storages` (place and length, by key) in the file of `total` bytes.
+pub(super) fn tensors(path: &Path, object: &Object, storages: &HashMap<String, (u64, u64)>, total: u64) -> Result<Weights> {
+    let mut found = Found { storages, entries: BTreeMap::new(), passed_over: BTreeSet::new(), bytes: 0 };
+    found.walk("", object).map_err(|reason| bad(path, reason))?;
     if found.bytes > total.saturating_mul(MOST_COPIES) {
-        return Err(refuse(format!("claims tensors of {} bytes in a file of {total}", found.bytes)));
+        return Err(bad(path, format!("claims tensors of {} bytes in a file of {total}", found.bytes)));
     }
     let (entries, passed_over) = (found.entries, found.passed_over.into_iter().collect());
     Ok(Weights { files: vec![path.into()], entries, passed_over })
@@ -98,8 +114,7 @@ pub(super) fn dtype(storage: &str) -> Option<DType> {
 
 /// The tensors found so far.
 struct Found<'a> {
-    folder: &'a str,
-    places: &'a HashMap<String, (u64, u64)>,
+    storages: &'a HashMap<String, (u64, u64)>,
     entries: BTreeMap<String, Entry>,
     passed_over: BTreeSet<String>,
     bytes: u64,
@@ -124,61 +139,74 @@ impl Found<'_> {
                 }
             }
             Object::Reduce { callable, args } => match (&**callable, &**args) {
-                (Object::Class { module_name, class_name }, Object::Tuple(args)) => {
-                    self.reduced(name, (module_name, class_name), args)?;
+                (Object::Class { module_name, class_name }, Object::Tuple(args)) if rebuilds(module_name, class_name) => {
+                    self.rebuilt(name, class_name, args)?;
                 }
-                _ => self.pass_over(callable),
+                _ => self.unknown(name, object)?,
             },
             Object::Build { callable, .. } => match &**callable {
-                Object::Reduce { callable, .. } => self.pass_over(callable),
-                other => self.walk(name, other)?,
+                Object::Dict(_) | Object::List(_) | Object::Tuple(_) => self.walk(name, callable)?,
+                Object::Reduce { callable: of, .. } => match &**of {
+                    Object::Class { module_name, class_name } if rebuilds(module_name, class_name) => {
+                        self.walk(name, callable)?
+                    }
+                    _ => self.unknown(name, object)?,
+                },
+                _ => self.unknown(name, object)?,
             },
             _ => {}
         }
         Ok(())
     }
 
-    fn pass_over(&mut self, callable: &Object) {
-        if let Object::Class { module_name, class_name } = callable {
-            self.passed_over.insert(format!("{module_name}.{class_name}"));
+    /// Passes over an object of a kind that is not known, unless it is all that the file holds, or holds tensors.
+    fn unknown(&mut self, name: &str, object: &Object) -> Result<(), String> {
+        let (module, class) = kind(object).unwrap_or(("an unnamed", "callable"));
+        if name.is_empty() || holds_tensors(object) {
+            return Err(refusal(module, class));
         }
+        self.passed_over.insert(format!("{module}.{class}"));
+        Ok(())
     }
 
-    fn reduced(&mut self, name: &str, class: (&str, &str), args: &[Object]) -> Result<(), String> {
-        match (class, args) {
-            (("torch._utils", "_rebuild_tensor_v2"), args) => {
-                let entry = self.tensor(args).ok_or_else(|| format!("describes tensor `{name}` in a way that is not known"))?;
+    /// What one of PyTorch's functions makes of its arguments.
+    fn rebuilt(&mut self, name: &str, function: &str, args: &[Object]) -> Result<(), String> {
+        match (function, args) {
+            ("_rebuild_parameter" | "_rebuild_parameter_with_state", [inner, ..]) => self.walk(name, inner),
+            ("_rebuild_from_type_v2", [Object::Class { module_name, class_name }, _, Object::Tuple(args), ..])
+                if rebuilds(module_name, class_name) =>
+            {
+                self.rebuilt(name, class_name, args)
+            }
+            ("_rebuild_tensor_v2", args) => {
+                let unknown = || format!("describes tensor `{name}` in a way that is not known");
+                let (class, key) = args.first().and_then(storage).ok_or_else(unknown)?;
+                let Some(dtype) = dtype(class) else {
+                    self.passed_over.insert(format!("torch.{class}"));
+                    return Ok(());
+                };
+                let entry = self.tensor(dtype, key, args).ok_or_else(unknown)?;
                 let entry = entry.map_err(|what| format!("tensor `{name}`: {what}"))?;
                 let count: u64 = entry.shape.iter().map(|&n| n as u64).product();
                 self.bytes = self.bytes.saturating_add(count * entry.dtype.size_in_bytes() as u64);
                 self.entries.insert(name.to_string(), entry);
+                if self.entries.len() > MOST_TENSORS {
+                    return Err(format!("holds more than {MOST_TENSORS} tensors"));
+                }
                 Ok(())
             }
-            (("torch._utils", "_rebuild_parameter"), [inner, ..]) => self.walk(name, inner),
-            (
-                ("torch._tensor", "_rebuild_from_type_v2"),
-                [Object::Class { module_name, class_name }, _, Object::Tuple(args), ..],
-            ) => self.reduced(name, (module_name, class_name), args),
-            ((module, class), _) => {
-                self.passed_over.insert(format!("{module}.{class}"));
-                Ok(())
-            }
+            _ => Err(format!("describes tensor `{name}` in a way that is not known")),
         }
     }
 
     /// `None` where the arguments are not those of a tensor; an error where they lie.
-    fn tensor(&self, args: &[Object]) -> Option<Result<Entry, String>> {
-        let [Object::PersistentLoad(storage), offset, Object::Tuple(shape), Object::Tuple(strides), ..] = args else {
-            return None;
-        };
-        let Object::Tuple(storage) = &**storage else { return None };
-        let [_, Object::Class { class_name, .. }, Object::Unicode(key), ..] = &storage[..] else { return None };
+    fn tensor(&self, dtype: DType, key: &str, args: &[Object]) -> Option<Result<Entry, String>> {
+        let [_, offset, Object::Tuple(shape), Object::Tuple(strides), ..] = args else { return None };
         let (offset, shape, strides) = (index(offset)?, indices(shape)?, indices(strides)?);
-        if shape.len() != strides.len() {
+        if shape.len() != strides.len() || shape.len() > MOST_AXES {
             return None;
         }
-        let Some(dtype) = dtype(class_name) else { return Some(Err(format!("numbers of kind {class_name} are not known"))) };
-        let Some(&(start, length)) = self.places.get(&format!("{}data/{key}", self.folder)) else {
+        let Some(&(start, length)) = self.storages.get(key) else {
             return Some(Err(format!("its bytes `data/{key}` are missing")));
         };
         let size = dtype.size_in_bytes() as u64;
@@ -193,14 +221,57 @@ impl Found<'_> {
             (Some(count), Some(last)) if count <= room && last < room => {}
             _ => return Some(Err(format!("shape {shape:?} and strides {strides:?} reach beyond its {length} bytes"))),
         }
-        let mut step = 1;
+        let mut step = 1_usize;
         let contiguous = shape.iter().zip(&strides).rev().all(|(&n, &stride)| {
             let fits = n == 1 || stride == step;
-            step *= n;
+            step = step.saturating_mul(n);
             fits
         });
         let offset = start + offset as u64 * size;
         Some(Ok(Entry { file: 0, offset, dtype, shape, strides: (!contiguous).then_some(strides) }))
+    }
+}
+
+/// Whether a function is one of those by which PyTorch's pickles make tensors.
+fn rebuilds(module: &str, name: &str) -> bool {
+    match module {
+        "torch._utils" => matches!(name, "_rebuild_tensor_v2" | "_rebuild_parameter" | "_rebuild_parameter_with_state"),
+        "torch._tensor" => name == "_rebuild_from_type_v2",
+        _ => false,
+    }
+}
+
+/// Class and key of a storage.
+pub(super) fn storage(object: &Object) -> Option<(&str, &str)> {
+    let Object::PersistentLoad(storage) = object else { return None };
+    let Object::Tuple(storage) = &**storage else { return None };
+    match &storage[..] {
+        [_, Object::Class { class_name, .. }, Object::Unicode(key), ..] => Some((class_name, key)),
+        _ => None,
+    }
+}
+
+/// The objects that an object is made of.
+pub(super) fn parts(object: &Object) -> Vec<&Object> {
+    match object {
+        Object::Dict(pairs) => pairs.iter().flat_map(|(key, value)| [key, value]).collect(),
+        Object::List(items) | Object::Tuple(items) => items.iter().collect(),
+        Object::Reduce { callable, args } | Object::Build { callable, args } => vec![callable, args],
+        _ => Vec::new(),
+    }
+}
+
+/// Whether numbers of tensors are somewhere in an object. Objects are nested less deep than the stack is.
+fn holds_tensors(object: &Object) -> bool {
+    matches!(object, Object::PersistentLoad(_)) || parts(object).into_iter().any(holds_tensors)
+}
+
+/// Module and name of what an object is made by.
+fn kind(object: &Object) -> Option<(&str, &str)> {
+    match object {
+        Object::Class { module_name, class_name } => Some((module_name, class_name)),
+        Object::Reduce { callable, .. } | Object::Build { callable, .. } => kind(callable),
+        _ => None,
     }
 }
 
@@ -293,6 +364,11 @@ mod tests {
             all
         });
         let deep = [&b"\x80\x02)"[..], &[0x85; 100_000], b"."].concat();
+        // A megabyte of text, and one of name, remembered and taken out again and again.
+        let text =
+            |length: usize| [&b"\x80\x02]X"[..], &(length as u32).to_le_bytes()[..], &vec![b'a'; length], b"q\x01"].concat();
+        let often = |start: &[u8]| [start, &b"h\x01a".repeat(3000), b"."].concat();
+        let name = [&b"\x80\x02]c"[..], &vec![b'a'; 1 << 20], b"\nb\nq\x01"].concat();
         for (pickle, words) in [
             (b"\x80\x02cposix\nsystem\nX\x04\x00\x00\x00echo\x85R.".to_vec(), "`posix.system`"),
             (b"\x80\x02cos\nsystem\nX\x04\x00\x00\x00echo\x85R.".to_vec(), "`os.system`"),
@@ -301,6 +377,12 @@ mod tests {
             (b"\x80\x02ios\nsystem\n.".to_vec(), "operation 0x69"),
             (deep, "nested"),
             (laughs, "grows"),
+            (often(&text(1 << 20)), "text of 1048576 bytes"),
+            (often(&text(60 << 10)), "as much text"),
+            (often(&name), "a name of 1048577 bytes"),
+            (b"\x80\x02}X\x01\x00\x00\x00acsubprocess\nPopen\n)Rs.".to_vec(), "`subprocess.Popen`"),
+            (b"\x80\x02cmy.models\nNet\n)\x81}b.".to_vec(), "`my.models.Net`"),
+            (wrapped(b"cmy.models\nNet\n", &tensor(0, [2, 3], [3, 1])), "`my.models.Net`"),
             (b"\x80\x02X\xff\xff\xff\xffa.".to_vec(), "cut short"),
             (b"\x80\x02\x8a\xff.".to_vec(), "255 bytes"),
             (b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n)R.".to_vec(), "not known"),
@@ -316,6 +398,29 @@ mod tests {
             let told = open_bytes(dir.path(), &archive(&pickle, &floats())).expect_err(words).to_string();
             assert!(told.contains(words) && told.contains("w.pth") && !told.contains('\n'), "{words}: {told}");
         }
+        Ok(())
+    }
+
+    /// {"weights": the root of `pickle` as the only argument of `class`}.
+    fn wrapped(class: &[u8], pickle: &[u8]) -> Vec<u8> {
+        [&b"\x80\x02}X\x07\x00\x00\x00weights"[..], class, &pickle[2..pickle.len() - 1], b"\x85Rs."].concat()
+    }
+
+    #[test]
+    fn what_lies_beside_the_tensors_is_passed_over_unmade() -> anyhow::Result<()> {
+        let dir = tempfile::tempdir()?;
+        let whole = tensor(0, [2, 3], [3, 1]);
+        // {"model": …, "hyper_parameters": DictConfig with a state}, as Lightning writes it for omegaconf, and a mask of booleans.
+        let settings =
+            b"X\x10\x00\x00\x00hyper_parameterscomegaconf.dictconfig\nDictConfig\n)\x81q\x05}X\x08\x00\x00\x00_contenth\x05sbs.";
+        let mask = tensor(0, [2, 3], [3, 1]);
+        let at = mask.windows(12).position(|w| w == b"FloatStorage").expect("a storage");
+        let mask = [&mask[..at], b"BoolStorage", &mask[at + 12..]].concat();
+        let settings = [&b"X\x04\x00\x00\x00mask"[..], &mask[2..mask.len() - 1], b"s", settings].concat();
+        let pickle = [&whole[..whole.len() - 1], &settings].concat();
+        let weights = open_bytes(dir.path(), &archive(&pickle, &floats()))?;
+        assert_eq!(weights.names().collect::<Vec<_>>(), ["model.w"]);
+        assert_eq!(weights.passed_over(), ["omegaconf.dictconfig.DictConfig", "torch.BoolStorage"]);
         Ok(())
     }
 

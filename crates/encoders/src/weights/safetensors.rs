@@ -9,7 +9,7 @@ use std::path::{Component, Path};
 use candle_core::DType;
 use safetensors::tensor::Metadata;
 
-use super::{Entry, Weights, bad};
+use super::{Entry, MOST_TENSORS, Weights, bad};
 use crate::Result;
 
 /// The longest header that is read.
@@ -39,6 +39,9 @@ pub(super) fn open_index(path: &Path) -> Result<Weights> {
         let file = path.with_file_name(name);
         let found = entries(&file, weights.files.len())?;
         weights.files.push(file);
+        if weights.entries.len() + found.len() > MOST_TENSORS {
+            return Err(bad(path, format!("names files of more than {MOST_TENSORS} tensors")));
+        }
         weights.entries.extend(found.into_iter().filter(|(tensor, _)| index.weight_map.get(tensor) == Some(name)));
     }
     match index.weight_map.iter().find(|(tensor, _)| !weights.entries.contains_key(*tensor)) {
@@ -67,7 +70,11 @@ fn entries(path: &Path, file: usize) -> Result<BTreeMap<String, Entry>> {
     let header: Metadata = serde_json::from_slice(&header).map_err(|e| damaged(&format!("header: {e}")))?;
     let (start, room) = (8 + length, total - 8 - length);
     let mut found = BTreeMap::new();
-    for (name, info) in header.tensors() {
+    let tensors = header.tensors();
+    if tensors.len() > MOST_TENSORS {
+        return Err(damaged(&format!("it claims {} tensors, expected at most {MOST_TENSORS}", tensors.len())));
+    }
+    for (name, info) in tensors {
         let (first, last) = (info.data_offsets.0 as u64, info.data_offsets.1 as u64);
         let bits = info.shape.iter().try_fold(info.dtype.bitsize() as u64, |n, &side| n.checked_mul(side as u64));
         if first > last || last > room || bits != Some((last - first).saturating_mul(8)) {

@@ -118,6 +118,7 @@ pub(super) fn convnext(g: &mut Builder<'_>, shape: &ConvNextShape, config: &Enco
 
 /// A vision transformer.
 pub(super) fn vit(g: &mut Builder<'_>, shape: &ViTShape, config: &EncoderConfig) -> Result<()> {
+    let shape = &ViTShape { heads: shape.heads_of(config)?, ..*shape };
     let dim = shape.dim as i64;
     let patches = g.conv(INPUT, "patch_embed.proj", config.resolved_patch() as i64, 0, 1)?;
     let patches = g.reshape(&patches, &[0, dim, -1]);
