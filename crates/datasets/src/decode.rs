@@ -99,6 +99,9 @@ pub fn decode_part(raw: &[u8], name: &Path, choose: &mut Choose<'_>) -> Result<P
     if raw.is_empty() {
         return Err(bad(name, "the file is empty"));
     }
+    if bands::is_tiff(raw) && bands::shape(Cursor::new(raw)).is_some_and(|s| s.is_picture) {
+        return Ok(bands::decode(raw.to_vec(), name)?.preview());
+    }
     let mut decoder = decoder(Cursor::new(raw), name)?;
     let (width, height) = decoder.dimensions();
     check_size(width, height, name)?;
@@ -139,8 +142,8 @@ pub(crate) fn header_of(mut file: impl BufRead + Seek, name: &Path) -> Result<He
         file.rewind().map_err(Error::io(name))?;
         if let Some(shape) = bands::shape(&mut file) {
             shape.check(name)?;
-            let bands = Some((shape.channels, usize::from(shape.bits / 8)));
-            return Ok(Header { size: shape.size, gray: false, bands });
+            let bands = (!shape.is_picture).then_some((shape.channels, usize::from(shape.bits / 8)));
+            return Ok(Header { size: shape.size, gray: shape.is_picture, bands });
         }
     }
     file.rewind().map_err(Error::io(name))?;

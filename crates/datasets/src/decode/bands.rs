@@ -1,8 +1,8 @@
 //! TIFF files of several bands: what the `image` crate refuses, since it is no picture.
 //!
-//! A file is one of bands when its photometric interpretation is gray and it has two samples a pixel or more (one of which may be
-//! alpha, which makes it a picture when there are two), or when it is colour beside samples that are not said to be alpha (near
-//! infrared, usually). Unsigned samples of 8 or 16 bits are read, in pixels or in planes.
+//! A file is one of bands when its photometric interpretation is gray and it has two samples a pixel or more, or when it is colour beside
+//! samples that are not said to be alpha (near infrared, usually). Gray with alpha is a picture, which is read here as well. Unsigned
+//! samples of 8 or 16 bits are read, in pixels or in planes.
 
 use std::io::{Cursor, Read, Seek};
 use std::path::Path;
@@ -32,6 +32,8 @@ pub(crate) struct Shape {
     pub(crate) channels: usize,
     /// Bits a sample.
     pub(crate) bits: u16,
+    /// Whether they are gray and alpha: a picture.
+    pub(crate) is_picture: bool,
     planes: bool,
     unsigned: bool,
 }
@@ -41,7 +43,7 @@ pub(crate) fn is_tiff(raw: &[u8]) -> bool {
     [&b"II*\0"[..], b"MM\0*", b"II+\0", b"MM\0+"].iter().any(|magic| raw.starts_with(magic))
 }
 
-/// What a TIFF file says of its bands; `None` where it is a picture or damaged, which the decoder of pictures then tells.
+/// What a TIFF file says of its bands; `None` where it is another picture or damaged, which the decoder of pictures then tells.
 pub(crate) fn shape(file: impl Read + Seek) -> Option<Shape> {
     let mut decoder = Decoder::new(file).ok()?;
     let samples = number(&mut decoder, Tag::SamplesPerPixel).unwrap_or(1);
@@ -49,7 +51,7 @@ pub(crate) fn shape(file: impl Read + Seek) -> Option<Shape> {
     let extra = decoder.find_tag_unsigned_vec::<u16>(Tag::ExtraSamples).ok().flatten().unwrap_or_default();
     let has_alpha = extra.first().is_some_and(|&kind| kind != UNSPECIFIED);
     let is_bands = match photometric {
-        gray if GRAY.contains(&gray) => samples > 2 || samples == 2 && !has_alpha,
+        gray if GRAY.contains(&gray) => samples > 1,
         RGB => samples > 4 || samples == 4 && extra.first() == Some(&UNSPECIFIED),
         _ => false,
     };
@@ -58,6 +60,7 @@ pub(crate) fn shape(file: impl Read + Seek) -> Option<Shape> {
     is_bands.then_some(Shape {
         size: decoder.dimensions().ok()?,
         channels: usize::from(samples),
+        is_picture: samples == 2 && has_alpha,
         bits: bits.first().copied().filter(|first| bits.iter().all(|b| b == first)).unwrap_or(0),
         planes: number(&mut decoder, Tag::PlanarConfiguration) == Some(PLANES),
         unsigned: formats.iter().all(|&f| f == UNSIGNED),
@@ -198,10 +201,14 @@ mod tests {
         let found = decode(file((3, 2), 5, 1, &[0, 0, 0, 0], true, &planes)?, name)?;
         assert_eq!(found.levels(), &BandLevels::Words(samples.clone()));
         // Gray with alpha and colour with alpha are pictures.
-        for (channels, photometric) in [(2, 1), (4, 2)] {
-            let raw = file((3, 2), channels, photometric, &[2], false, &samples[..6 * usize::from(channels)])?;
-            assert_eq!(shape(Cursor::new(&raw)), None);
-        }
+        let raw = file((3, 2), 4, 2, &[2], false, &samples[..24])?;
+        assert_eq!(shape(Cursor::new(&raw)), None);
+        let raw = file((3, 2), 2, 1, &[2], false, &samples[..12])?;
+        assert!(shape(Cursor::new(&raw)).is_some_and(|s| s.is_picture));
+        let image = crate::decode::decode_bytes(&raw, name)?;
+        assert_eq!(image.to_luma8().as_raw()[2], ((4 * 2003 + 128) / 257) as u8);
+        let header = crate::decode::header(&raw, name)?;
+        assert!(header.gray && header.bands.is_none());
         let infrared = file((3, 2), 4, 2, &[0], false, &samples[..24])?;
         assert_eq!(decode(infrared, name)?.channels(), 4);
         Ok(())

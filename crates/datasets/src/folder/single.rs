@@ -22,7 +22,7 @@ impl SingleImage {
     /// A file that is no readable image.
     pub fn open(path: &Path) -> Result<Self> {
         let raw = content(path, MAX_BYTES + 1)?;
-        let has_bands = bands::is_tiff(&raw) && bands::shape(std::io::Cursor::new(&raw)).is_some();
+        let has_bands = bands::is_tiff(&raw) && bands::shape(std::io::Cursor::new(&raw)).is_some_and(|s| !s.is_picture);
         let bands = if has_bands { Some(bands::decode(raw.clone(), path)?) } else { None };
         let image = bands.as_ref().map_or_else(|| decode_bytes(&raw, path), |bands| Ok(bands.preview()))?;
         Ok(Self { name: path.display().to_string(), path: path.to_path_buf(), image, bands })
