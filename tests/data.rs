@@ -131,7 +131,11 @@ fn data_is_measured_and_every_step_of_a_view_shown() -> Result<()> {
     for threads in ["1", "2"] {
         let args = ["bench", "data", "pictures", "--size", "32", "--method", "simclr", "--threads", threads, "--count", "60"];
         let found = run_json(cache, &args)?;
-        ensure!(found["peer"] == "twinsight" && found["size"] == 32 && found["count"] == 60, "{found}");
+        ensure!(found["peer"] == "twinsight" && found["size"] == 32, "{found}");
+        // Short runs go on for a second.
+        ensure!(found["count"].as_u64().is_some_and(|n| n >= 60), "{found}");
+        let share = |key: &str| found[key].as_f64().unwrap_or(f64::NAN);
+        ensure!((share("decode_share") + share("views_share") - 1.0).abs() < 0.01, "{found}");
         ensure!(found["images_per_s"].as_f64().is_some_and(|v| v > 1.0) && found["views"] == 2, "{found}");
     }
     let sheet = run_json(cache, &["views", "pictures", "--out", "steps.png", "--steps", "--set", "options.views.jpeg_p=0.1"])?;

@@ -737,7 +737,7 @@ pub struct BenchDataArgs {
     /// Side of the views in pixels.
     #[arg(long, default_value_t = 32)]
     pub size: usize,
-    /// Images to make views of; those of the folder are repeated.
+    /// Images to make views of, at least; those of the folder are repeated, for a second or longer.
     #[arg(long, default_value_t = 2000)]
     pub count: usize,
     /// Threads.

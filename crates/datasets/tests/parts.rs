@@ -70,7 +70,7 @@ fn shares() -> impl Strategy<Value = [f32; 4]> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 192, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 400, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn a_part_has_the_pixels_of_the_whole_and_the_whole_those_of_the_general_decoder(

@@ -229,8 +229,7 @@ mod tests {
         let output = "words\n{\"images_per_s\": 10.0, \"decode_us\": 900.2, \"views_us\": 400}\n";
         assert_eq!(parts(output)?, [900.2, 400.0]);
         let round = |one, two, theirs: [f64; 2]| Round { ours: [one, two], theirs: theirs.to_vec(), parts: [900.2, 400.0] };
-        let rounds =
-            [round(100.0, 190.0, [50.0, 40.0]), round(120.0, 216.0, [20.0, 40.0]), round(110.0, 220.0, [50.0, 44.0])];
+        let rounds = [round(100.0, 190.0, [50.0, 40.0]), round(120.0, 216.0, [20.0, 40.0]), round(110.0, 220.0, [50.0, 44.0])];
         let row = row("photos", &["a".into(), "b".into()], &rounds, "0.1.0");
         let expected = "| photos | 110 | 900 + 400 | a 50, b 40 | 2.20 (2.00 to 3.00) | 1.90 (1.80 to 2.00) | 0.1.0 |\n";
         assert_eq!(row, expected);

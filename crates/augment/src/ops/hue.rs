@@ -1,9 +1,9 @@
 //! Hue, through the 8-bit HSV of PIL: a rotation in steps of 1/255 of the circle, exact to PIL's rounding for every colour.
 //!
-//! PIL computes with a mix of `float` and `double`. Here everything is `f32`, so that a vector holds twice as many pixels; where a
-//! rounding of the last bit would change a level, the product is taken in two exact halves.
+//! PIL computes with a mix of `float` and `double`. Here everything is `f32` or whole numbers, so that a vector holds twice as many pixels;
+//! the tests find no colour that rounds otherwise.
 
-use super::{floor, vectorised};
+use super::{floor, nearest, vectorised};
 use crate::pixels::Pixels;
 
 /// Turns every colour's hue by `turn` of the circle (−0.5..=0.5). Images of other than three channels stay as they are.
@@ -26,7 +26,7 @@ pub fn adjust_hue(pixels: &mut Pixels, turn: f64) {
 
 /// Hue, saturation and value, each 0..=255, of a colour.
 #[inline(always)]
-fn hsv(r: i32, g: i32, b: i32) -> (i32, f32, f32) {
+fn hsv(r: i32, g: i32, b: i32) -> (i32, i32, i32) {
     let max = r.max(g).max(b);
     let min = r.min(g).min(b);
     let chroma = max - min;
@@ -42,29 +42,23 @@ fn hsv(r: i32, g: i32, b: i32) -> (i32, f32, f32) {
         (3.0_f32, 1.0_f32)
     };
     let sixth = (start + sign * share) / 6.0;
-    let hue = if sixth < 0.0 { sixth + 1.0 } else { sixth };
-    // ⌊hue · 255⌋ of the exact product.
-    let high = f32::from_bits(hue.to_bits() & 0xffff_ff00);
-    let (high, low) = (high * 255.0, (hue - high) * 255.0);
-    let whole = floor(high + low);
-    let whole = if whole as f32 - high > low { whole - 1 } else { whole };
-    let hue = if chroma == 0 { 0 } else { whole };
-    let saturation = floor((chroma * 255) as f32 / max.max(1) as f32);
-    (hue, saturation as f32, max as f32)
+    let turn = if sixth < 0.0 { sixth + 1.0 } else { sixth };
+    let hue = if chroma == 0 { 0 } else { floor(turn * 255.0) };
+    (hue, floor((chroma * 255) as f32 / max.max(1) as f32), max)
 }
 
 /// The colour of a hue, saturation and value, each 0..=255.
 #[inline(always)]
-fn rgb(h: i32, s: f32, v: f32) -> (i32, i32, i32) {
-    let angle = h as f32 * 6.0 / 255.0;
-    let sector = floor(angle); // 0..=6
-    let f = angle - sector as f32;
-    let s = s / 255.0;
-    let round = |x: f32| floor(x + 0.5);
-    let p = round(v * (1.0 - s));
-    let q = round(v * (1.0 - s * f));
-    let t = round(v * (1.0 - s * (1.0 - f)));
-    let v = floor(v);
+fn rgb(h: i32, s: i32, v: i32) -> (i32, i32, i32) {
+    let angle = h * 6;
+    // ⌊angle / 255⌋, 0..=6, and what is left of the angle, in 255ths.
+    let sector = (angle * 257 + 257) >> 16;
+    let f = (angle - 255 * sector) as f32;
+    // Products of three levels are whole numbers below 2²⁴, and quotients never fall on a half.
+    let (value, drop) = (v as f32, (v * s) as f32);
+    let p = nearest(value - drop * (1.0 / 255.0));
+    let q = nearest(value - drop * f * (1.0 / 65_025.0));
+    let t = nearest(value - drop * (255.0 - f) * (1.0 / 65_025.0));
     let sector = if sector == 6 { 0 } else { sector };
     let pick = |values: [i32; 6]| {
         let low = if sector == 0 { values[0] } else { values[1] };

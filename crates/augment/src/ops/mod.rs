@@ -41,6 +41,12 @@ pub(crate) fn floor(x: f32) -> i32 {
     rounded - i32::from(shifted - 8_388_608.0 > x)
 }
 
+/// The whole number nearest to 0 ≤ x < 2²².
+#[inline(always)]
+pub(crate) fn nearest(x: f32) -> i32 {
+    ((x + 8_388_608.0).to_bits() & 0x7f_ffff) as i32
+}
+
 #[cfg(test)]
 mod tests {
     use super::floor;
