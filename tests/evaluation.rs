@@ -228,6 +228,16 @@ fn images_without_labels_are_found_and_bad_input_is_one_line() -> Result<()> {
     let twice = run_json(cache, &["duplicates", "run", "--similarity", "0.999999"])?;
     let groups = twice["groups"].to_string();
     ensure!(groups.contains("copy.png") && groups.contains("picture-003.png"), "{twice}");
+    #[cfg(feature = "approximate")]
+    {
+        let near = run_json(cache, &["duplicates", "run", "--similarity", "0.999999", "--approximate"])?;
+        ensure!(near["groups"] == twice["groups"] && near["recall"].as_f64() > Some(0.9), "{near}");
+    }
+    for i in 0..5 {
+        std::fs::create_dir_all(cache.join("alike"))?;
+        std::fs::copy(&files[3], cache.join(format!("alike/{i}.png")))?;
+    }
+    refused(cache, &["cluster", "run", "--data", "alike"], &["1 different vectors", "5 images"])?;
 
     let csv = |name: &str, text: &str| std::fs::write(cache.join(name), text);
     csv("few.csv", "image,label\npictures/picture-000.png,a\npictures/picture-001.png,b\npictures/picture-002.png,b\n")?;

@@ -24,6 +24,7 @@ use clap::{Parser, Subcommand};
   cargo xtask data fetch cifar10
   cargo xtask train simclr-small -- --data ~/pictures
   cargo xtask interop --python ~/torch/bin/python
+  cargo xtask interop --python ~/torch/bin/python --evaluate
   cargo xtask bench peers --python ~/torch/bin/python --peer train_step.py")]
 struct Cli {
     /// What to do.
