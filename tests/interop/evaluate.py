@@ -57,7 +57,7 @@ def main():
         readers = 0
         try:
             import duckdb
-            count, length = duckdb.sql(f"select count(*), min(len(vector)) from '{parquet}'").fetchone()
+            count, length = duckdb.sql(f"select count(*), min(len(vector)) from '{parquet}'").fetchall()[0]
             assert (count, length) == (written["rows"], written["dim"])
             readers += 1
             print(f"duckdb {duckdb.__version__}: {count} rows of {length} numbers")
@@ -76,7 +76,8 @@ def main():
         labels = np.array(table["label"].to_pylist())
         with open(folder / "test.images.csv") as file:
             test_labels = np.array([line["label"] for line in csv.DictReader(file)])
-        figures = twinsight("eval", run, "--protocol", "simclr")["runs"][0]["figures"][0]
+        # All images, as `embed` has them, whatever the run was limited to.
+        figures = twinsight("eval", run, "--protocol", "simclr", "--limit", 0)["runs"][0]["figures"][0]
         c = float(figures["settings"].split("C = ")[1].split(" ")[0])
         scaler = StandardScaler().fit(rows)
         theirs = LogisticRegression(C=c, max_iter=5000).fit(scaler.transform(rows), labels)
@@ -86,7 +87,7 @@ def main():
 
         # k-NN, every step by hand: cosine, weights exp(similarity / T), the class with most of them.
         for k, temperature in ((20, 0.07), (200, 0.1)):
-            ours = twinsight("knn", run, "--k", k, "--temperature", temperature)
+            ours = twinsight("knn", run, "--limit", 0, "--k", k, "--temperature", temperature)
             assert ours["measured_on"] == "test" and (ours["k"], ours["temperature"]) == (k, temperature), ours
             bank = rows.astype(np.float64) / np.linalg.norm(rows.astype(np.float64), axis=1, keepdims=True)
             queries = np.load(folder / "test.npy").astype(np.float64)
