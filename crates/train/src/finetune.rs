@@ -80,7 +80,7 @@ pub fn fine_tune(
             train.name()
         )));
     }
-    let loaded = twinsight_encoders::load_encoder(encoder, &device)?;
+    let loaded = crate::source::Source::load(encoder)?.network;
     let builder = Builder::new(config.seed, &device);
     let head = Linear::torch_default(&builder.under("head"), loaded.encoder.dim(), classes, true)?;
     let head_params = builder.finish();

@@ -1,15 +1,15 @@
 //! A trained encoder, found in a run folder or an encoder file, with what is needed to feed it.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use candle_core::Device;
-use serde::Deserialize;
 use twinsight_augment::{Normalize, ViewPlan};
 use twinsight_datasets::Dataset;
-use twinsight_encoders::{Encoder, FeatureSource, LoadedEncoder, Probe};
+use twinsight_encoders::{Encoder, FeatureSource, Probe};
 
 use crate::evaluate::{Evaluation, Features, Score, encode};
-use crate::{Error, Result, RunConfig, RunFolder};
+use crate::source::Source;
+use crate::{Result, RunConfig};
 
 /// An encoder with its input form.
 pub struct Trained {
@@ -25,25 +25,20 @@ pub struct Trained {
 }
 
 impl Trained {
-    /// Loads the encoder of a run folder, or an encoder file.
+    /// Loads the encoder of a run folder, of an exported folder, or of a file ([`Source::load`]).
     ///
     /// # Errors
-    /// Neither of the two, a run that is not finished, a damaged file.
+    /// None of these, a run that is not finished, a damaged file.
     pub fn load(path: &Path) -> Result<Self> {
-        let device = Device::Cpu;
-        let (file, run) = encoder_file(path)?;
-        let loaded = twinsight_encoders::load_encoder(&file, &device)?;
-        let text = loaded.metadata.get("normalize");
-        let text = text.ok_or_else(|| Error::run(&file, "does not say how images are normalised"))?;
-        let numbers: Numbers =
-            serde_json::from_str(text).map_err(|e| Error::run(&file, format!("normalize in its metadata: {e}")))?;
-        let config = loaded.encoder.config();
+        let source = Source::load(path)?;
+        let numbers = source.numbers()?;
+        let config = source.network.encoder.config();
         let plan = ViewPlan {
             normalize: Normalize { mean: numbers.mean, std: numbers.std },
             ..ViewPlan::eval(config.image_size, config.channels)
         };
         plan.check()?;
-        Ok(Self { encoder: loaded.encoder, plan, config: run, file, device })
+        Ok(Self { encoder: source.network.encoder, plan, config: source.run, file: source.file, device: Device::Cpu })
     }
 
     /// One vector an image, by batches of `batch`.
@@ -82,39 +77,19 @@ impl Trained {
     }
 }
 
-/// The encoder file of a run folder, with the run's settings; or `path` itself where it is a file.
-///
-/// # Errors
-/// Neither of the two, a run that is not finished.
-pub fn encoder_file(path: &Path) -> Result<(PathBuf, Option<RunConfig>)> {
-    if path.is_dir() {
-        let (folder, config) = RunFolder::open(path)?;
-        let file = folder.encoder_path();
-        if !file.exists() {
-            let reason =
-                format!("the run is not finished: there is no encoder yet; go on with: twinsight resume {}", path.display());
-            return Err(Error::run(path, reason));
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use twinsight_augment::Transform;
+    use twinsight_encoders::export::shorter_side;
+
+    #[test]
+    fn exported_configurations_tell_what_evaluation_does() {
+        for side in [1, 28, 32, 63, 64, 65, 96, 100, 224, 225, 384] {
+            let Some(Transform::Resize { shorter, .. }) = ViewPlan::eval(side, 3).view(0).transforms.first().cloned() else {
+                panic!("{side} px: the first step is no resize");
+            };
+            assert_eq!(shorter, Some(shorter_side(side)), "{side} px");
         }
-        Ok((file, Some(config)))
-    } else if path.is_file() {
-        Ok((path.to_path_buf(), None))
-    } else {
-        Err(Error::run(path, "no such run folder or encoder file"))
     }
-}
-
-/// The network of a run folder or an encoder file with its parameters and metadata, and the run's settings.
-///
-/// # Errors
-/// As [`encoder_file`]; a damaged file.
-pub fn load_network(path: &Path) -> Result<(LoadedEncoder, Option<RunConfig>)> {
-    let (file, run) = encoder_file(path)?;
-    Ok((twinsight_encoders::load_encoder(&file, &Device::Cpu)?, run))
-}
-
-/// Mean and standard deviation of each channel.
-#[derive(Deserialize)]
-struct Numbers {
-    mean: Vec<f32>,
-    std: Vec<f32>,
 }

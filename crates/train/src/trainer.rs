@@ -13,6 +13,7 @@ use candle_core::{DType, Device, Tensor};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use twinsight_datasets::Dataset;
+use twinsight_encoders::weights::ImportReport;
 use twinsight_nn::{Mode, Optimizer, Schedule, Shape as ScheduleShape, StateLoader, StateSaver, StateVisitor};
 use twinsight_ssl_methods::{At, Backward, Method, MethodContext, backward, method};
 
@@ -111,6 +112,8 @@ pub struct Trainer {
     images: String,
     /// Images that the loader could not read, by id, with the reason.
     bad: BTreeMap<String, String>,
+    /// What was done with the weights that the run starts from, if it starts from any.
+    begun: Option<ImportReport>,
     /// Held while the run goes on, so that no other process writes into its folder.
     _lock: std::fs::File,
 }
@@ -127,7 +130,7 @@ impl Trainer {
         }
         let data = RunData::open(&mut config)?;
         let (method, optimizer, per_epoch, device) = build(&config, &data)?;
-        init::start(&*method, &config)?;
+        let begun = init::start(&*method, &config)?;
         try_views(&*method, &device)?;
         let folder = RunFolder::create(out, &config)?;
         let lock = folder.lock()?;
@@ -146,6 +149,7 @@ impl Trainer {
             started,
             images,
             bad,
+            begun,
             _lock: lock,
         })
     }
@@ -187,6 +191,7 @@ impl Trainer {
             started,
             images,
             bad,
+            begun: None,
             _lock: lock,
         };
         if let Some((tensors, words)) = checkpoint {
@@ -226,7 +231,7 @@ impl Trainer {
             trainer.visit_state(&mut loader)?;
             loader.finish()?;
         } else {
-            init::start(&*trainer.method, &trainer.config)?;
+            trainer.begun = init::start(&*trainer.method, &trainer.config)?;
         }
         Ok(trainer)
     }
@@ -299,6 +304,18 @@ impl Trainer {
                 observer.event(&Event::Note(format!("the views that {} sees: {}", self.config.method, path.display())));
             }
             Err(e) => observer.event(&Event::Note(format!("no picture of the views: {e}"))),
+        }
+        if let Some(report) = &self.begun {
+            observer.event(&Event::Note(format!(
+                "starts from {}: {}; heads are drawn",
+                self.config.network.init,
+                report.summary()
+            )));
+            metrics.append(&json!({
+                "event": "init", "from": self.config.network.init, "layout": report.layout, "prefix": report.prefix,
+                "mapped": report.mapped.len(), "skipped": report.skipped, "passed_over": report.passed_over,
+                "resampled": report.resampled,
+            }))?;
         }
         let Some(evaluation) = self.data.evaluation.clone().filter(|_| self.config.eval.baselines) else { return Ok(()) };
         let pixels = evaluation.score_pixels()?;

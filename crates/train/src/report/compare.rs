@@ -29,7 +29,7 @@ pub fn compare(runs: &[PathBuf], out: &Path) -> Result<()> {
     }
     let mut page = Page::new("Runs compared", loaded.iter().map(|l| l.0.as_str()).collect::<Vec<_>>().join(", "));
     let mut html = String::from(
-        "<table><tr><th>run</th><th>k-NN, trained</th><th>untrained</th><th>pixels</th><th>measured on</th><th>images seen</th>\
+        "<table><tr><th>run</th><th>k-NN, trained</th><th>before training</th><th>pixels</th><th>measured on</th><th>images seen</th>\
          <th>hours</th></tr>",
     );
     for (name, r, ..) in &loaded {
