@@ -25,7 +25,7 @@ pub fn run(args: &ClassifyArgs, output: &Output) -> Result<ExitCode> {
     if !(0.0..=1.0).contains(&args.abstain) {
         bail!("--abstain {}: expected a share of the votes, 0 to 1", args.abstain);
     }
-    let trained = Trained::load(&args.run)?;
+    let trained = Trained::load(&args.run)?.with_features(args.features.parse()?)?;
     let channels = trained.plan.channels;
     let labelled = labelled(args, channels)?;
     let queries = queries(args, channels)?;

@@ -69,7 +69,7 @@ fn depth(text: &str) -> Result<Depth> {
 }
 
 fn of_run(args: &EvalArgs, run: &Path, protocols: &[&ProtocolSpec], depth: Option<Depth>, output: &Output) -> Result<Vec<Value>> {
-    let trained = Trained::load(run)?;
+    let trained = Trained::load(run)?.with_features(args.features.parse()?)?;
     let (data, opened) =
         open_for(&trained, args.data.as_deref(), false, |of_run| args.limit.map_or(of_run, |l| (l > 0).then_some(l)))?;
     Output::skipped(&opened.report.bad_files);
