@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::process::Command;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use clap::Args;
 
 use crate::shell;
@@ -14,9 +14,12 @@ pub struct InteropArgs {
     /// A Python that has torch, torchvision, timm, transformers, onnx and onnxruntime.
     #[arg(long)]
     python: PathBuf,
-    /// Compare only these networks; may be given again.
+    /// Compare only these networks (or `shards`, `positions`, `pictures`); may be given again.
     #[arg(long)]
     only: Vec<String>,
+    /// A program that is built already [default: a release is built].
+    #[arg(long)]
+    program: Option<PathBuf>,
 }
 
 /// Builds the program and runs the comparison, whose table it prints.
@@ -24,7 +27,10 @@ pub struct InteropArgs {
 /// # Errors
 /// When a program fails, or numbers differ by more than 1e-4.
 pub fn run(args: &InteropArgs) -> Result<()> {
-    let program = shell::release()?;
+    let program = match &args.program {
+        Some(program) => program.canonicalize().with_context(|| program.display().to_string())?,
+        None => shell::release()?,
+    };
     let mut command = Command::new(&args.python);
     command.arg("tests/interop/interop.py").arg(program).current_dir(shell::root());
     if !args.only.is_empty() {
