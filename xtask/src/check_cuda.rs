@@ -40,7 +40,8 @@ pub fn run(args: &CheckCudaArgs) -> Result<()> {
     println!("CUDA toolkit: {}", toolkit.display());
     let mut path = vec![toolkit.join("bin"), toolkit.join("nvvm/bin")];
     path.extend(std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default()));
-    let words = ["clippy", "--locked", "--package", "twinsight", "--features", "cuda,cudnn", "--all-targets", "--", "-D", "warnings"];
+    let words =
+        ["clippy", "--locked", "--package", "twinsight", "--features", "cuda,cudnn", "--all-targets", "--", "-D", "warnings"];
     let mut command = shell::cargo(&words);
     for key in ["CUDA_HOME", "CUDA_PATH", "CUDA_ROOT", "CUDA_TOOLKIT_ROOT_DIR"] {
         command.env(key, &toolkit);
@@ -68,7 +69,8 @@ fn toolkit(named: Option<&Path>) -> Result<PathBuf> {
     }
     let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
     let cache = cache.or_else(|| std::env::var_os("HOME").map(|home| Path::new(&home).join(".cache")));
-    let folder = cache.context("neither HOME nor XDG_CACHE_HOME is set: name a toolkit by --toolkit")?.join("twinsight/cuda-13.0");
+    let folder =
+        cache.context("neither HOME nor XDG_CACHE_HOME is set: name a toolkit by --toolkit")?.join("twinsight/cuda-13.0");
     if !has_compiler(&folder) {
         make(&folder)?;
     }
@@ -89,7 +91,16 @@ fn make(folder: &Path) -> Result<()> {
         std::fs::remove_dir_all(&wheels).with_context(|| wheels.display().to_string())?;
     }
     let mut pip = Command::new("python3");
-    pip.args(["-m", "pip", "install", "--quiet", "--no-deps", "--disable-pip-version-check", "--root-user-action=ignore", "--target"]);
+    pip.args([
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--no-deps",
+        "--disable-pip-version-check",
+        "--root-user-action=ignore",
+        "--target",
+    ]);
     shell::run(pip.arg(&wheels).args(WHEELS).stdin(Stdio::null())).context("NVIDIA's wheels could not be fetched by pip")?;
     ensure!(has_compiler(&made), "{}: NVIDIA's wheels hold no bin/nvcc; name a toolkit by --toolkit", made.display());
     let lib64 = made.join("lib64");

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::process::Command;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use clap::Args;
 
 use crate::shell;
@@ -15,9 +15,12 @@ pub struct InteropArgs {
     /// pyarrow, tensorboard, and duckdb or polars.
     #[arg(long)]
     python: PathBuf,
-    /// Compare only these networks; may be given again.
+    /// Compare only these networks (or `shards`, `positions`, `pictures`); may be given again.
     #[arg(long, conflicts_with = "evaluate")]
     only: Vec<String>,
+    /// A program that is built already [default: a release is built].
+    #[arg(long)]
+    program: Option<PathBuf>,
     /// Instead of weights, compare figures, tables, event files and nearest neighbours.
     #[arg(long)]
     evaluate: bool,
@@ -28,7 +31,10 @@ pub struct InteropArgs {
 /// # Errors
 /// When a program fails, or numbers differ by more than they may.
 pub fn run(args: &InteropArgs) -> Result<()> {
-    let program = shell::release()?;
+    let program = match &args.program {
+        Some(program) => program.canonicalize().with_context(|| program.display().to_string())?,
+        None => shell::release()?,
+    };
     let script = |name: &str| {
         let mut command = Command::new(&args.python);
         command.arg(format!("tests/interop/{name}.py")).current_dir(shell::root());

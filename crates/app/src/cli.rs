@@ -82,6 +82,7 @@ A Parquet file has the columns path, label (where there are labels) and vector (
   twinsight import resnet50.pth --encoder resnet50
   twinsight import dinov2_vits14_reg4_pretrain.pth --encoder vit_small --image-size 224 --out dinov2.safetensors
   twinsight import dino_checkpoint.pth --encoder vit_small --prefix student.backbone
+  twinsight import vit-s-300ep.pth.tar --encoder vit_small --heads 12
 
 Files are read as .safetensors (also several with an index) and PyTorch's .pth, .pt and .bin; nothing in them is run. Names are
 those of torchvision, timm, transformers, DINO, DINOv2, MoCo, lightly or solo-learn; what was mapped, skipped and missing is told.")]
@@ -404,7 +405,7 @@ pub struct KnnArgs {
     /// Print the share of each class that is recognised.
     #[arg(long)]
     pub per_class: bool,
-    /// Where vectors come from: pooled, patch-mean, class+mean, last-N or depth-N.
+    /// Where vectors come from: pooled, patch-mean, class+mean, last-N, last-N+mean or depth-N.
     #[arg(long, default_value = "pooled")]
     pub features: String,
 }
@@ -438,7 +439,7 @@ pub struct EmbedArgs {
     /// Images a forward pass.
     #[arg(long, default_value_t = 256)]
     pub batch: usize,
-    /// Where vectors come from: pooled, patch-mean, class+mean, last-N or depth-N.
+    /// Where vectors come from: pooled, patch-mean, class+mean, last-N, last-N+mean or depth-N.
     #[arg(long, default_value = "pooled")]
     pub features: String,
     /// What computes: cpu, cuda[:N] or metal, where the program was built for it.
@@ -463,12 +464,21 @@ pub struct ImportArgs {
     /// Side of the images in pixels; a transformer's positions are resampled for it [default: the file's].
     #[arg(long, value_name = "PIXELS")]
     pub image_size: Option<usize>,
-    /// Mean of each channel that images are normalised by [default: ImageNet's for 3 channels, else 0.5].
+    /// Mean of each channel that images are normalised by [default: what the file or a config.json beside it says, else ImageNet's].
     #[arg(long, value_delimiter = ',')]
     pub mean: Vec<f32>,
-    /// Standard deviation of each channel [default: ImageNet's for 3 channels, else 0.25].
+    /// Standard deviation of each channel [default: likewise].
     #[arg(long, value_delimiter = ',')]
     pub std: Vec<f32>,
+    /// Attention heads of a transformer, which no shape tells [default: as many as its paper has; 12 for MoCo v3's small one].
+    #[arg(long)]
+    pub heads: Option<usize>,
+    /// Leave out a tensor that is no part of the encoder and no known head's: a name in which * stands for anything; may be given again.
+    #[arg(long, value_name = "PATTERN")]
+    pub skip: Vec<String>,
+    /// Write over a file that is there already.
+    #[arg(long)]
+    pub force: bool,
 }
 
 /// `export`.
@@ -482,6 +492,9 @@ pub struct ExportArgs {
     /// The folder to write into [default: RUN/export-FORMAT, or beside the file].
     #[arg(long)]
     pub out: Option<PathBuf>,
+    /// Write over files that are there already.
+    #[arg(long)]
+    pub force: bool,
 }
 
 /// `attention`.
@@ -495,17 +508,17 @@ pub struct AttentionArgs {
     #[arg(long)]
     pub out: PathBuf,
     /// Side in pixels at which the encoder looks, a multiple of its patches [default: that of its training].
-    #[arg(long, value_name = "PIXELS")]
+    #[arg(long, value_name = "PIXELS", value_parser = side)]
     pub size: Option<usize>,
 }
 
 /// `info`.
 #[derive(Debug, Args)]
 pub struct InfoArgs {
-    /// An encoder's name, a run folder, or an encoder file.
+    /// An encoder's name, a run folder, an exported folder, or an encoder file.
     pub encoder: String,
     /// Side of the images in pixels [default: 224, or the file's].
-    #[arg(long, value_name = "PIXELS")]
+    #[arg(long, value_name = "PIXELS", value_parser = side)]
     pub size: Option<usize>,
     /// Images of a training step.
     #[arg(long, default_value_t = 64)]
@@ -548,6 +561,9 @@ pub struct EvalArgs {
     /// Peak learning rate of fine-tuning [default: the best of 0, 0.002, 0.01 and 0.05 on a held-out fifth of the labels].
     #[arg(long)]
     pub lr: Option<f64>,
+    /// Where vectors come from: pooled, patch-mean, class+mean, last-N, last-N+mean or depth-N.
+    #[arg(long, default_value = "pooled")]
+    pub features: String,
 }
 
 /// `classify`.
@@ -588,6 +604,9 @@ pub struct ClassifyArgs {
     /// Write image, class, confidence and nearest labelled image as CSV instead of printing them.
     #[arg(long)]
     pub out: Option<PathBuf>,
+    /// Where vectors come from: pooled, patch-mean, class+mean, last-N, last-N+mean or depth-N.
+    #[arg(long, default_value = "pooled")]
+    pub features: String,
 }
 
 /// `search`.
@@ -606,6 +625,9 @@ pub struct SearchArgs {
     /// Draw the image and those found, as PNG.
     #[arg(long)]
     pub out: Option<PathBuf>,
+    /// Where vectors come from: pooled, patch-mean, class+mean, last-N, last-N+mean or depth-N.
+    #[arg(long, default_value = "pooled")]
+    pub features: String,
 }
 
 /// `duplicates`.
@@ -626,6 +648,9 @@ pub struct DuplicatesArgs {
     /// Write group, image and similarity as CSV instead of printing them.
     #[arg(long)]
     pub out: Option<PathBuf>,
+    /// Where vectors come from: pooled, patch-mean, class+mean, last-N, last-N+mean or depth-N.
+    #[arg(long, default_value = "pooled")]
+    pub features: String,
 }
 
 /// `cluster`.
@@ -645,6 +670,9 @@ pub struct ClusterArgs {
     /// Write image, cluster and distance to its centre as CSV.
     #[arg(long)]
     pub out: Option<PathBuf>,
+    /// Where vectors come from: pooled, patch-mean, class+mean, last-N, last-N+mean or depth-N.
+    #[arg(long, default_value = "pooled")]
+    pub features: String,
 }
 
 /// `report`.
@@ -756,6 +784,13 @@ pub struct BenchKernelsArgs {
     /// Threads [default: one a core].
     #[arg(long)]
     pub threads: Option<usize>,
+}
+
+fn side(text: &str) -> Result<usize, String> {
+    match text.parse::<usize>() {
+        Ok(side) if (1..=4096).contains(&side) => Ok(side),
+        _ => Err("expected a side of 1 to 4096 pixels".into()),
+    }
 }
 
 fn seconds(text: &str) -> Result<f64, String> {

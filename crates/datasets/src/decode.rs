@@ -100,7 +100,7 @@ pub fn decode_part(raw: &[u8], name: &Path, choose: &mut Choose<'_>) -> Result<P
         return Err(bad(name, "the file is empty"));
     }
     if bands::is_tiff(raw) && bands::shape(Cursor::new(raw)).is_some_and(|s| s.is_picture) {
-        return Ok(bands::decode(raw.to_vec(), name)?.preview());
+        return Ok(Part::whole(bands::decode(raw.to_vec(), name)?.preview()));
     }
     let mut decoder = decoder(Cursor::new(raw), name)?;
     let (width, height) = decoder.dimensions();

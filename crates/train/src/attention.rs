@@ -26,13 +26,20 @@ pub struct AttentionMaps {
     pub components: RgbImage,
 }
 
+/// The largest side that is looked at.
+const MOST_PIXELS: usize = 4096;
+
 /// Looks at image number `index` of `dataset` at `side` pixels (`None`: the encoder's own), which patches must divide.
 ///
 /// # Errors
 /// An encoder without attention, an image that can't be read, a side that patches do not divide.
 pub fn attention_maps(trained: &Trained, dataset: &dyn Dataset, index: usize, side: Option<usize>) -> Result<AttentionMaps> {
     let side = side.unwrap_or(trained.plan.view(0).size);
+    if !(1..=MOST_PIXELS).contains(&side) {
+        return Err(Error::Config(format!("a side of {side} pixels: expected 1 to {MOST_PIXELS}, a multiple of the patches'")));
+    }
     let plan = ViewPlan { normalize: trained.plan.normalize.clone(), ..ViewPlan::eval(side, trained.plan.channels) };
+    plan.check()?;
     let no_patches = || Error::Config("attention maps need a vision transformer; this encoder has no attention".into());
     maps(&*trained.encoder, &plan, dataset, index, trained.device())?.ok_or_else(no_patches)
 }
@@ -151,6 +158,9 @@ fn colours(tokens: &[Vec<f32>], grid: u32, side: u32) -> RgbImage {
 
 /// Each row's coordinate along the first `count` directions of largest variance. The sign of a direction, which the data leave open,
 /// is the one that makes the coordinate largest in size positive.
+///
+/// Of the rows' products with each other and the columns', which have the same eigenvalues, the smaller table is decomposed: its side
+/// is at most the length of a row, however many rows there are.
 fn principal_components(rows: &[Vec<f32>], count: usize) -> Vec<Vec<f64>> {
     let (n, dim) = (rows.len(), rows.first().map_or(0, Vec::len));
     let mut x = DMatrix::from_fn(n, dim, |i, j| f64::from(rows[i][j]));
@@ -158,16 +168,19 @@ fn principal_components(rows: &[Vec<f32>], count: usize) -> Vec<Vec<f64>> {
         let mean = column.mean();
         column.add_scalar_mut(-mean);
     }
-    // The rows' products have the same eigenvalues as the columns', and fewer rows than columns are the rule.
-    let eigen = SymmetricEigen::new(&x * x.transpose());
-    let mut order: Vec<usize> = (0..n).collect();
+    let few_rows = n <= dim;
+    let eigen = SymmetricEigen::new(if few_rows { &x * x.transpose() } else { x.transpose() * &x });
+    let mut order: Vec<usize> = (0..n.min(dim)).collect();
     order.sort_by(|&a, &b| eigen.eigenvalues[b].total_cmp(&eigen.eigenvalues[a]));
     order
         .into_iter()
         .take(count)
         .map(|k| {
-            let scale = eigen.eigenvalues[k].max(0.0).sqrt();
-            let values: Vec<f64> = eigen.eigenvectors.column(k).iter().map(|v| v * scale).collect();
+            let direction = eigen.eigenvectors.column(k);
+            let values: Vec<f64> = match few_rows {
+                true => direction.iter().map(|v| v * eigen.eigenvalues[k].max(0.0).sqrt()).collect(),
+                false => (&x * direction).iter().copied().collect(),
+            };
             let largest = values.iter().copied().max_by(|a, b| a.abs().total_cmp(&b.abs())).unwrap_or(1.0);
             values.into_iter().map(|v| if largest < 0.0 { -v } else { v }).collect()
         })
@@ -189,7 +202,14 @@ mod tests {
         for (got, want) in found[0].iter().zip([-2.0, -1.0, 0.0, 3.0]) {
             assert!((got - want).abs() < 0.05, "{got} against {want}");
         }
-        assert!(found[1].iter().all(|v| v.abs() < 0.15) && found[2].iter().all(|v| v.abs() < 1e-6));
+        assert!(found[1].iter().all(|v| v.abs() < 0.15) && found.len() == 2);
+        // The same with more columns than rows, those added without variance, goes by the other table.
+        let wide: Vec<Vec<f32>> = rows.iter().map(|row| [&row[..], &[1.0; 4]].concat()).collect();
+        let again = principal_components(&wide, 3);
+        for (got, want) in again[0].iter().chain(&again[1]).zip(found[0].iter().chain(&found[1])) {
+            assert!((got - want).abs() < 1e-6, "{got} against {want}");
+        }
+        assert!(again[2].iter().all(|v| v.abs() < 1e-6));
     }
 
     #[test]

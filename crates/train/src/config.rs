@@ -100,6 +100,9 @@ pub struct NetworkConfig {
     /// `mlp`, or `swiglu` for a ViT's gated layers.
     #[serde(default)]
     pub ffn: Ffn,
+    /// Attention heads of a ViT; 0 takes its paper's (MoCo v3's small one has 12 instead of 6).
+    #[serde(default)]
+    pub heads: usize,
     /// Stochastic depth of a ViT or ConvNeXt, 0 to below 1.
     pub drop_path: f64,
     /// Of ResNets: every block starts as the identity (its last batch norm at 0).
@@ -315,6 +318,7 @@ impl RunConfig {
             registers: self.network.registers,
             layer_scale: self.network.layer_scale,
             ffn: self.network.ffn,
+            heads: self.network.heads,
             checkpoint_activations: self.network.checkpoint_activations,
             freeze: self.network.freeze.clone(),
         }
@@ -348,6 +352,7 @@ impl RunConfig {
         within("data.workers", self.data.workers as f64, 0.0, 1024.0)?;
         within("network.drop_path", self.network.drop_path, 0.0, 0.99)?;
         within("network.registers", self.network.registers as f64, 0.0, 1024.0)?;
+        within("network.heads", self.network.heads as f64, 0.0, 1024.0)?;
         within("network.layer_scale", self.network.layer_scale, 0.0, 1e3)?;
         within("optimizer.momentum", self.optimizer.momentum, 0.0, 0.9999)?;
         within("optimizer.beta1", self.optimizer.beta1, 0.0, 0.9999)?;
@@ -413,6 +418,7 @@ fn defaults() -> Table {
             registers: 0,
             layer_scale: 0.0,
             ffn: Ffn::Mlp,
+            heads: 0,
             drop_path: 0.0,
             zero_init_residual: false,
             norm: NormKind::Batch,

@@ -54,7 +54,13 @@ pub fn open(name: &str) -> Result<Device> {
     }
 }
 
-fn opened(name: &str, built: bool, feature: &str, needs: &str, open: impl FnOnce() -> candle_core::Result<Device>) -> Result<Device> {
+fn opened(
+    name: &str,
+    built: bool,
+    feature: &str,
+    needs: &str,
+    open: impl FnOnce() -> candle_core::Result<Device>,
+) -> Result<Device> {
     if !built {
         return Err(Error::Config(format!(
             "device = `{name}`: this program was built for the CPU; build it with `--features {feature}`, or take --device cpu"
@@ -76,7 +82,9 @@ pub(crate) fn out_of_memory(error: &Error, device: &str, batch: usize, micro_bat
     let part = if micro_batch == 0 { batch } else { micro_batch.min(batch) };
     let advice = match part / 2 {
         0 | 1 => "a smaller encoder or smaller views are needed".to_string(),
-        half => format!("try --micro-batch {half}, which gives the gradients of the same batch from parts of it, or a smaller --batch"),
+        half => format!(
+            "try --micro-batch {half}, which gives the gradients of the same batch from parts of it, or a smaller --batch"
+        ),
     };
     Some(Error::Config(format!("{device} has not enough memory for {part} images in the encoder at a time: {advice}")))
 }

@@ -163,7 +163,7 @@ impl Network {
     /// The encoder of a file, in which what `depth` leaves alone is frozen.
     fn new(file: &Path, depth: Depth) -> Result<Self> {
         let device = Device::Cpu;
-        let loaded = twinsight_encoders::load_encoder(file, &device)?;
+        let loaded = crate::source::Source::load(file)?.network;
         let names: Vec<&str> = loaded.params.trainable().map(|p| p.name()).collect();
         let trained = trained_names(names.iter().copied(), depth)?;
         let frozen: Vec<String> = names.iter().filter(|n| !trained.iter().any(|t| t == *n)).map(ToString::to_string).collect();
@@ -376,7 +376,6 @@ mod tests {
 
     #[test]
     fn what_is_not_trained_stays_to_the_bit_and_what_is_trained_moves() -> anyhow::Result<()> {
-        let _alone = crate::ALONE.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         for (name, moved, still) in [
             ("resnet_mini", "layer3.0.conv1.weight", ["layer1.0.bn1.running_mean", "layer2.0.conv1.weight"]),
             ("vit_mini", "norm.weight", ["cls_token", "blocks.0.norm1.weight"]),
@@ -403,7 +402,6 @@ mod tests {
 
     #[test]
     fn the_rate_is_chosen_and_images_without_a_label_are_refused() -> anyhow::Result<()> {
-        let _alone = crate::ALONE.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         let dir = tempfile::tempdir()?;
         let (path, images, plan) = place(dir.path(), "resnet_mini")?;
         let config = FineTuneConfig { epochs: Some(1), batch: 16, ..Default::default() };

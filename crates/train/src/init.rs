@@ -1,71 +1,87 @@
 //! A run's start from weights that exist: a run's encoder, or a file of another home.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use twinsight_encoders::weights::{ImportOptions, Weights, initialise};
-use twinsight_encoders::{EncoderSpec, peek_encoder};
+use twinsight_encoders::weights::{ImportOptions, ImportReport, Weights, beside, initialise};
+use twinsight_encoders::{Arch, ConvNext, EncoderConfig, EncoderSpec, peek_encoder};
 use twinsight_ssl_methods::Method;
 
-use crate::{Layer, Result, RunConfig, encoder_file};
+use crate::source::{Origin, encoder_file, normalisation};
+use crate::{Error, Layer, Result, RunConfig};
 
-/// Gives student and teacher the weights that `network.init` names, if it names any. Heads stay as they were drawn.
+/// Gives student and teacher the weights that `network.init` names, if it names any, and tells what went where. Heads stay as they
+/// were drawn.
 ///
 /// # Errors
 /// A file that is missing, damaged, or another encoder's.
-pub fn start(method: &dyn Method, config: &RunConfig) -> Result<()> {
+pub fn start(method: &dyn Method, config: &RunConfig) -> Result<Option<ImportReport>> {
     if config.network.init.is_empty() {
-        return Ok(());
+        return Ok(None);
     }
-    let path = Path::new(&config.network.init);
-    let weights = Weights::open(&file(path)?)?;
+    let weights = Weights::open(&encoder_file(Path::new(&config.network.init))?.0)?;
     let spec = twinsight_encoders::encoder(&config.encoder)?;
     let networks = method.networks();
     let student = networks.student.sub_store("backbone");
-    initialise(&weights, spec, networks.encoder.config(), &student, &ImportOptions::default())?;
+    let report = initialise(&weights, spec, networks.encoder.config(), &student, &ImportOptions::default())?;
     if let Some(teacher) = networks.teacher {
         teacher.sub_store("backbone").copy_from(&student)?;
     }
-    Ok(())
+    Ok(Some(report))
 }
 
-/// What a file of this program says about its encoder, as settings of a run that starts from it: kind, shape, normalisation. `None`
-/// for files of others.
+/// What a file says about its encoder, as settings of a run that starts from it: kind, shape, normalisation. A file of this program
+/// says so itself. Of others the shapes tell, for the encoder that was asked for (`named`), or that the `config.json` beside the file
+/// names.
 ///
 /// # Errors
-/// A run without an encoder, a damaged file.
-pub fn settings(path: &Path) -> Result<Option<(&'static EncoderSpec, Layer)>> {
-    let Some((spec, config, words)) = peek_encoder(&file(path)?)? else { return Ok(None) };
-    let mut network = toml::Table::new();
-    let wrong = |e: toml::ser::Error| crate::Error::Config(format!("{}: {e}", path.display()));
-    network.insert("stem".into(), toml::Value::try_from(config.resolved_stem()).map_err(wrong)?);
-    network.insert("patch".into(), toml::Value::Integer(config.patch.unwrap_or(0) as i64));
-    network.insert("registers".into(), toml::Value::Integer(config.registers as i64));
-    network.insert("layer_scale".into(), toml::Value::Float(config.layer_scale));
-    network.insert("ffn".into(), toml::Value::try_from(config.ffn).map_err(wrong)?);
-    network.insert("norm".into(), toml::Value::try_from(config.norm).map_err(wrong)?);
+/// A run without an encoder, a damaged file, one that holds another encoder.
+pub fn settings(path: &Path, named: Option<&str>) -> Result<(&'static EncoderSpec, Layer)> {
+    let file = encoder_file(path)?.0;
+    let (spec, config) = match peek_encoder(&file)? {
+        Some((spec, config, _)) => (spec, config),
+        None => {
+            let said = beside(&file);
+            let asked = named.map(twinsight_encoders::encoder).transpose()?;
+            let Some(spec) = asked.or(said.encoder) else {
+                return Err(Error::run(&file, "does not say which encoder it holds: name it by --encoder"));
+            };
+            (spec, twinsight_encoders::weights::settings(&Weights::open(&file)?, spec, &said.options(spec))?)
+        }
+    };
+    let wrong = |e: toml::ser::Error| Error::Config(format!("{}: {e}", path.display()));
     let mut table = toml::Table::from_iter([
         ("encoder".to_string(), toml::Value::from(spec.name)),
-        ("network".to_string(), toml::Value::Table(network)),
+        ("network".to_string(), toml::Value::Table(network(spec, &config).map_err(wrong)?)),
     ]);
-    let numbers = words.get("normalize").and_then(|text| serde_json::from_str::<serde_json::Value>(text).ok());
-    if let Some(numbers) = numbers {
-        let list = |key: &str| -> Vec<toml::Value> {
-            numbers[key].as_array().into_iter().flatten().filter_map(serde_json::Value::as_f64).map(toml::Value::Float).collect()
-        };
-        let data = toml::Table::from_iter([
-            ("mean".to_string(), toml::Value::Array(list("mean"))),
-            ("std".to_string(), toml::Value::Array(list("std"))),
-        ]);
-        table.insert("data".into(), toml::Value::Table(data));
+    let (numbers, origin) = normalisation(&file, config.channels)?;
+    if origin != Origin::Assumed {
+        let list = |values: &[f32]| toml::Value::Array(values.iter().map(|&v| toml::Value::Float(shortest(v))).collect());
+        let data = [("mean".to_string(), list(&numbers.mean)), ("std".to_string(), list(&numbers.std))];
+        table.insert("data".into(), toml::Value::Table(toml::Table::from_iter(data)));
     }
-    Ok(Some((spec, Layer::new(format!("--init {}", path.display()), table))))
+    Ok((spec, Layer::new(format!("--init {}", path.display()), table)))
 }
 
-/// A run's encoder, an exported folder's, or the file itself.
-fn file(path: &Path) -> Result<PathBuf> {
-    if path.join("config.toml").is_file() {
-        return Ok(encoder_file(path)?.0);
-    }
-    let exported = path.join("model.safetensors");
-    Ok(if exported.is_file() { exported } else { path.to_path_buf() })
+/// The shape of an encoder as settings, with what follows from the size of its images decided.
+fn network(spec: &EncoderSpec, config: &EncoderConfig) -> std::result::Result<toml::Table, toml::ser::Error> {
+    let patch = match spec.arch {
+        Arch::ViT(_) => config.resolved_patch(),
+        Arch::ConvNext(_) => ConvNext::stem_patch(config),
+        Arch::ResNet(_) => 0,
+    };
+    let whole = |n: usize| toml::Value::Integer(i64::try_from(n).unwrap_or(i64::MAX));
+    Ok(toml::Table::from_iter([
+        ("stem".to_string(), toml::Value::try_from(config.resolved_stem())?),
+        ("patch".to_string(), whole(patch)),
+        ("registers".to_string(), whole(config.registers)),
+        ("heads".to_string(), whole(config.heads)),
+        ("layer_scale".to_string(), toml::Value::Float(config.layer_scale)),
+        ("ffn".to_string(), toml::Value::try_from(config.ffn)?),
+        ("norm".to_string(), toml::Value::try_from(config.norm)?),
+    ]))
+}
+
+/// A number as it would be written, so that settings stay readable: 0.485, not 0.48500001430511475.
+fn shortest(value: f32) -> f64 {
+    value.to_string().parse().unwrap_or_else(|_| f64::from(value))
 }

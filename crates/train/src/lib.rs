@@ -29,6 +29,7 @@ pub mod protocols;
 pub mod recipe;
 pub mod report;
 pub mod sheet;
+pub mod source;
 pub mod spread;
 pub mod tensorboard;
 mod trained;
@@ -39,9 +40,6 @@ pub use error::{Diagnosis, Error, Result};
 pub use folder::RunFolder;
 pub use layers::Layer;
 pub use recipe::{RECIPES, RecipeSpec, recipe};
-pub use trained::{Trained, encoder_file, load_network};
+pub use source::{Source, encoder_file};
+pub use trained::Trained;
 pub use trainer::{Outcome, RunResult, Trainer};
-
-/// Held by tests that run encoders at length, and by the one that counts what they compute: the count is the process's.
-#[cfg(test)]
-static ALONE: std::sync::Mutex<()> = std::sync::Mutex::new(());

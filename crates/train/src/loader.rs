@@ -313,7 +313,8 @@ impl Shared {
             }
             let sample = order[start + slot] as usize;
             let key = |view: usize| DrawKey { seed: c.seed, epoch, sample: sample as u64, view: view as u64 };
-            let (found, index) = self.readable(sample, order, start + c.batch + slot, &mut |w, h| wanted(&c.plan, (w, h), key))?;
+            let (found, index) =
+                self.readable(sample, order, start + c.batch + slot, &mut |w, h| wanted(&c.plan, (w, h), key))?;
             used.push(index);
             for (v, out) in out.iter_mut().enumerate() {
                 let length = c.plan.view_len(v);

@@ -107,7 +107,6 @@ mod tests {
 
     #[test]
     fn labels_are_learned_and_the_encoder_stays_as_it_was() -> anyhow::Result<()> {
-        let _alone = crate::ALONE.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         let device = Device::Cpu;
         let builder = Builder::new(3, &device);
         let config = EncoderConfig { channels: 1, image_size: 16, ..EncoderConfig::default() };

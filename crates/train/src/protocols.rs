@@ -15,8 +15,8 @@ use serde::Serialize;
 use twinsight_datasets::Dataset;
 use twinsight_encoders::Encoder;
 use twinsight_knn::{
-    Matrix, Metric, Predictions, Standard, Setting, bootstrap, choose, choose_left_out, confusion, search, spread_of_seeds, sweep_left_out,
-    vote,
+    Matrix, Metric, Predictions, Setting, Standard, bootstrap, choose, choose_left_out, confusion, search, spread_of_seeds,
+    sweep_left_out, vote,
 };
 
 use crate::evaluate::{Chosen, Evaluation, Features, effective_rank, encode, pixels, plain};

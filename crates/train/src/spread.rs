@@ -104,7 +104,6 @@ mod tests {
 
     #[test]
     fn features_are_judged_without_labels_and_the_same_each_time() -> anyhow::Result<()> {
-        let _alone = crate::ALONE.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         let config = EncoderConfig { channels: 1, image_size: 16, ..EncoderConfig::default() };
         let network = (encoder("resnet_mini")?.build)(&config, &Builder::new(3, &Device::Cpu))?;
         let pixels = (0..40 * 256).map(|p: u32| (p.wrapping_mul(2_654_435_761) >> 24) as u8).collect();

@@ -1,9 +1,8 @@
 //! A trained encoder, found in a run folder or an encoder file, with what is needed to feed it.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use candle_core::Device;
-use serde::Deserialize;
 use twinsight_augment::{Normalize, ViewPlan};
 use twinsight_datasets::Dataset;
 use twinsight_encoders::{Encoder, FeatureSource, LoadedEncoder, Probe};
@@ -12,7 +11,8 @@ use twinsight_ssl_methods::MethodContext;
 
 use crate::data::normalize;
 use crate::evaluate::{Evaluation, Features, encode};
-use crate::{Error, Result, RunConfig, RunFolder};
+use crate::source::Source;
+use crate::{Error, Result, RunConfig};
 
 /// An encoder with its input form.
 pub struct Trained {
@@ -28,10 +28,10 @@ pub struct Trained {
 }
 
 impl Trained {
-    /// Loads the encoder of a run folder, or an encoder file.
+    /// Loads the encoder of a run folder, of an exported folder, or of a file ([`Source::load`]).
     ///
     /// # Errors
-    /// Neither of the two, a run that is not finished, a damaged file.
+    /// None of these, a run that is not finished, a damaged file.
     pub fn load(path: &Path) -> Result<Self> {
         Self::load_on(path, Device::Cpu)
     }
@@ -41,19 +41,16 @@ impl Trained {
     /// # Errors
     /// As [`Trained::load`].
     pub fn load_on(path: &Path, device: Device) -> Result<Self> {
-        let (file, run) = encoder_file(path)?;
-        let loaded = twinsight_encoders::load_encoder(&file, &device)?;
-        let text = loaded.metadata.get("normalize");
-        let text = text.ok_or_else(|| Error::run(&file, "does not say how images are normalised"))?;
-        let numbers: Numbers =
-            serde_json::from_str(text).map_err(|e| Error::run(&file, format!("normalize in its metadata: {e}")))?;
-        let config = loaded.encoder.config();
+        let source = Source::load(path)?;
+        let numbers = source.numbers()?;
+        let config = source.network.encoder.config();
         let plan = ViewPlan {
             normalize: Normalize { mean: numbers.mean, std: numbers.std },
             ..ViewPlan::eval(config.image_size, config.channels)
         };
         plan.check()?;
-        Ok(Self { encoder: loaded.encoder, plan, config: run, file, device })
+        let encoder = if device.is_cpu() { source.network.encoder } else { moved(&source.network, &device)? };
+        Ok(Self { encoder, plan, config: source.run, file: source.file, device })
     }
 
     /// Where the encoder's parameters are.
@@ -95,7 +92,10 @@ impl Trained {
     /// An encoder file instead of a run; a start that is no longer there.
     pub fn before_training(&self) -> Result<Self> {
         let Some(config) = &self.config else {
-            return Err(Error::run(&self.file, "does not say how it was trained; name a run folder to have its encoder before training"));
+            return Err(Error::run(
+                &self.file,
+                "does not say how it was trained; name a run folder to have its encoder before training",
+            ));
         };
         let context = MethodContext {
             encoder: twinsight_encoders::encoder(&config.encoder)?,
@@ -112,7 +112,13 @@ impl Trained {
         let builder = Builder::zeros(&self.device);
         let encoder = (context.encoder.build)(method.encoder().config(), &builder)?;
         builder.finish().copy_from(&method.encoder_params())?;
-        Ok(Self { encoder, plan: self.plan.clone(), config: self.config.clone(), file: self.file.clone(), device: self.device.clone() })
+        Ok(Self {
+            encoder,
+            plan: self.plan.clone(),
+            config: self.config.clone(),
+            file: self.file.clone(),
+            device: self.device.clone(),
+        })
     }
 
     /// The features of the labelled images of `evaluation`, for protocols that look at them in several ways.
@@ -124,39 +130,28 @@ impl Trained {
     }
 }
 
-/// The encoder file of a run folder, with the run's settings; or `path` itself where it is a file.
-///
-/// # Errors
-/// Neither of the two, a run that is not finished.
-pub fn encoder_file(path: &Path) -> Result<(PathBuf, Option<RunConfig>)> {
-    if path.is_dir() {
-        let (folder, config) = RunFolder::open(path)?;
-        let file = folder.encoder_path();
-        if !file.exists() {
-            let reason =
-                format!("the run is not finished: there is no encoder yet; go on with: twinsight resume {}", path.display());
-            return Err(Error::run(path, reason));
+/// The same network on another device.
+fn moved(network: &LoadedEncoder, device: &Device) -> Result<Box<dyn Encoder>> {
+    let builder = Builder::zeros(device);
+    let encoder = (network.spec.build)(network.encoder.config(), &builder)?;
+    let tensors = network.params.snapshot()?.into_iter().map(|(name, t)| Ok((name, t.to_device(device)?)));
+    builder.finish().load(&tensors.collect::<Result<_>>()?, "copy of a network")?;
+    Ok(encoder)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use twinsight_augment::Transform;
+    use twinsight_encoders::export::shorter_side;
+
+    #[test]
+    fn exported_configurations_tell_what_evaluation_does() {
+        for side in [1, 28, 32, 63, 64, 65, 96, 100, 224, 225, 384] {
+            let Some(Transform::Resize { shorter, .. }) = ViewPlan::eval(side, 3).view(0).transforms.first().cloned() else {
+                panic!("{side} px: the first step is no resize");
+            };
+            assert_eq!(shorter, Some(shorter_side(side)), "{side} px");
         }
-        Ok((file, Some(config)))
-    } else if path.is_file() {
-        Ok((path.to_path_buf(), None))
-    } else {
-        Err(Error::run(path, "no such run folder or encoder file"))
     }
-}
-
-/// The network of a run folder or an encoder file with its parameters and metadata, and the run's settings.
-///
-/// # Errors
-/// As [`encoder_file`]; a damaged file.
-pub fn load_network(path: &Path) -> Result<(LoadedEncoder, Option<RunConfig>)> {
-    let (file, run) = encoder_file(path)?;
-    Ok((twinsight_encoders::load_encoder(&file, &Device::Cpu)?, run))
-}
-
-/// Mean and standard deviation of each channel.
-#[derive(Deserialize)]
-struct Numbers {
-    mean: Vec<f32>,
-    std: Vec<f32>,
 }

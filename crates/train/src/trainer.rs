@@ -14,6 +14,7 @@ use std::time::Instant;
 
 use candle_core::{DType, Device, Tensor};
 use serde_json::json;
+use twinsight_encoders::weights::ImportReport;
 use twinsight_nn::{Mode, Optimizer, Schedule, Shape as ScheduleShape, StateLoader, StateSaver, StateVisitor};
 use twinsight_ssl_methods::{At, Backward, Method, MethodContext, backward, method};
 
@@ -91,6 +92,8 @@ pub struct Trainer {
     told: BTreeSet<String>,
     /// The commit that the program was built from.
     commit: Option<String>,
+    /// What was done with the weights that the run starts from, if it starts from any.
+    begun: Option<ImportReport>,
     /// Held while the run goes on, so that no other process writes into its folder.
     _lock: std::fs::File,
 }
@@ -107,7 +110,7 @@ impl Trainer {
         }
         let data = RunData::open(&mut config)?;
         let (method, optimizer, per_epoch, device) = build(&config, &data)?;
-        init::start(&*method, &config)?;
+        let begun = init::start(&*method, &config)?;
         try_views(&*method, &device)?;
         let folder = RunFolder::create(out, &config)?;
         let lock = folder.lock()?;
@@ -128,6 +131,7 @@ impl Trainer {
             bad,
             told: BTreeSet::new(),
             commit: None,
+            begun,
             _lock: lock,
         })
     }
@@ -173,6 +177,7 @@ impl Trainer {
             bad,
             told: BTreeSet::new(),
             commit: None,
+            begun: None,
             _lock: lock,
         };
         if let Some((tensors, words)) = checkpoint {
@@ -216,7 +221,7 @@ impl Trainer {
             trainer.bad = serde_json::from_str(word("left_out")).unwrap_or_default();
             trainer.state.spread = serde_json::from_str(word("spread")).unwrap_or_default();
         } else {
-            init::start(&*trainer.method, &trainer.config)?;
+            trainer.begun = init::start(&*trainer.method, &trainer.config)?;
         }
         Ok(trainer)
     }
@@ -295,6 +300,18 @@ impl Trainer {
                 observer.event(&Event::Note(format!("the views that {} sees: {}", self.config.method, path.display())));
             }
             Err(e) => observer.event(&Event::Note(format!("no picture of the views: {e}"))),
+        }
+        if let Some(report) = &self.begun {
+            observer.event(&Event::Note(format!(
+                "starts from {}: {}; heads are drawn",
+                self.config.network.init,
+                report.summary()
+            )));
+            metrics.append(&json!({
+                "event": "init", "from": self.config.network.init, "layout": report.layout, "prefix": report.prefix,
+                "mapped": report.mapped.len(), "skipped": report.skipped, "passed_over": report.passed_over,
+                "resampled": report.resampled,
+            }))?;
         }
         let evaluation = self.data.evaluation.clone();
         if let Some(text) = evaluation.as_ref().and_then(Evaluation::unknown_classes) {

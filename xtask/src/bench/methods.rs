@@ -117,7 +117,9 @@ fn linear(output: &str) -> Result<[f64; 3]> {
     let figures = line["runs"][0]["figures"].as_array().context("no figures")?;
     let of = |baseline: Option<&str>| {
         let found = figures.iter().find(|f| f["protocol"] == "simclr" && f["baseline"].as_str() == baseline);
-        found.and_then(|f| f["top1"].as_f64()).with_context(|| format!("no linear figure of {}", baseline.unwrap_or("the trained encoder")))
+        found
+            .and_then(|f| f["top1"].as_f64())
+            .with_context(|| format!("no linear figure of {}", baseline.unwrap_or("the trained encoder")))
     };
     Ok([of(Some("pixels"))?, of(Some("before_training"))?, of(None)?])
 }
@@ -244,8 +246,7 @@ mod tests {
     #[test]
     fn a_run_becomes_a_row() -> Result<()> {
         let row = Trained::parse(RESULT, CONFIG, METRICS, LINEAR, 120.0)?.row("0.1.0");
-        let expected =
-            "| simclr | resnet_mini, batch 128, 6 epochs | 1.5 (2.0) | 0.330 | 0.450 | 0.350 → 0.480 | 12 → 81 | 5.000 → 4.250 | 0.1.0 |\n";
+        let expected = "| simclr | resnet_mini, batch 128, 6 epochs | 1.5 (2.0) | 0.330 | 0.450 | 0.350 → 0.480 | 12 → 81 | 5.000 → 4.250 | 0.1.0 |\n";
         assert_eq!(row, expected);
         let unlabelled = RESULT.replace("0.45", "null");
         let error = Trained::parse(&unlabelled, CONFIG, METRICS, LINEAR, 1.0).expect_err("no accuracy").to_string();
@@ -269,9 +270,10 @@ mod tests {
         let stat = "7 (a b) c) S 1 7 7 0 -1 4 0 0 0 0 11 12 250 50 20 0 1 0";
         assert_eq!(ended_seconds(stat), Some(3.0));
         assert_eq!(ended_seconds(""), None);
-        let line = r#"{"runs":[{"figures":[{"protocol":"simclr","top1":0.48},{"protocol":"simclr","top1":0.37,"baseline":"pixels"},
+        let line =
+            r#"{"runs":[{"figures":[{"protocol":"simclr","top1":0.48},{"protocol":"simclr","top1":0.37,"baseline":"pixels"},
             {"protocol":"simclr","top1":0.35,"baseline":"before_training"}]}]}"#
-            .replace('\n', "");
+                .replace('\n', "");
         assert_eq!(linear(&format!("words\n{line}\n"))?, LINEAR);
         assert!(linear("{}").is_err());
         Ok(())

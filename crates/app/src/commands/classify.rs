@@ -28,7 +28,7 @@ const WANTED: f64 = 0.9;
 /// Labels that name no image or one class only, nothing to classify, more neighbours than labelled images.
 pub fn run(args: &ClassifyArgs, output: &Output) -> Result<ExitCode> {
     let abstain = abstain(&args.abstain)?;
-    let trained = Trained::load(&args.run)?;
+    let trained = Trained::load(&args.run)?.with_features(args.features.parse()?)?;
     let channels = trained.plan.channels;
     let source = labelled(args, channels)?;
     let queries = queries(args, channels)?;

@@ -23,7 +23,7 @@ pub fn run(args: &DuplicatesArgs, output: &Output) -> Result<ExitCode> {
     if !(args.similarity > -1.0 && args.similarity <= 1.0) {
         bail!("--similarity {}: expected a cosine above -1, up to 1", args.similarity);
     }
-    let trained = Trained::load(&args.run)?;
+    let trained = Trained::load(&args.run)?.with_features(args.features.parse()?)?;
     let (data, opened) = open_for(&trained, args.data.as_deref(), false, |_| None)?;
     let mut skipped = Output::skipped(&opened.report.bad_files);
     let dataset = opened.train;

@@ -129,7 +129,7 @@ struct OfRun {
 }
 
 fn of_run(args: &EvalArgs, run: &Path, protocols: &[&ProtocolSpec], depth: Option<Depth>, output: &Output) -> Result<OfRun> {
-    let trained = Trained::load(run)?;
+    let trained = Trained::load(run)?.with_features(args.features.parse()?)?;
     let found = labelled_evaluation(&trained, args.data.as_deref(), args.limit)?;
     let LabelledImages { evaluation, whole, classes, mut skipped, .. } = found;
     output.say(format!("{}:", run.display()));
@@ -162,7 +162,12 @@ fn of_run(args: &EvalArgs, run: &Path, protocols: &[&ProtocolSpec], depth: Optio
             ] {
                 for spec in protocols {
                     for measured in of_protocol(args, &encoded, spec, &evaluation)? {
-                        output.say(format!("  {:<12} {:6.2} %  {words}; {}", spec.name, measured.top1 * 100.0, measured.settings));
+                        output.say(format!(
+                            "  {:<12} {:6.2} %  {words}; {}",
+                            spec.name,
+                            measured.top1 * 100.0,
+                            measured.settings
+                        ));
                         let mut value = serde_json::to_value(&measured)?;
                         value["baseline"] = json!(name);
                         of_run.figures.push(value);

@@ -2,10 +2,10 @@
 
 use std::process::ExitCode;
 
-use anyhow::{Context, Result};
+use anyhow::{Result, bail};
 use serde_json::{Value, json};
 use twinsight_encoders::export::{Export, Format, Provenance};
-use twinsight_train::{encoder_file, load_network};
+use twinsight_train::Source;
 
 use crate::cli::ExportArgs;
 use crate::output::Output;
@@ -13,27 +13,27 @@ use crate::output::Output;
 /// Runs it.
 ///
 /// # Errors
-/// No encoder there, a form that can't hold it, a folder that can't be written.
+/// No encoder there, a form that can't hold it, files that are there already, a folder that can't be written.
 pub fn run(args: &ExportArgs, output: &Output) -> Result<ExitCode> {
     let format: Format = args.format.parse()?;
-    let (file, _) = encoder_file(&args.run)?;
-    let (loaded, run) = load_network(&args.run)?;
+    let source = Source::load(&args.run)?;
+    let numbers = source.numbers()?;
+    let (loaded, file) = (&source.network, &source.file);
     let folder = file.parent().unwrap_or(std::path::Path::new("."));
     let out = args.out.clone().unwrap_or_else(|| folder.join(format!("export-{}", format.name())));
-    let text = loaded
-        .metadata
-        .get("normalize")
-        .with_context(|| format!("{}: does not say how images are normalised", file.display()))?;
-    let numbers: Value = serde_json::from_str(text).with_context(|| format!("{}: normalize in its metadata", file.display()))?;
-    let list = |key: &str| -> Vec<f32> {
-        numbers[key].as_array().into_iter().flatten().filter_map(Value::as_f64).map(|v| v as f32).collect()
-    };
+    let target = out.join(format.weights_file());
+    if target.exists() && target.canonicalize()? == file.canonicalize()? {
+        bail!("--out {}: its {} is the file that is read; name another folder", out.display(), format.weights_file());
+    }
     let mut facts = Vec::new();
     if let Some(method) = loaded.metadata.get("method") {
         facts.push(("Method".to_string(), method.clone()));
     }
-    if let Some(config) = &run {
+    if let Some(config) = &source.run {
         facts.push(("Epochs".into(), config.epochs.to_string()));
+        if let Some(init) = std::path::Path::new(&config.network.init).file_name() {
+            facts.push(("Began with the weights of".into(), init.to_string_lossy().into_owned()));
+        }
         let result = std::fs::read_to_string(args.run.join("result.json")).ok();
         let result: Option<Value> = result.and_then(|text| serde_json::from_str(&text).ok());
         if let Some((result, knn)) = result.as_ref().and_then(|r| Some((r, r["knn_trained"].as_f64()?))) {
@@ -42,10 +42,11 @@ pub fn run(args: &ExportArgs, output: &Output) -> Result<ExitCode> {
         }
     }
     let notes = loaded.metadata.iter().filter(|(k, _)| !k.starts_with("encoder")).map(|(k, v)| (k.clone(), v.clone())).collect();
-    let provenance = Provenance { mean: list("mean"), std: list("std"), facts, notes };
+    let imported = loaded.metadata.get("imported").cloned();
+    let provenance = Provenance { mean: numbers.mean, std: numbers.std, facts, imported, notes };
     let config = loaded.encoder.config();
     let export = Export { spec: loaded.spec, config, params: &loaded.params, provenance: &provenance };
-    let written = export.write(&out, format)?;
+    let written = export.write(&out, format, args.force)?;
     output.say(format!("{} as {} in {}:", loaded.spec.name, format.name(), out.display()));
     for path in &written {
         output.say(format!("  {}", path.file_name().unwrap_or_default().to_string_lossy()));

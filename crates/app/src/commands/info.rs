@@ -3,9 +3,9 @@
 use std::path::Path;
 use std::process::ExitCode;
 
-use anyhow::{Context, Result};
-use twinsight_encoders::{EncoderConfig, encoder, peek_encoder};
-use twinsight_train::encoder_file;
+use anyhow::Result;
+use twinsight_encoders::{EncoderConfig, encoder};
+use twinsight_train::Source;
 use twinsight_train::inspect::inspect;
 
 use crate::cli::InfoArgs;
@@ -18,12 +18,9 @@ use crate::output::Output;
 pub fn run(args: &InfoArgs, output: &Output) -> Result<ExitCode> {
     let path = Path::new(&args.encoder);
     let (spec, mut config) = if path.exists() {
-        let file = encoder_file(path)?.0;
-        let found = peek_encoder(&file)?;
-        let (spec, config, _) = found.with_context(|| {
-            format!("{}: does not say which encoder it holds; `twinsight import` makes such a file of it", file.display())
-        })?;
-        (spec, config)
+        // Read whole, so that a file is believed only as far as its tensors go.
+        let source = Source::load(path)?;
+        (source.network.spec, source.network.encoder.config().clone())
     } else {
         (encoder(&args.encoder)?, EncoderConfig::default())
     };

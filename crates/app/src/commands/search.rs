@@ -22,7 +22,7 @@ pub fn run(args: &SearchArgs, output: &Output) -> Result<ExitCode> {
     if !args.image.is_file() {
         bail!("{}: no such image", args.image.display());
     }
-    let trained = Trained::load(&args.run)?;
+    let trained = Trained::load(&args.run)?.with_features(args.features.parse()?)?;
     let query = SingleImage::open(&args.image)?;
     let (data, opened) = open_for(&trained, args.data.as_deref(), false, |_| None)?;
     let mut skipped = Output::skipped(&opened.report.bad_files);

@@ -79,7 +79,9 @@ pub fn run(args: &TrainArgs, output: &Output) -> Result<ExitCode> {
         set_in(&mut options, "network", "checkpoint_activations", Value::Boolean(true));
     }
     let mut layers = layers(&args.settings, options)?;
-    if let Some((_, layer)) = args.init.as_deref().map(init::settings).transpose()?.flatten() {
+    if let Some(path) = &args.init {
+        let named = layers.iter().rev().find_map(|l| l.table.get("encoder")).and_then(Value::as_str);
+        let (_, layer) = init::settings(path, named)?;
         // What the file says counts more than a recipe, and less than what was asked for.
         let recipes = layers.iter().take_while(|l| l.recipe).count();
         layers.insert(recipes, layer);
@@ -146,8 +148,9 @@ fn finish(mut trainer: Trainer, output: &Output) -> Result<ExitCode> {
         Outcome::Finished(result) => {
             let percent = |v: Option<f64>| v.map_or("unknown".to_string(), |v| format!("{:.1} %", v * 100.0));
             if result.knn_trained.is_some() {
+                let before = if trainer.config().network.init.is_empty() { "untrained" } else { "before training" };
                 output.say(format!(
-                    "k-NN accuracy on {} images: {} trained, {} untrained, {} pixels",
+                    "k-NN accuracy on {} images: {} trained, {} {before}, {} pixels",
                     result.measured_on.as_deref().unwrap_or("held-out"),
                     percent(result.knn_trained),
                     percent(result.knn_random),

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
+use super::ImportOptions;
 use crate::{Arch, ENCODERS, EncoderSpec, encoder};
 
 /// The longest configuration that is read.
@@ -17,8 +18,23 @@ pub struct Beside {
     pub encoder: Option<&'static EncoderSpec>,
     /// Attention heads; 0 where nothing is said.
     pub heads: usize,
+    /// Side of the images in pixels.
+    pub image_size: Option<usize>,
     /// Mean and standard deviation of each channel of values in 0 to 1, with the file that says so.
     pub normalize: Option<(Vec<f32>, Vec<f32>, PathBuf)>,
+}
+
+impl Beside {
+    /// How weights of kind `spec` are imported by what is said here: heads, where they are others than its own, and the side of the
+    /// images where no table of positions tells it.
+    pub fn options(&self, spec: &EncoderSpec) -> ImportOptions {
+        let plain = ImportOptions::default();
+        match spec.arch {
+            Arch::ViT(shape) if self.heads == shape.heads => plain,
+            Arch::ViT(_) => ImportOptions { heads: self.heads, ..plain },
+            _ => ImportOptions { image_size: self.image_size, ..plain },
+        }
+    }
 }
 
 /// Reads what lies beside `weights`, a file (or in it, where it is a folder). What is missing or can't be understood is left open.
@@ -34,10 +50,18 @@ pub fn beside(weights: &Path) -> Beside {
     let own = config.as_ref().and_then(|(c, path)| numbers(&c["pretrained_cfg"], "mean", "std", path));
     let own = own.or_else(|| config.as_ref().and_then(|(c, path)| numbers(c, "mean", "std", path)));
     let normalize = own.or_else(|| processor.as_ref().and_then(|(p, path)| numbers(p, "image_mean", "image_std", path)));
-    let config = config.map_or(Value::Null, |(c, _)| c);
+    let [config, processor] = [config, processor].map(|file| file.map_or(Value::Null, |(value, _)| value));
+    let size = |value: &Value| value.as_u64().and_then(|n| usize::try_from(n).ok()).filter(|&n| n > 0);
+    let sides = [
+        &config["pretrained_cfg"]["input_size"][1],
+        &processor["crop_size"]["height"],
+        &processor["size"]["height"],
+        &config["image_size"],
+    ];
+    let image_size = sides.iter().find_map(|side| size(side));
     let heads = [&config["num_attention_heads"], &config["model_args"]["num_heads"], &config["encoder_config"]["heads"]];
-    let heads = heads.iter().find_map(|v| v.as_u64()).and_then(|n| usize::try_from(n).ok()).unwrap_or(0);
-    Beside { encoder: named(&config), heads, normalize }
+    let heads = heads.iter().find_map(|v| size(v)).unwrap_or(0);
+    Beside { encoder: named(&config), heads, image_size, normalize }
 }
 
 /// As many means as deviations, those above 0.
@@ -103,6 +127,9 @@ mod tests {
         }
         assert!(of(r#"{"model_type":"dinov2","hidden_size":1536}"#)?.encoder.is_none());
         assert!(of("{")?.encoder.is_none());
+        let sided = of(r#"{"twinsight_encoder":"resnet18","pretrained_cfg":{"input_size":[3,96,96]}}"#)?;
+        assert_eq!(sided.options(encoder("resnet18")?).image_size, Some(96));
+        assert_eq!(sided.options(encoder("vit_tiny")?).image_size, None);
         std::fs::write(dir.path().join("preprocessor_config.json"), r#"{"image_mean":[0.5],"image_std":[0.25]}"#)?;
         let normalize = |text: &str| -> anyhow::Result<_> { Ok(of(text)?.normalize.map(|(mean, std, _)| (mean, std))) };
         assert_eq!(normalize("{}")?, Some((vec![0.5], vec![0.25])));

@@ -15,10 +15,10 @@ const MOST_OBJECTS: u64 = 2_000_000;
 const LONGEST_TEXT: u32 = 64 << 10;
 /// Module and name of a kind of objects, together.
 const LONGEST_NAME: usize = 512;
-/// Bytes of text, each copy counted, for each byte of the pickle; files of torch.save have 1 to 2.
+/// Bytes of text, each copy counted, for each byte of the pickle; files of torch.save have 2 to 3, those of parameters by themselves 5.
 const MOST_COPIES: u64 = 4;
 /// Bytes of text that any pickle may grow to.
-const FREE_BYTES: u64 = 1 << 20;
+const FREE_BYTES: u64 = 16 << 20;
 
 /// Modules whose functions act on the system or run code. Nothing of a pickle is ever run; one that asks for this is malicious.
 const RUNNING: [&str; 16] = [

@@ -21,6 +21,8 @@ pub(super) const LONGEST: u64 = 32 << 20;
 /// Tensors may share memory, but not so often that reading all of them would fill it.
 const MOST_COPIES: u64 = 4;
 
+/// The longest name of a tensor, all its dictionaries' keys joined.
+const LONGEST_NAME: usize = 4096;
 /// Most axes of a tensor; weights have up to 4.
 const MOST_AXES: usize = 8;
 
@@ -122,6 +124,11 @@ struct Found<'a> {
 
 impl Found<'_> {
     fn walk(&mut self, name: &str, object: &Object) -> Result<(), String> {
+        if name.len() > LONGEST_NAME {
+            let told: String = name.chars().take(40).collect();
+            let refused = || format!("holds a tensor whose name, `{told}…`, has {} bytes", name.len());
+            return if holds_tensors(object) { Err(refused()) } else { Ok(()) };
+        }
         let below = |key: &str| if name.is_empty() { key.to_string() } else { format!("{name}.{key}") };
         match object {
             Object::Dict(pairs) => {
@@ -383,6 +390,7 @@ mod tests {
             (b"\x80\x02}X\x01\x00\x00\x00acsubprocess\nPopen\n)Rs.".to_vec(), "`subprocess.Popen`"),
             (b"\x80\x02cmy.models\nNet\n)\x81}b.".to_vec(), "`my.models.Net`"),
             (wrapped(b"cmy.models\nNet\n", &tensor(0, [2, 3], [3, 1])), "`my.models.Net`"),
+            (below(&"k".repeat(5000), &tensor(0, [2, 3], [3, 1])), "whose name, `kkk"),
             (b"\x80\x02X\xff\xff\xff\xffa.".to_vec(), "cut short"),
             (b"\x80\x02\x8a\xff.".to_vec(), "255 bytes"),
             (b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n)R.".to_vec(), "not known"),
@@ -399,6 +407,12 @@ mod tests {
             assert!(told.contains(words) && told.contains("w.pth") && !told.contains('\n'), "{words}: {told}");
         }
         Ok(())
+    }
+
+    /// {`key`: the root of `pickle`}.
+    fn below(key: &str, pickle: &[u8]) -> Vec<u8> {
+        let length = (key.len() as u32).to_le_bytes();
+        [&b"\x80\x02}X"[..], &length, key.as_bytes(), &pickle[2..pickle.len() - 1], b"s."].concat()
     }
 
     /// {"weights": the root of `pickle` as the only argument of `class`}.

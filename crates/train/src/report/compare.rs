@@ -28,7 +28,7 @@ pub fn compare(runs: &[PathBuf], out: &Path) -> Result<()> {
     }
     let mut page = Page::new("Runs compared", loaded.iter().map(|l| l.0.as_str()).collect::<Vec<_>>().join(", "));
     let mut html = String::from(
-        "<table><tr><th>run</th><th>k-NN, trained</th><th>95 % interval</th><th>top-5</th><th>probe</th><th>untrained</th>\
+        "<table><tr><th>run</th><th>k-NN, trained</th><th>95 % interval</th><th>top-5</th><th>probe</th><th>before training</th>\
          <th>pixels</th><th>measured on</th><th>rank</th><th>uniformity</th><th>alignment</th><th>images seen</th><th>hours</th></tr>",
     );
     let number = |v: Option<f64>, digits: usize| v.map_or_else(|| "–".to_string(), |v| format!("{v:.digits$}"));

@@ -67,7 +67,7 @@ pub(super) fn figures(r: &RunResult) -> String {
             out,
             "<tr><th>k-NN accuracy on {on} images</th><th></th></tr>\
              <tr><td>trained encoder</td><td class=\"n\"><b>{}</b></td></tr>\
-             <tr><td>the same encoder, untrained</td><td class=\"n\">{}</td></tr>\
+             <tr><td>the same encoder, before training</td><td class=\"n\">{}</td></tr>\
              <tr><td>pixels, no encoder</td><td class=\"n\">{}</td></tr>\
              <tr><td>k and temperature, {}</td><td class=\"n\">{}, {}</td></tr>",
             percent(r.knn_trained),

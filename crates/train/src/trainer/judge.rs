@@ -243,7 +243,9 @@ impl Trainer {
         let shown = &self.data.shown;
         let samples: Vec<usize> = (0..4).map(|i| i * shown.len() / 4).collect();
         let plan = eval_plan(&self.config, self.data.channels);
-        let Some(picture) = attention_sheet(self.method.encoder(), &plan, &**shown, &samples, &self.device)? else { return Ok(()) };
+        let Some(picture) = attention_sheet(self.method.encoder(), &plan, &**shown, &samples, &self.device)? else {
+            return Ok(());
+        };
         let mut png = std::io::Cursor::new(Vec::new());
         picture
             .write_to(&mut png, image::ImageFormat::Png)
