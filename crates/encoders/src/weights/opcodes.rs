@@ -40,13 +40,15 @@ const RUNNING: [&str; 16] = [
     "timeit",
 ];
 /// Of Python's own names, the types of plain values; the others are functions.
-const TYPES: [&str; 16] = [
+const TYPES: &[&str] = &[
     "int",
+    "long",
     "float",
     "complex",
     "bool",
     "str",
     "unicode",
+    "basestring",
     "bytes",
     "bytearray",
     "list",
@@ -57,6 +59,7 @@ const TYPES: [&str; 16] = [
     "object",
     "slice",
     "range",
+    "xrange",
 ];
 
 /// Whether a kind of objects is one that exists to run something.

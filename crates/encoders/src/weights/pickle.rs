@@ -426,7 +426,7 @@ mod tests {
         let whole = tensor(0, [2, 3], [3, 1]);
         // {"model": …, "hyper_parameters": DictConfig with a state}, as Lightning writes it for omegaconf, and a mask of booleans.
         let settings =
-            b"X\x10\x00\x00\x00hyper_parameterscomegaconf.dictconfig\nDictConfig\n)\x81q\x05}X\x08\x00\x00\x00_contenth\x05sbs.";
+            b"X\x10\x00\x00\x00hyper_parameterscomegaconf.dictconfig\nDictConfig\n)\x81q\x05}X\x08\x00\x00\x00_contenth\x05sX\x04\x00\x00\x00kindc__builtin__\nlong\nsbs.";
         let mask = tensor(0, [2, 3], [3, 1]);
         let at = mask.windows(12).position(|w| w == b"FloatStorage").expect("a storage");
         let mask = [&mask[..at], b"BoolStorage", &mask[at + 12..]].concat();
