@@ -4,7 +4,8 @@ use image::{DynamicImage, ImageBuffer, Luma, LumaA, Rgb, Rgba};
 use proptest::prelude::*;
 use rayon::prelude::*;
 use twinsight_augment::{
-    ByolViews, DinoViews, DrawKey, Levels, Raster, SimclrViews, ViewPlan, render, render_image, render_raster,
+    ByolViews, DinoViews, DrawKey, Excerpt, Levels, Raster, SimclrViews, ViewPlan, needed, render, render_excerpt, render_image,
+    render_raster,
 };
 
 /// A picture of noise with `channels` channels of 8 or 16 bits.
@@ -125,6 +126,39 @@ proptest! {
             prop_assert_eq!(out[0].len(), channels * size * size);
             prop_assert!(out[0].iter().all(|v| v.is_finite() && v.abs() < 3.0));
             prop_assert_eq!(&out[0], &out[1]);
+        }
+    }
+}
+
+#[test]
+fn an_excerpt_with_what_is_needed_gives_the_view_of_the_whole() {
+    let images: Vec<_> = (0..12).map(|i| picture(30 + i * 20, 280 - i * 20, 1 + i as usize % 4, i % 3 == 0, i)).collect();
+    for (i, image) in images.iter().enumerate() {
+        let whole = (image.width(), image.height());
+        for plan in &plans(40, 16, 3) {
+            for view in 0..plan.view_count() {
+                let key = DrawKey { seed: 7, epoch: 1, sample: i as u64, view: view as u64 };
+                let Some(r) = needed(plan, view, whole, key).unwrap() else {
+                    assert_eq!(plan.view_count(), 1, "only views for evaluation may need all");
+                    continue;
+                };
+                // A little more than what is needed.
+                let (left, top) = (r.left.saturating_sub(3), r.top.saturating_sub(1));
+                let part = image.crop_imm(left, top, r.left + r.width - left, r.top + r.height + 2 - top);
+                let render_part = |image: &DynamicImage, place| {
+                    let mut out = vec![f32::NAN; plan.view_len(view)];
+                    render_excerpt(plan, view, &Excerpt { image, place, whole }, key, &mut out).map(|()| out)
+                };
+                let expected = view_of(plan, view, image, key);
+                assert_eq!(render_part(&part, (left, top)).unwrap(), expected);
+                assert_eq!(render_part(image, (0, 0)).unwrap(), expected);
+                // Less than what is needed is an error, not another view.
+                let less = image.crop_imm(r.left, r.top, r.width.max(2) - 1, r.height);
+                if r.width > 1 {
+                    let told = render_part(&less, (r.left, r.top)).unwrap_err().to_string();
+                    assert!(told.contains("excerpt"), "{told}");
+                }
+            }
         }
     }
 }

@@ -29,6 +29,10 @@ use crate::part::{Choose, Part, Rect};
 /// Memory above which a thread keeps none of it from one image to the next, in bytes.
 const KEPT: usize = 32 << 20;
 
+/// Most pixels, and most bytes of a file, that are decoded here: the levels of all components are held beside the pixels, which the
+/// general decoder does without.
+const MOST: usize = 64 << 20;
+
 /// What a thread keeps from one image to the next. Contents never carry over, but for tables of codes that come again.
 #[derive(Default)]
 struct Scratch {
@@ -64,6 +68,9 @@ fn ordinary(raw: &[u8], name: &Path, choose: &mut Choose<'_>) -> Option<Part> {
     let orientation = frame.exif.and_then(Orientation::from_exif_chunk).unwrap_or(Orientation::NoTransforms);
     let (width, height) = if swaps_sides(orientation) { (size.1, size.0) } else { size };
     let (parts, bounds) = Rect::wanted(choose, width, height);
+    if raw.len() > MOST || bounds.width as usize * bounds.height as usize > MOST {
+        return None;
+    }
     let parts: Vec<Rect> = parts.into_iter().map(|r| r.stored(orientation, size)).collect();
     let mut image = SCRATCH.with_borrow_mut(|scratch| {
         let image = scratch.decode(&frame, &parts, bounds.stored(orientation, size));

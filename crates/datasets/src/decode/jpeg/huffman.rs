@@ -3,7 +3,7 @@
 
 use super::header::Codes;
 
-/// Bits that the table is looked up by. Longer codes are rare and take a slower way.
+/// Bits that the table is looked up by: longer codes are rare and take a slower way, and larger tables do not stay in the nearest cache.
 const LOOK: u8 = 10;
 /// Zeros that must follow the coded data: bits are read up to eight bytes ahead, eight bytes at a time.
 pub(super) const PAD: usize = 16;
