@@ -468,7 +468,7 @@ mod tests {
                 let mut threads = self.threads.lock().unwrap();
                 threads.insert(std::thread::current().id());
                 self.came.notify_all();
-                let _ = self.came.wait_timeout_while(threads, Duration::from_secs(1), |t| t.len() < 4).unwrap();
+                drop(self.came.wait_timeout_while(threads, Duration::from_secs(1), |t| t.len() < 4).unwrap());
             }
             Ok(Sample { image: DynamicImage::new_luma8(4, 4), label: None })
         }
