@@ -4,7 +4,7 @@
 use candle_core::{DType, Device, Tensor};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
-use twinsight_augment::{DrawKey, ViewPlan, render};
+use twinsight_augment::{DrawKey, ViewPlan};
 use twinsight_datasets::Dataset;
 use twinsight_encoders::Encoder;
 use twinsight_knn::{Matrix, health};
@@ -12,6 +12,7 @@ use twinsight_nn::Mode;
 
 use crate::Result;
 use crate::evaluate::{Features, effective_rank};
+use crate::picture::Picture;
 
 /// Images whose two views are compared, at most.
 const PAIRS: usize = 256;
@@ -73,10 +74,10 @@ fn alignment(
         let made: Vec<Option<[Vec<f32>; 2]>> = part
             .par_iter()
             .map(|&i| {
-                let Ok(sample) = dataset.get(i) else { return Ok(None) };
+                let Ok(picture) = Picture::load(dataset, i) else { return Ok(None) };
                 let mut pair = [vec![0.0; size], vec![0.0; size]];
                 for (draw, row) in (0..).zip(&mut pair) {
-                    render(plan, 0, &sample.image, DrawKey { seed, epoch: u64::MAX - draw, sample: i as u64, view: 0 }, row)?;
+                    picture.render(plan, 0, DrawKey { seed, epoch: u64::MAX - draw, sample: i as u64, view: 0 }, row)?;
                 }
                 Ok(Some(pair))
             })

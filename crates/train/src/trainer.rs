@@ -320,6 +320,24 @@ impl Trainer {
         if !self.config.eval.baselines {
             return Ok(());
         }
+        match self.baselines(evaluation, observer, metrics, events) {
+            // The first step will find the same, and says what to change.
+            Err(e @ Error::Vector { .. }) => {
+                observer.event(&Event::Note(format!("nothing is measured before training: {e}")));
+                Ok(())
+            }
+            other => other,
+        }
+    }
+
+    /// What pixels and the encoder before training are worth.
+    fn baselines(
+        &mut self,
+        evaluation: Option<Evaluation>,
+        observer: &mut dyn Observer,
+        metrics: &mut MetricsFile,
+        events: &mut EventFile,
+    ) -> Result<()> {
         let shown = report::shown(&self.data)?;
         let (features, spread) = self.spread(&shown)?;
         self.state.spread = Some(spread);
@@ -465,7 +483,15 @@ impl Trainer {
             let epoch = self.state.step / self.per_epoch;
             let every = self.config.eval.every;
             if epoch_done && every > 0 && epoch.is_multiple_of(every) && self.state.step < total {
-                self.evaluate(epoch, observer, metrics, events)?;
+                if let Err(error) = self.evaluate(epoch, observer, metrics, events) {
+                    if !matches!(error, Error::Vector { .. }) {
+                        return Err(error);
+                    }
+                    let found = self.state.watch.gradient(step, &error.to_string(), rate);
+                    metrics.append(&json!({"event": "diverged", "step": step, "finding": found.finding}))?;
+                    metrics.sync()?;
+                    return Err(Error::Diverged(found));
+                }
             }
             let stopping = stop.load(Ordering::Relaxed);
             if stopping || epoch_done || saved.elapsed().as_secs() >= self.config.log.checkpoint_seconds {

@@ -373,7 +373,7 @@ mod tests {
         let deep = [&b"\x80\x02)"[..], &[0x85; 100_000], b"."].concat();
         // A megabyte of text, and one of name, remembered and taken out again and again.
         let text =
-            |length: usize| [&b"\x80\x02]X"[..], &(length as u32).to_le_bytes()[..], &vec![b'a'; length], b"q\x01"].concat();
+            |length: usize| [&b"\x80\x02]X"[..], &(length as u32).to_le_bytes()[..], &vec![b'a'; length], b"q\x01a"].concat();
         let often = |start: &[u8]| [start, &b"h\x01a".repeat(3000), b"."].concat();
         let name = [&b"\x80\x02]c"[..], &vec![b'a'; 1 << 20], b"\nb\nq\x01"].concat();
         for (pickle, words) in [
