@@ -233,7 +233,15 @@ fn marked(stack: &mut Vec<Size>) -> Result<Size, String> {
 
 /// The top `count` objects go into the one below them.
 fn into_last(stack: &mut Vec<Size>, count: usize) -> Result<(), String> {
-    wrap(stack, count + 1)
+    let parts = stack.len().checked_sub(count).filter(|&rest| rest > 0).ok_or("holds a damaged pickle: too few objects")?;
+    let added = holding(stack.split_off(parts).into_iter());
+    if let Some(last) = stack.last_mut() {
+        // It does not lie deeper for being longer.
+        last.depth = last.depth.max(added.depth);
+        last.count = last.count.saturating_add(added.count);
+        last.bytes = last.bytes.saturating_add(added.bytes);
+    }
+    Ok(())
 }
 
 fn holding(parts: impl Iterator<Item = Size>) -> Size {

@@ -79,9 +79,16 @@ fn dimension<T: Lanes, const SHIFT: i32>(c: [T; 8], round: T) -> [T; 8] {
         c[5].times(8410).plus(middle.plus(b)),
         c[7].times(1223).plus(ends.plus(a)),
     ];
-    let upper = |i: usize| even[i].plus(odd[i]).down::<SHIFT>();
-    let lower = |i: usize| even[i].minus(odd[i]).down::<SHIFT>();
-    [upper(0), upper(1), upper(2), upper(3), lower(3), lower(2), lower(1), lower(0)]
+    [
+        even[0].plus(odd[0]).down::<SHIFT>(),
+        even[1].plus(odd[1]).down::<SHIFT>(),
+        even[2].plus(odd[2]).down::<SHIFT>(),
+        even[3].plus(odd[3]).down::<SHIFT>(),
+        even[3].minus(odd[3]).down::<SHIFT>(),
+        even[2].minus(odd[2]).down::<SHIFT>(),
+        even[1].minus(odd[1]).down::<SHIFT>(),
+        even[0].minus(odd[0]).down::<SHIFT>(),
+    ]
 }
 
 /// The transform without vectors.
@@ -105,6 +112,67 @@ mod wide {
     use pulp::x86::V3;
 
     use super::{Block, FIRST, Lanes, SECOND, dimension};
+
+    /// The expression for each of eight (or four) values of a name. What the library has for that takes closures, which the compiler may leave
+    /// as functions of their own, without the vector instructions of their surroundings.
+    macro_rules! each {
+        (4, $i:ident, $value:expr) => {
+            [
+                {
+                    let $i = 0;
+                    $value
+                },
+                {
+                    let $i = 1;
+                    $value
+                },
+                {
+                    let $i = 2;
+                    $value
+                },
+                {
+                    let $i = 3;
+                    $value
+                },
+            ]
+        };
+        (8, $i:ident, $value:expr) => {
+            [
+                {
+                    let $i = 0;
+                    $value
+                },
+                {
+                    let $i = 1;
+                    $value
+                },
+                {
+                    let $i = 2;
+                    $value
+                },
+                {
+                    let $i = 3;
+                    $value
+                },
+                {
+                    let $i = 4;
+                    $value
+                },
+                {
+                    let $i = 5;
+                    $value
+                },
+                {
+                    let $i = 6;
+                    $value
+                },
+                {
+                    let $i = 7;
+                    $value
+                },
+            ]
+        };
+    }
 
     /// Eight numbers.
     #[derive(Clone, Copy)]
@@ -135,18 +203,16 @@ mod wide {
 
     #[inline(always)]
     pub(super) fn transform(simd: V3, block: &Block, out: &mut [u8], stride: usize) {
-        let splat = |v: i32| Eight(simd, cast([v; 8]));
         let rows = block.as_chunks::<8>().0;
-        let half = dimension::<_, 10>(std::array::from_fn(|y| Eight(simd, cast(rows[y]))), splat(FIRST));
-        let columns = dimension::<_, 17>(transpose(simd, half), splat(SECOND)).map(|v| v.1);
+        let half = dimension::<_, 10>(each!(8, y, Eight(simd, cast(rows[y]))), Eight(simd, cast([FIRST; 8])));
+        let columns = dimension::<_, 17>(transpose(simd, half), Eight(simd, cast([SECOND; 8])));
         // Levels of four columns in each vector, each half of it four rows of each column, and then four rows of four columns.
-        let four = |i: usize| {
-            let pair = |i: usize| simd.avx2._mm256_packs_epi32(columns[i], columns[i + 1]);
-            let levels = simd.avx2._mm256_packus_epi16(pair(i), pair(i + 2));
-            const TURN: [u8; 16] = [0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15];
-            simd.avx2._mm256_shuffle_epi8(levels, cast([TURN; 2]))
-        };
-        let (left, right) = (four(0), four(4));
+        const TURN: [u8; 16] = [0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15];
+        let pairs = each!(4, i, simd.avx2._mm256_packs_epi32(columns[2 * i].1, columns[2 * i + 1].1));
+        let left = simd.avx2._mm256_packus_epi16(pairs[0], pairs[1]);
+        let right = simd.avx2._mm256_packus_epi16(pairs[2], pairs[3]);
+        let left = simd.avx2._mm256_shuffle_epi8(left, cast([TURN; 2]));
+        let right = simd.avx2._mm256_shuffle_epi8(right, cast([TURN; 2]));
         let upper: [[u8; 8]; 4] = cast(simd.avx2._mm256_unpacklo_epi32(left, right));
         let lower: [[u8; 8]; 4] = cast(simd.avx2._mm256_unpackhi_epi32(left, right));
         let rows = [upper[0], upper[1], lower[0], lower[1], upper[2], upper[3], lower[2], lower[3]];
@@ -158,27 +224,25 @@ mod wide {
     /// Exchanges rows and columns: of pairs of numbers, of pairs of pairs, of halves.
     #[inline(always)]
     fn transpose(simd: V3, rows: [Eight; 8]) -> [Eight; 8] {
-        let r = rows.map(|v| v.1);
-        let numbers = |i: usize| {
-            let (a, b) = (r[2 * i], r[2 * i + 1]);
-            [simd.avx2._mm256_unpacklo_epi32(a, b), simd.avx2._mm256_unpackhi_epi32(a, b)]
-        };
-        let n = [numbers(0), numbers(1), numbers(2), numbers(3)];
+        let avx2 = simd.avx2;
+        let lower = each!(4, i, avx2._mm256_unpacklo_epi32(rows[2 * i].1, rows[2 * i + 1].1));
+        let upper = each!(4, i, avx2._mm256_unpackhi_epi32(rows[2 * i].1, rows[2 * i + 1].1));
         // Columns 0, 1, 2, 3 (and 4, 5, 6, 7 in the upper halves) of the upper four rows or the lower four.
-        let pairs = |i: usize| {
-            let lower = |j: usize| simd.avx2._mm256_unpacklo_epi64(n[i][j], n[i + 1][j]);
-            let upper = |j: usize| simd.avx2._mm256_unpackhi_epi64(n[i][j], n[i + 1][j]);
-            [lower(0), upper(0), lower(1), upper(1)]
-        };
-        let (top, bottom) = (pairs(0), pairs(2));
-        std::array::from_fn(|i| {
-            let (a, b) = (top[i % 4], bottom[i % 4]);
-            let joined = match i < 4 {
-                true => simd.avx2._mm256_permute2x128_si256::<0x20>(a, b),
-                false => simd.avx2._mm256_permute2x128_si256::<0x31>(a, b),
-            };
-            Eight(simd, joined)
-        })
+        let top = [
+            avx2._mm256_unpacklo_epi64(lower[0], lower[1]),
+            avx2._mm256_unpackhi_epi64(lower[0], lower[1]),
+            avx2._mm256_unpacklo_epi64(upper[0], upper[1]),
+            avx2._mm256_unpackhi_epi64(upper[0], upper[1]),
+        ];
+        let bottom = [
+            avx2._mm256_unpacklo_epi64(lower[2], lower[3]),
+            avx2._mm256_unpackhi_epi64(lower[2], lower[3]),
+            avx2._mm256_unpacklo_epi64(upper[2], upper[3]),
+            avx2._mm256_unpackhi_epi64(upper[2], upper[3]),
+        ];
+        let near = each!(4, i, Eight(simd, avx2._mm256_permute2x128_si256::<0x20>(top[i], bottom[i])));
+        let far = each!(4, i, Eight(simd, avx2._mm256_permute2x128_si256::<0x31>(top[i], bottom[i])));
+        [near[0], near[1], near[2], near[3], far[0], far[1], far[2], far[3]]
     }
 }
 
