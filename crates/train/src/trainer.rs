@@ -482,16 +482,16 @@ impl Trainer {
             drop(out);
             let epoch = self.state.step / self.per_epoch;
             let every = self.config.eval.every;
-            if epoch_done && every > 0 && epoch.is_multiple_of(every) && self.state.step < total {
-                if let Err(error) = self.evaluate(epoch, observer, metrics, events) {
-                    if !matches!(error, Error::Vector { .. }) {
-                        return Err(error);
-                    }
-                    let found = self.state.watch.gradient(step, &error.to_string(), rate);
-                    metrics.append(&json!({"event": "diverged", "step": step, "finding": found.finding}))?;
-                    metrics.sync()?;
-                    return Err(Error::Diverged(found));
+            let due = epoch_done && every > 0 && epoch.is_multiple_of(every) && self.state.step < total;
+            let evaluated = if due { self.evaluate(epoch, observer, metrics, events) } else { Ok(()) };
+            if let Err(error) = evaluated {
+                if !matches!(error, Error::Vector { .. }) {
+                    return Err(error);
                 }
+                let found = self.state.watch.gradient(step, &error.to_string(), rate);
+                metrics.append(&json!({"event": "diverged", "step": step, "finding": found.finding}))?;
+                metrics.sync()?;
+                return Err(Error::Diverged(found));
             }
             let stopping = stop.load(Ordering::Relaxed);
             if stopping || epoch_done || saved.elapsed().as_secs() >= self.config.log.checkpoint_seconds {
