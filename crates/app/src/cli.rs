@@ -232,7 +232,7 @@ pub struct TrainArgs {
     /// The precision of training [default: f32].
     #[arg(long, value_enum)]
     pub precision: Option<PrecisionArg>,
-    /// What computes: cpu, cuda[:N] or metal, where the program was built for it [default: cpu].
+    /// What computes: cpu, cuda, cuda:N or metal, where the program was built for it [default: cpu].
     #[arg(long)]
     pub device: Option<String>,
     /// Passes over the images.
@@ -296,7 +296,7 @@ pub struct ResumeArgs {
     /// Where its images lie now, when they were moved.
     #[arg(long, value_name = "PATH_OR_NAME")]
     pub data: Option<String>,
-    /// Another device than the run had: cpu, cuda[:N] or metal.
+    /// Another device than the run had: cpu, cuda, cuda:N or metal.
     #[arg(long)]
     pub device: Option<String>,
 }
@@ -442,7 +442,7 @@ pub struct EmbedArgs {
     /// Where vectors come from: pooled, patch-mean, class+mean, last-N, last-N+mean or depth-N.
     #[arg(long, default_value = "pooled")]
     pub features: String,
-    /// What computes: cpu, cuda[:N] or metal, where the program was built for it.
+    /// What computes: cpu, cuda, cuda:N or metal, where the program was built for it.
     #[arg(long, default_value = "cpu")]
     pub device: String,
 }
@@ -824,7 +824,7 @@ pub struct BenchStepArgs {
     /// The precision of the step.
     #[arg(long, value_enum, default_value_t = PrecisionArg::F32)]
     pub precision: PrecisionArg,
-    /// What computes: cpu, cuda[:N] or metal, where the program was built for it.
+    /// What computes: cpu, cuda, cuda:N or metal, where the program was built for it.
     #[arg(long, default_value = "cpu")]
     pub device: String,
     /// Timed steps, after one that warms up.

@@ -132,7 +132,7 @@ pub fn write(root: &Path, kinds: &[(String, Vec<u8>)]) -> Result<BTreeSet<String
 /// Writes a folder of `total` files of which `count` are broken, the kinds one after the other; returns the names of the broken ones.
 ///
 /// # Errors
-/// As [`write`]; fewer broken files wanted than there are kinds.
+/// As [`write()`]; fewer broken files wanted than there are kinds.
 pub fn write_folder(root: &Path, count: usize, total: u32) -> Result<BTreeSet<String>> {
     let kinds = kinds()?;
     let mut broken = write(root, &kinds)?;
