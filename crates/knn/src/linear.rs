@@ -217,13 +217,8 @@ impl Problem<'_> {
                     residual[c * rows + i] = p - f64::from(u8::from(c == label as usize));
                 }
             }
-            // Columns of the block, so that the gradient is rows times rows too.
-            let mut columns = vec![0.0; dim * rows];
-            for (i, row) in wide.chunks_exact(dim).enumerate() {
-                row.iter().enumerate().for_each(|(j, v)| columns[j * rows + i] = *v);
-            }
             let mut gradient = vec![0.0; classes * dim];
-            product::products(&residual, &columns, rows, &mut gradient);
+            product::weighted_sums(&residual, &wide, dim, &mut gradient);
             let sums = residual.chunks_exact(rows).map(|r| r.iter().sum::<f64>());
             sum.0 += loss;
             for ((to, g), s) in sum.1.chunks_exact_mut(dim + 1).zip(gradient.chunks_exact(dim)).zip(sums) {

@@ -1,7 +1,7 @@
-//! The one matrix product of the search: a block of queries times a block of the bank, on the calling thread.
+//! The matrix products of the search and of the linear classifier, on the calling thread: rows times rows, and weights times rows.
 //!
 //! `gemm` is the product that candle itself uses; its interface is a raw-pointer one, so this file holds the crate's only
-//! `unsafe` block, behind a checked function.
+//! `unsafe` blocks, behind checked functions.
 
 /// A number that `gemm` multiplies.
 pub(crate) trait Number: Copy + 'static {
@@ -62,9 +62,71 @@ pub(crate) fn products<T: Number>(queries: &[T], bank: &[T], dim: usize, out: &m
     }
 }
 
+/// `out[w * dim + j] = sum over i of weights[w * rows + i] * table[i * dim + j]`, in no promised order of summation: each row of `weights`
+/// holds a factor for every row of `table`.
+///
+/// # Panics
+/// When the slices are not whole rows (of `rows` and of `dim` numbers), or `out` is not a row of `dim` numbers for each of `weights`.
+#[cfg(feature = "linear")]
+pub(crate) fn weighted_sums<T: Number>(weights: &[T], table: &[T], dim: usize, out: &mut [T]) {
+    assert!(dim > 0 && table.len().is_multiple_of(dim), "whole rows");
+    let rows = table.len() / dim;
+    assert!(rows > 0 && weights.len().is_multiple_of(rows), "whole rows");
+    let sums = weights.len() / rows;
+    assert_eq!(out.len(), sums * dim, "one sum a row of weights");
+    if sums == 0 {
+        return;
+    }
+    // SAFETY: the destination is dim × sums with row stride 1 and column stride dim, which stays inside `out` (sums * dim elements,
+    // asserted above); the left side is dim × rows over `table`, transposed by its strides, the right side rows × sums over
+    // `weights`, both of whole rows (asserted above). `out` is borrowed exclusively, so it overlaps neither. No element of
+    // `out` is read (`read_dst` is false).
+    unsafe {
+        gemm::gemm(
+            dim,
+            sums,
+            rows,
+            out.as_mut_ptr(),
+            dim as isize,
+            1,
+            false,
+            table.as_ptr(),
+            dim as isize,
+            1,
+            weights.as_ptr(),
+            rows as isize,
+            1,
+            T::ZERO,
+            T::ONE,
+            false,
+            false,
+            false,
+            gemm::Parallelism::None,
+        );
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    #[cfg(feature = "linear")]
+    fn sums_are_weighted_row_by_row() {
+        for (sums, rows, dim) in [(1, 1, 1), (1, 37, 5), (17, 1, 33), (3, 64, 16), (10, 65, 70), (0, 3, 2)] {
+            let weights: Vec<f64> = (0..sums * rows).map(|i| (i * 5 % 11) as f64 - 5.0).collect();
+            let table: Vec<f64> = (0..rows * dim).map(|i| (i * 7 % 13) as f64 - 6.0).collect();
+            let mut buffer = vec![-1.0f64; sums * dim + 64];
+            weighted_sums(&weights, &table, dim, &mut buffer[32..32 + sums * dim]);
+            for w in 0..sums {
+                for j in 0..dim {
+                    let want: f64 = (0..rows).map(|i| weights[w * rows + i] * table[i * dim + j]).sum();
+                    assert_eq!(buffer[32 + w * dim + j], want, "{sums} {rows} {dim}: {w} {j}");
+                }
+            }
+            assert!(buffer[..32].iter().chain(&buffer[32 + sums * dim..]).all(|&v| v == -1.0));
+        }
+    }
 
     #[test]
     fn every_edge_of_the_blocking_is_right() {
