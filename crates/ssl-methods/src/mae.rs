@@ -1,8 +1,8 @@
 //! MAE (He et al. 2022): most patches of an image are hidden, the encoder sees the others alone, and a small decoder tells the hidden
 //! ones' pixels. One view, no augmentation but a crop, no second network.
 //!
-//! The decoder's positions are fixed sines and cosines, as in the authors' program; the encoder's table is learned, as that of every
-//! transformer here.
+//! The decoder's positions are fixed sines and cosines and its linear layers start Xavier uniform, as in the authors' program; the
+//! encoder's table of positions is learned and its weights start truncated normal, as those of every transformer here.
 
 use candle_core::{D, Device, Tensor};
 use serde::{Deserialize, Serialize};
@@ -229,21 +229,21 @@ struct Decoder {
 impl Decoder {
     fn new(b: &Builder, inputs: usize, side: usize, pixels: usize, config: &MaeConfig, device: &Device) -> Result<Self> {
         const EPS: f64 = 1e-6;
-        let (dim, init) = (config.decoder_dim, Init::TruncNormal(0.02));
+        let (dim, init) = (config.decoder_dim, Init::XavierUniform);
         let blocks = (0..config.decoder_depth)
             .map(|i| {
                 let b = b.under("blocks").under(i);
                 Ok((
                     LayerNorm::new(&b.under("norm1"), dim, EPS)?,
-                    Attention::new(&b.under("attn"), dim, config.decoder_heads)?,
+                    Attention::with_init(&b.under("attn"), dim, config.decoder_heads, init)?,
                     LayerNorm::new(&b.under("norm2"), dim, EPS)?,
-                    Mlp::new(&b.under("mlp"), dim, 4 * dim)?,
+                    Mlp::with_init(&b.under("mlp"), dim, 4 * dim, init)?,
                 ))
             })
             .collect::<Result<_>>()?;
         Ok(Self {
             embed: Linear::new(&b.under("embed"), inputs, dim, true, init)?,
-            mask_token: b.parameter("mask_token", &[1, 1, dim], Role::Token, init)?,
+            mask_token: b.parameter("mask_token", &[1, 1, dim], Role::Token, Init::Normal(0.02))?,
             positions: Tensor::from_vec(sines(side, dim), (1, 1 + side * side, dim), device)?,
             blocks,
             norm: LayerNorm::new(&b.under("norm"), dim, EPS)?,

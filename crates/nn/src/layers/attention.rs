@@ -5,7 +5,7 @@ use twinsight_kernels::{Affine, TransformerParameters};
 
 use crate::{Builder, Error, Init, LayerNorm, LayerScale, Linear, Mode, Result};
 
-/// Truncated normal with standard deviation 0.02: the start of every linear weight of a ViT.
+/// Truncated normal with standard deviation 0.02: the start of every linear weight of a ViT, where nothing else is said.
 const INIT: Init = Init::TruncNormal(0.02);
 
 /// Multi-head self-attention (Vaswani et al. 2017): children `qkv` (with bias) and `proj`.
@@ -22,12 +22,20 @@ impl Attention {
     /// # Errors
     /// Heads that do not divide `dim`; a name that is taken.
     pub fn new(b: &Builder, dim: usize, heads: usize) -> Result<Self> {
+        Self::with_init(b, dim, heads, INIT)
+    }
+
+    /// The same, with another start of its weights.
+    ///
+    /// # Errors
+    /// As [`Attention::new`].
+    pub fn with_init(b: &Builder, dim: usize, heads: usize, init: Init) -> Result<Self> {
         if heads == 0 || !dim.is_multiple_of(heads) {
             return Err(Error::BadSetting(format!("attention {}: {heads} heads do not divide {dim} channels", b.prefix())));
         }
         Ok(Self {
-            qkv: Linear::new(&b.under("qkv"), dim, 3 * dim, true, INIT)?,
-            proj: Linear::new(&b.under("proj"), dim, dim, true, INIT)?,
+            qkv: Linear::new(&b.under("qkv"), dim, 3 * dim, true, init)?,
+            proj: Linear::new(&b.under("proj"), dim, dim, true, init)?,
             heads,
         })
     }
@@ -68,9 +76,17 @@ impl Mlp {
     /// # Errors
     /// A name that is taken.
     pub fn new(b: &Builder, dim: usize, hidden: usize) -> Result<Self> {
+        Self::with_init(b, dim, hidden, INIT)
+    }
+
+    /// The same, with another start of its weights.
+    ///
+    /// # Errors
+    /// As [`Mlp::new`].
+    pub fn with_init(b: &Builder, dim: usize, hidden: usize, init: Init) -> Result<Self> {
         Ok(Self {
-            fc1: Linear::new(&b.under("fc1"), dim, hidden, true, INIT)?,
-            fc2: Linear::new(&b.under("fc2"), hidden, dim, true, INIT)?,
+            fc1: Linear::new(&b.under("fc1"), dim, hidden, true, init)?,
+            fc2: Linear::new(&b.under("fc2"), hidden, dim, true, init)?,
         })
     }
 
