@@ -2,27 +2,12 @@
 
 mod common;
 
-use std::path::Path;
-
 use anyhow::{Result, ensure};
-use common::{run, run_json, write_images};
+use common::{refused, run, run_json, write_images};
 
 /// Settings of a run that takes a second.
 const QUICK: &[&str] =
     &["--epochs", "1", "--batch", "8", "--set", "eval.baselines=false", "--image-size", "16", "--encoder", "resnet_mini"];
-
-/// Expects exit code 2 and one line on standard error that holds every one of `words`.
-fn refused(cache: &Path, args: &[&str], words: &[&str]) -> Result<()> {
-    let (code, stdout, stderr) = run(cache, args)?;
-    ensure!(code == 2, "{args:?}: exit code {code}: {stderr}");
-    ensure!(stdout.is_empty(), "{args:?} printed {stdout}");
-    let lines: Vec<&str> = stderr.lines().filter(|l| !l.starts_with("skipped ")).collect();
-    ensure!(lines.len() == 1, "{args:?}: expected one line, got {stderr}");
-    for word in words {
-        ensure!(lines[0].contains(word), "{args:?}: `{word}` is missing in: {stderr}");
-    }
-    Ok(())
-}
 
 #[test]
 fn folders_that_hold_nothing_to_train_on() -> Result<()> {

@@ -2,22 +2,8 @@
 
 mod common;
 
-use std::path::Path;
-
 use anyhow::{Context, Result, ensure};
-use common::{run, run_json, write_images};
-
-/// Expects exit code 2 and one line on standard error that holds every one of `words`.
-fn refused(cache: &Path, args: &[&str], words: &[&str]) -> Result<()> {
-    let (code, _, stderr) = run(cache, args)?;
-    ensure!(code == 2, "{args:?}: exit code {code}: {stderr}");
-    let lines: Vec<&str> = stderr.lines().filter(|l| !l.starts_with("skipped ")).collect();
-    ensure!(lines.len() == 1, "{args:?}: expected one line, got {stderr}");
-    for word in words {
-        ensure!(lines[0].contains(word), "{args:?}: `{word}` is missing in: {stderr}");
-    }
-    Ok(())
-}
+use common::{refused, run, run_json, write_images};
 
 #[test]
 fn an_encoder_is_judged_in_every_way_that_there_is() -> Result<()> {

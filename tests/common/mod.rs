@@ -29,6 +29,20 @@ pub fn run_json(cache: &Path, args: &[&str]) -> Result<serde_json::Value> {
     serde_json::from_str(last).with_context(|| format!("the last line is no JSON: {last}"))
 }
 
+/// Runs it, and expects exit code 2, nothing on standard output, and one line on standard error that holds every one of `words`
+/// (lines about skipped images aside).
+pub fn refused(cache: &Path, args: &[&str], words: &[&str]) -> Result<()> {
+    let (code, stdout, stderr) = run(cache, args)?;
+    ensure!(code == 2, "{args:?}: exit code {code}: {stderr}");
+    ensure!(stdout.is_empty(), "{args:?} printed {stdout}");
+    let lines: Vec<&str> = stderr.lines().filter(|l| !l.starts_with("skipped ")).collect();
+    ensure!(lines.len() == 1, "{args:?}: expected one line, got {stderr}");
+    for word in words {
+        ensure!(lines[0].contains(word), "{args:?}: `{word}` is missing in: {stderr}");
+    }
+    Ok(())
+}
+
 /// Writes `count` PNG images of `width` × `height` into `folder`, each with other contents.
 pub fn write_images(folder: &Path, count: usize, width: u32, height: u32) -> Result<Vec<PathBuf>> {
     std::fs::create_dir_all(folder)?;

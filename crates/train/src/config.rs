@@ -11,6 +11,7 @@ use twinsight_encoders::{EncoderConfig, Ffn, Stem};
 use twinsight_nn::{NormKind, OptimizerConfig, Precision};
 use twinsight_ssl_methods::{METHODS, method};
 
+use crate::fit::Free;
 use crate::layers::{Layer, dotted_keys, merge, nearest, value_at};
 use crate::{Error, Result, recipe};
 
@@ -49,6 +50,9 @@ pub struct RunConfig {
     pub log: LogConfig,
     /// The method's own settings; its file lists them.
     pub options: Table,
+    /// What may still be fitted to the number of images, before a run begins; no part of the file.
+    #[serde(skip)]
+    pub free: Free,
 }
 
 /// Where images come from and how they are prepared.
@@ -231,6 +235,7 @@ impl RunConfig {
         if !layers.iter().any(asked) {
             config.schedule.warmup_epochs = config.schedule.warmup_epochs.min(config.epochs as f64);
         }
+        config.free = Free::of(layers);
         config.check()?;
         Ok(config)
     }
@@ -458,6 +463,7 @@ fn defaults() -> Table {
         },
         log: LogConfig { every: 10, checkpoint_seconds: 60, on_collapse: "stop".into() },
         options: Table::new(),
+        free: Free::default(),
     };
     Table::try_from(defaults).expect("the defaults are plain numbers and words")
 }
@@ -476,7 +482,8 @@ mod tests {
         for spec in METHODS {
             let config = RunConfig::resolve(&[layer(&format!("method = \"{}\"\nepochs = 3", spec.name))])?;
             assert_eq!(config.epochs, 3);
-            assert_eq!(RunConfig::parse(&config.to_toml()?)?, config);
+            let read = RunConfig::parse(&config.to_toml()?)?;
+            assert_eq!(RunConfig { free: config.free, ..read }, config);
         }
         Ok(())
     }

@@ -10,6 +10,7 @@ use twinsight_ssl_methods::method;
 
 use crate::config::RunConfig;
 use crate::evaluate::Evaluation;
+use crate::fit::fit;
 use crate::picture::Picture;
 use crate::{Error, Result};
 
@@ -28,7 +29,8 @@ pub struct RunData {
 }
 
 impl RunData {
-    /// Opens the images and fills in what the configuration left open: image size and normalisation.
+    /// Opens the images and fills in what the configuration left open: image size and normalisation, and for few images the batch and the
+    /// length of the run.
     ///
     /// # Errors
     /// No such data, no readable image, settings that do not fit them.
@@ -65,6 +67,9 @@ impl RunData {
         } else {
             (train, None)
         };
+        if let Some(words) = fit(config, rest.len()) {
+            report.understood.push_str(&format!("; {words}"));
+        }
         let test = opened.test.filter(|t| !t.is_empty());
         let shown = test.clone().or_else(|| held.clone()).unwrap_or_else(|| rest.clone());
         let evaluation = match held {

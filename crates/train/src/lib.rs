@@ -14,6 +14,7 @@ pub mod evaluate;
 pub mod export;
 pub mod few;
 pub mod finetune;
+mod fit;
 pub mod folder;
 pub mod health;
 pub mod init;
@@ -37,6 +38,7 @@ mod trainer;
 
 pub use config::RunConfig;
 pub use error::{Diagnosis, Error, Result};
+pub use fit::Free;
 pub use folder::RunFolder;
 pub use layers::Layer;
 pub use recipe::{RECIPES, RecipeSpec, recipe};

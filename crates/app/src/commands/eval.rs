@@ -132,13 +132,16 @@ fn of_run(args: &EvalArgs, run: &Path, protocols: &[&ProtocolSpec], depth: Optio
     let trained = Trained::load(run)?.with_features(args.features.parse()?)?;
     let found = labelled_evaluation(&trained, args.data.as_deref(), args.limit)?;
     let LabelledImages { evaluation, whole, classes, mut skipped, .. } = found;
-    output.say(format!("{}:", run.display()));
+    // Said before the first figure, so that a refusal stands alone.
+    let mut heading = Some(format!("{}:", run.display()));
+    let mut head = || heading.take().into_iter().for_each(|h| output.say(h));
     let mut of_run = OfRun { figures: Vec::new(), own: None, classes, probe: None, skipped: 0 };
     if !protocols.is_empty() {
         let encoded = trained.encoded(&evaluation)?;
         skipped += Output::skipped(encoded.bad.iter().map(|(id, reason)| format!("{id}: {reason}")));
         for spec in protocols {
             for measured in of_protocol(args, &encoded, spec, &evaluation)? {
+                head();
                 tell(args, &measured, &of_run.classes, output);
                 if spec.name == "own" {
                     let judged = evaluation.test.as_ref().unwrap_or(&evaluation.held_out);
@@ -188,6 +191,7 @@ fn of_run(args: &EvalArgs, run: &Path, protocols: &[&ProtocolSpec], depth: Optio
         let labelled = if evaluation.test.is_some() { whole } else { evaluation.bank.clone() };
         for &share in &args.shares {
             let (measured, bad) = tuned(args, &trained, &evaluation, &labelled, depth, share)?;
+            head();
             tell(args, &measured, &of_run.classes, output);
             if protocols.is_empty() {
                 skipped += Output::skipped(bad.iter().map(|(id, reason)| format!("{id}: {reason}")));
