@@ -41,7 +41,7 @@ pub trait Dataset: Send + Sync {
     fn get(&self, index: usize) -> Result<Sample>;
 
     /// Decodes of image number `index` at least what `choose` wants of it, and says what that is: readers that need only parts of large
-    /// images get them sooner. Pixels are those of [`Dataset::get`].
+    /// images get them sooner. Pixels are those of [`Dataset::get`], or means of squares of them where `choose` allows that.
     ///
     /// # Errors
     /// As [`Dataset::get`].
