@@ -39,7 +39,7 @@ pub use error::{Error, Result};
 pub use folder::SingleImage;
 pub use kept::InMemory;
 pub use memory::PackedImages;
-pub use open::{BadFile, LabelMode, OpenOptions, Opened, ScanReport, is_data_file, open};
+pub use open::{BadFile, LabelMode, OpenOptions, Opened, ScanReport, Whole, is_data_file, open};
 pub use packed::PackedFile;
 pub use part::{Choose, Part, Rect, Wanted};
 pub use registry::{Checksum, DATASETS, DatasetSpec, GROUPS, Layout, RemoteFile, Size, SplitSizes, data_dir, dataset, datasets};

@@ -173,7 +173,9 @@ fn colours_are_near_the_mean_in_every_sampling() {
             // What chroma of half the size is enlarged to, and averaged again, is a little smoother than what it was.
             let halved = !matches!(sampling, Sampling::Gray | Sampling::Colour(1, 1));
             let bounds = if halved { [(0.75, 3.0), (3.5, 14.0)] } else { [(0.6, 3.0), (0.6, 3.0)] };
-            for (kind, level, (mean, most)) in [("waves", wave as fn(usize, f64, f64) -> f64, bounds[0]), ("noise", noise, bounds[1])] {
+            for (kind, level, (mean, most)) in
+                [("waves", wave as fn(usize, f64, f64) -> f64, bounds[0]), ("noise", noise, bounds[1])]
+            {
                 let raw = jpeg.picture(&level);
                 let whole = decode_bytes(&raw, name()).expect("a sound file");
                 let pairs = squares(&part(&raw, &[], reduction), &whole, |levels| levels.iter().all(|l| (1..255).contains(l)));

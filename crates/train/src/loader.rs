@@ -316,9 +316,7 @@ impl Shared {
             let sample = order[start + slot] as usize;
             let key = |view: usize| DrawKey { seed: c.seed, epoch, sample: sample as u64, view: view as u64 };
             let (found, index) =
-                self.readable(sample, order, start + c.batch + slot, &mut |w, h| {
-                    wanted(&c.plan, (w, h), c.reduced_decode, key)
-                })?;
+                self.readable(sample, order, start + c.batch + slot, &mut |w, h| wanted(&c.plan, (w, h), c.reduced_decode, key))?;
             used.push(index);
             for (v, out) in out.iter_mut().enumerate() {
                 let length = c.plan.view_len(v);
@@ -509,7 +507,8 @@ mod tests {
         let (threads, came) = (Mutex::default(), Condvar::new());
         let dataset = Arc::new(Meeting { first: first.clone(), threads, came });
         let plan = ViewPlan::simclr(8, 1, &SimclrViews::small());
-        let config = LoaderConfig { dataset: dataset.clone(), plan, batch: 64, seed: 3, threads: 4, reduced_decode: true, strict: true };
+        let config =
+            LoaderConfig { dataset: dataset.clone(), plan, batch: 64, seed: 3, threads: 4, reduced_decode: true, strict: true };
         let batch = Loader::start(config, 0, &Device::Cpu)?.next_batch()?;
         assert_eq!(batch.samples, first);
         assert_eq!(dataset.threads.lock().unwrap().len(), 4);

@@ -10,12 +10,13 @@ use image::codecs::jpeg::JpegEncoder;
 use image::{Rgb, RgbImage};
 use twinsight_augment::{DinoViews, DrawKey, Normalize, SimclrViews, ViewPlan, render};
 use twinsight_datasets::{Dataset, OpenOptions, open};
-use twinsight_train::{Loader, LoaderConfig};
+use twinsight_train::loader::{Loader, LoaderConfig};
 
 /// Something like a photograph: coarse shapes and ever weaker detail down to single pixels, with edges.
 fn photograph(width: u32, height: u32, seed: u32) -> RgbImage {
     let hash = |x: i64, y: i64, n: u32| {
-        let h = (x.wrapping_mul(0x9e37_79b9) ^ y.wrapping_mul(0x85eb_ca6b) ^ i64::from(n + 97 * seed).wrapping_mul(0xc2b2_ae35)) as u64;
+        let h = (x.wrapping_mul(0x9e37_79b9) ^ y.wrapping_mul(0x85eb_ca6b) ^ i64::from(n + 97 * seed).wrapping_mul(0xc2b2_ae35))
+            as u64;
         let h = (h ^ h >> 15).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         ((h ^ h >> 31) >> 33) as f64 / (1_u64 << 31) as f64 - 0.5
     };
@@ -28,7 +29,8 @@ fn photograph(width: u32, height: u32, seed: u32) -> RgbImage {
     };
     RgbImage::from_fn(width, height, |x, y| {
         let (x, y) = (f64::from(x), f64::from(y));
-        let detail = |n: u32| (0..8).map(|o| smooth(x / f64::from(1 << o), y / f64::from(1 << o), n + o) * f64::from(1 << o)).sum::<f64>();
+        let detail =
+            |n: u32| (0..8).map(|o| smooth(x / f64::from(1 << o), y / f64::from(1 << o), n + o) * f64::from(1 << o)).sum::<f64>();
         let (light, tint) = (detail(0) * 0.5, detail(20) * 0.12);
         let edge = if smooth(x / 90.0, y / 70.0, 50) > 0.1 { 40.0 } else { 0.0 };
         Rgb([light + tint + edge, light + edge * 0.6, light - tint].map(|v| (120.0 + v).clamp(0.0, 255.0) as u8))
@@ -44,7 +46,12 @@ fn write(folder: &Path) -> Result<()> {
 }
 
 /// All views of the first batch, and which images they are of.
-fn views(dataset: &Arc<dyn Dataset>, plan: &ViewPlan, threads: usize, reduced_decode: bool) -> Result<(Vec<usize>, Vec<Vec<f32>>)> {
+fn views(
+    dataset: &Arc<dyn Dataset>,
+    plan: &ViewPlan,
+    threads: usize,
+    reduced_decode: bool,
+) -> Result<(Vec<usize>, Vec<Vec<f32>>)> {
     let (dataset, plan) = (dataset.clone(), plan.clone());
     let config = LoaderConfig { dataset, plan, batch: 4, seed: 5, threads, reduced_decode, strict: true };
     let batch = Loader::start(config, 0, &Device::Cpu)?.next_batch()?;
