@@ -311,6 +311,16 @@ fn images_of_four_and_five_channels_are_trained_on_and_embedded() -> Result<()> 
         let (code, _, stderr) = run(cache, &[&hue[..], QUICK].concat())?;
         ensure!(code == 2 && stderr.contains("jitter_hue") && !cache.join("no").exists(), "{stderr}");
     }
+    // Loose files of bands are classified in all of them; a picture among them is named.
+    let table = "image,label\nfive/00.tif,a\nfive/01.tif,a\nfive/20.tif,b\nfive/21.tif,b\n";
+    std::fs::write(cache.join("few.csv"), table)?;
+    image::RgbImage::new(12, 10).save(cache.join("picture.png"))?;
+    let few = ["classify", "run-5", "--labels", "few.csv", "five/02.tif", "five/22.tif", "picture.png"];
+    let (code, stdout, stderr) = run(cache, &few)?;
+    ensure!(code != 2 && stdout.contains("five/02.tif") && stdout.contains("five/22.tif"), "{code}: {stdout} {stderr}");
+    ensure!(format!("{stdout}{stderr}").contains("files of 5 bands are expected here"), "{stdout} {stderr}");
+    let (code, stdout, stderr) = run(cache, &["search", "run-5", "five/03.tif", "--data", "five"])?;
+    ensure!(code == 0 && stdout.contains("03.tif"), "{stdout} {stderr}");
     let packed = run_json(cache, &["data", "convert", "five", "--size", "10", "--out", "five.safetensors"])?;
     ensure!(packed["images"] == 24, "{packed}");
     let info = run_json(cache, &["data", "info", "five.safetensors"])?;

@@ -771,6 +771,9 @@ pub struct BenchDataArgs {
     /// Threads.
     #[arg(long, default_value_t = 1)]
     pub threads: usize,
+    /// Decode at full size, however small the views are.
+    #[arg(long)]
+    pub full_decode: bool,
 }
 
 /// `bench kernels`.

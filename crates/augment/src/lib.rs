@@ -17,7 +17,8 @@
 //!
 //! # Parts of images
 //! Where a view is cut from an image depends on the image's size alone, so that a reader can ask what is [`needed`] before it decodes, and
-//! give [`render_excerpt`] that much.
+//! give [`render_excerpt`] that much. Where the view is much smaller than what it is cut from, the reader may give means of squares of
+//! pixels instead of the pixels: see [`Needed::reduction`].
 //!
 //! # Kinds of images
 //! Views have 1 to 16 channels. Those of other than 1 and 3 (satellites' bands, say) are made of images with as many, by
@@ -60,6 +61,6 @@ pub use normalize::Normalize;
 pub use pixels::Pixels;
 pub use plan::{ViewGroup, ViewPlan, ViewSpec};
 pub use raster::{Levels, Raster};
-pub use render::{Excerpt, needed, render, render_excerpt, render_image, render_raster};
+pub use render::{Excerpt, Needed, needed, render, render_excerpt, render_image, render_raster};
 pub use transform::{Interpolation, Transform};
 pub use views::{ByolViews, DinoViews, SimclrViews};

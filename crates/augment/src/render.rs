@@ -37,24 +37,44 @@ pub fn render_raster(plan: &ViewPlan, view: usize, image: &Raster<'_>, key: Draw
 pub struct Excerpt<'a> {
     /// The part's pixels.
     pub image: &'a DynamicImage,
-    /// Where the part's upper left corner lies in the image, in pixels from the left and from the top.
-    pub place: (u32, u32),
-    /// Width and height of the whole image in pixels.
+    /// Where the part's upper left corner lies in the image, in the image's pixels from the left and from the top; negative where the
+    /// first of reduced pixels reaches beyond the edge.
+    pub place: (i32, i32),
+    /// Width and height of the whole image in its own pixels.
     pub whole: (u32, u32),
+    /// The side of the square of the image's pixels of which each of the part's is the mean; 1 where the part is not reduced.
+    pub reduction: u32,
 }
 
-/// The part of a `width` × `height` image that view `view` is made of; `None` when it may be all. A view needs no pixel outside.
+/// What a view needs of an image.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Needed {
+    /// The part that the view is made of, in whole pixels; `None` when it may be all. A view needs no pixel outside.
+    pub region: Option<Region>,
+    /// 1, 2, 4 or 8: how much smaller the image may be on both axes with little change to the view. There are still at least two pixels
+    /// of the reduced image for each of the view's on both axes, which is where Pillow's `reducing_gap = 2.0` stops, too.
+    pub reduction: u32,
+}
+
+/// Pixels of a reduced image, on each axis, for each of the view's.
+const GAP: f64 = 2.0;
+
+/// What view `view` needs of a `width` × `height` image.
 ///
 /// # Errors
 /// When the plan has no such view or the image has no pixels.
-pub fn needed(plan: &ViewPlan, view: usize, (width, height): (u32, u32), key: DrawKey) -> Result<Option<Region>> {
-    Ok(match window(find(plan, view)?, width, height, &mut Draws::new(key))?.0 {
-        Window::Cut(region) => Some(region),
-        Window::Part(_) => None,
-    })
+pub fn needed(plan: &ViewPlan, view: usize, (width, height): (u32, u32), key: DrawKey) -> Result<Needed> {
+    let spec = find(plan, view)?;
+    let (region, width, height) = match window(spec, width, height, &mut Draws::new(key))?.0 {
+        Window::Part(part) => (None, part.width, part.height),
+        Window::Cut(r) | Window::Within(r, _) => (Some(r), f64::from(r.width), f64::from(r.height)),
+    };
+    let fits = |by: &u32| width.min(height) >= GAP * f64::from(*by) * spec.size as f64;
+    Ok(Needed { region, reduction: [8, 4, 2].into_iter().find(fits).unwrap_or(1) })
 }
 
-/// As [`render`], of an image of which no more than what is [`needed`] has to be there. The view is the whole image's.
+/// As [`render`], of an image of which no more than what is [`needed`] has to be there. The view is the whole image's, to the last bit
+/// where the excerpt is not reduced. Of a reduced one the same part is taken, to fractions of its pixels.
 ///
 /// # Errors
 /// As [`render`]; when the excerpt does not hold what the view is made of.
@@ -74,19 +94,47 @@ impl Excerpt<'_> {
     /// Where `window` of the whole image lies in the excerpt.
     fn place(&self, window: Window) -> Result<Window> {
         let (width, height) = (self.image.width(), self.image.height());
-        if self.place == (0, 0) && self.whole == (width, height) {
+        if self.place == (0, 0) && self.whole == (width, height) && self.reduction == 1 {
             return Ok(window);
         }
-        let inside = |start: u32, length: u32, from: u32, side: u32| {
-            start.checked_sub(from).filter(|&s| u64::from(s) + u64::from(length) <= u64::from(side))
+        let by = f64::from(self.reduction);
+        // Start and length of a part of the image in the excerpt's pixels, if it is there.
+        let inside = |start: f64, length: f64, from: i32, side: u32| {
+            let start = (start - f64::from(from)) / by;
+            (start >= 0.0 && start + length / by <= f64::from(side)).then_some((start, length / by))
         };
-        if let Window::Cut(r) = window
-            && let Some(left) = inside(r.left, r.width, self.place.0, width)
-            && let Some(top) = inside(r.top, r.height, self.place.1, height)
+        let (cut, part) = match window {
+            Window::Cut(r) | Window::Within(r, _) => {
+                let [left, top, width, height] = [r.left, r.top, r.width, r.height].map(f64::from);
+                (true, CropBox { left, top, width, height })
+            }
+            Window::Part(part) => (false, part),
+        };
+        // What reaches beyond a part needs the image around it.
+        let around = || {
+            let across = inside(0.0, f64::from(self.whole.0), self.place.0, width);
+            across.and(inside(0.0, f64::from(self.whole.1), self.place.1, height)).is_some()
+        };
+        if self.reduction > 0
+            && let Some((left, across)) = inside(part.left, part.width, self.place.0, width)
+            && let Some((top, down)) = inside(part.top, part.height, self.place.1, height)
+            && (cut || around())
         {
-            return Ok(Window::Cut(Region { left, top, ..r }));
+            let part = CropBox { left, top, width: across, height: down };
+            if !cut {
+                return Ok(Window::Part(part));
+            }
+            // Whole pixels that hold the part; the rest of the image does not count.
+            let whole = |start: f64, length: f64| (start.floor(), (start + length).ceil() - start.floor());
+            let ((x, across), (y, down)) = (whole(left, across), whole(top, down));
+            let region = Region { left: x as u32, top: y as u32, width: across as u32, height: down as u32 };
+            return Ok(match self.reduction {
+                1 => Window::Cut(region),
+                _ => Window::Within(region, CropBox { left: left - x, top: top - y, ..part }),
+            });
         }
-        let reason = format!("{window:?} of the image is not in the {width} × {height} excerpt at {:?}", self.place);
+        let at = format!("excerpt at {:?} that is reduced {} times", self.place, self.reduction);
+        let reason = format!("{window:?} of the image is not in the {width} × {height} {at}");
         Err(Error::Resize { width: self.whole.0, height: self.whole.1, reason })
     }
 }

@@ -138,7 +138,7 @@ fn an_excerpt_with_what_is_needed_gives_the_view_of_the_whole() {
         for plan in &plans(40, 16, 3) {
             for view in 0..plan.view_count() {
                 let key = DrawKey { seed: 7, epoch: 1, sample: i as u64, view: view as u64 };
-                let Some(r) = needed(plan, view, whole, key).unwrap() else {
+                let Some(r) = needed(plan, view, whole, key).unwrap().region else {
                     assert_eq!(plan.view_count(), 1, "only views for evaluation may need all");
                     continue;
                 };
@@ -147,15 +147,15 @@ fn an_excerpt_with_what_is_needed_gives_the_view_of_the_whole() {
                 let part = image.crop_imm(left, top, r.left + r.width - left, r.top + r.height + 2 - top);
                 let render_part = |image: &DynamicImage, place| {
                     let mut out = vec![f32::NAN; plan.view_len(view)];
-                    render_excerpt(plan, view, &Excerpt { image, place, whole }, key, &mut out).map(|()| out)
+                    render_excerpt(plan, view, &Excerpt { image, place, whole, reduction: 1 }, key, &mut out).map(|()| out)
                 };
                 let expected = view_of(plan, view, image, key);
-                assert_eq!(render_part(&part, (left, top)).unwrap(), expected);
+                assert_eq!(render_part(&part, (left as i32, top as i32)).unwrap(), expected);
                 assert_eq!(render_part(image, (0, 0)).unwrap(), expected);
                 // Less than what is needed is an error, not another view.
                 let less = image.crop_imm(r.left, r.top, r.width.max(2) - 1, r.height);
                 if r.width > 1 {
-                    let told = render_part(&less, (r.left, r.top)).unwrap_err().to_string();
+                    let told = render_part(&less, (r.left as i32, r.top as i32)).unwrap_err().to_string();
                     assert!(told.contains("excerpt"), "{told}");
                 }
             }

@@ -30,7 +30,7 @@ fn main() -> Result<()> {
     type Decode<'a> = &'a dyn Fn(usize, &[u8]) -> Result<usize>;
     let ways: [(&str, Decode<'_>); 3] = [
         ("whole", &|_, raw| Ok(decode::decode_bytes(raw, name)?.width() as usize)),
-        ("two crops", &|i, raw| Ok(decode::decode_part(raw, name, &mut |w, h| crops(i, w, h))?.image.width() as usize)),
+        ("two crops", &|i, raw| Ok(decode::decode_part(raw, name, &mut |w, h| crops(i, w, h).into())?.image.width() as usize)),
         ("zune-jpeg", &|_, raw| Ok(JpegDecoder::new(ZCursor::new(raw)).decode()?.len())),
     ];
     let mut best = vec![[f64::INFINITY; 3]; files.len()];

@@ -41,7 +41,7 @@ pub trait Dataset: Send + Sync {
     fn get(&self, index: usize) -> Result<Sample>;
 
     /// Decodes of image number `index` at least what `choose` wants of it, and says what that is: readers that need only parts of large
-    /// images get them sooner. Pixels are those of [`Dataset::get`].
+    /// images get them sooner. Pixels are those of [`Dataset::get`], or means of squares of them where `choose` allows that.
     ///
     /// # Errors
     /// As [`Dataset::get`].
@@ -139,24 +139,30 @@ pub fn spread(dataset: &dyn Dataset, count: usize) -> Result<Vec<usize>> {
     if count >= total {
         return Ok((0..total).collect());
     }
-    // Shares of the classes: every class gives as many as the smallest can, then the larger ones go on.
     let groups = groups(dataset);
-    let mut shares = vec![0; groups.len()];
-    let mut left = count;
-    while left > 0 {
-        let open: Vec<usize> = (0..groups.len()).filter(|&g| shares[g] < groups[g].len()).collect();
-        for (place, &g) in open.iter().enumerate() {
-            let fair = left.div_ceil(open.len() - place).min(groups[g].len() - shares[g]);
-            shares[g] += fair;
-            left -= fair;
-        }
-    }
+    let shares = shares(&groups.iter().map(Vec::len).collect::<Vec<_>>(), count);
     // Within a class, evenly over its list: the first few may be alike (frames of one film, say).
     let even =
         |(group, share): (&Vec<usize>, usize)| -> Vec<usize> { (0..share).map(|i| group[i * group.len() / share]).collect() };
     let mut chosen: Vec<usize> = groups.iter().zip(shares).flat_map(even).collect();
     chosen.sort_unstable();
     Ok(chosen)
+}
+
+/// How many of `count` images each class gives, of those that it has: every class gives as many as the smallest can, then the larger
+/// ones go on.
+pub(crate) fn shares(sizes: &[usize], count: usize) -> Vec<usize> {
+    let mut shares = vec![0; sizes.len()];
+    let mut left = count.min(sizes.iter().sum());
+    while left > 0 {
+        let open: Vec<usize> = (0..sizes.len()).filter(|&g| shares[g] < sizes[g]).collect();
+        for (place, &g) in open.iter().enumerate() {
+            let fair = left.div_ceil(open.len() - place).min(sizes[g] - shares[g]);
+            shares[g] += fair;
+            left -= fair;
+        }
+    }
+    shares
 }
 
 impl Dataset for Subset {

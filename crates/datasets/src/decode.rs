@@ -10,7 +10,7 @@ use std::path::Path;
 use image::metadata::Orientation;
 use image::{DynamicImage, ImageDecoder, ImageReader, Limits};
 
-use crate::part::{Choose, Part};
+use crate::part::{Choose, Part, Wanted, swaps_sides};
 use crate::{Error, Result};
 
 /// Endings of image files, in lower case.
@@ -81,11 +81,13 @@ pub fn decode(path: &Path) -> Result<DynamicImage> {
 /// # Errors
 /// As [`decode`].
 pub fn decode_bytes(raw: &[u8], name: &Path) -> Result<DynamicImage> {
-    decode_part(raw, name, &mut |_, _| Vec::new()).map(|part| part.image)
+    decode_part(raw, name, &mut |_, _| Wanted::all()).map(|part| part.image)
 }
 
 /// Decodes what is needed of the content of an image file: `choose` is told the upright image's width and height. Of most JPEGs only the
-/// rectangles that it wants are decoded, of other images all; pixels are the same as those of [`decode_bytes`].
+/// rectangles that it wants are decoded, of other images all; pixels are the same as those of [`decode_bytes`]. Where it allows a
+/// [reduction](Wanted::reduction), most JPEGs are decoded at the largest of 1/1, 1/2, 1/4 and 1/8 that it allows: each pixel is the mean of a square
+/// of the image's, to about a level (chroma that is stored at half the size counts without being enlarged and averaged again).
 ///
 /// # Errors
 /// As [`decode`]. Damage behind the part that is needed may go unnoticed.
@@ -116,9 +118,9 @@ pub fn decode_part(raw: &[u8], name: &Path, choose: &mut Choose<'_>) -> Result<P
 
 /// As [`decode_part`], in 8 bits and 1 or 3 channels: alpha is dropped, gray repeated.
 pub(crate) fn decode_as(raw: &[u8], name: &Path, channels: usize, choose: &mut Choose<'_>) -> Result<Part> {
-    let Part { image, left, top, width, height } = decode_part(raw, name, choose)?;
-    let image = if channels == 1 { image.into_luma8().into() } else { image.into_rgb8().into() };
-    Ok(Part { image, left, top, width, height })
+    let part = decode_part(raw, name, choose)?;
+    let image = if channels == 1 { part.image.into_luma8().into() } else { part.image.into_rgb8().into() };
+    Ok(Part { image, ..part })
 }
 
 /// Reads an image's header from the beginning of its content.
@@ -152,11 +154,6 @@ pub(crate) fn header_of(mut file: impl BufRead + Seek, name: &Path) -> Result<He
     check_size(w, h, name)?;
     let turned = swaps_sides(decoder.orientation().unwrap_or(Orientation::NoTransforms));
     Ok(Header { size: if turned { (h, w) } else { (w, h) }, gray: !decoder.color_type().has_color(), bands: None })
-}
-
-fn swaps_sides(orientation: Orientation) -> bool {
-    use Orientation::{Rotate90, Rotate90FlipH, Rotate270, Rotate270FlipH};
-    matches!(orientation, Rotate90 | Rotate270 | Rotate90FlipH | Rotate270FlipH)
 }
 
 fn check_size(width: u32, height: u32, name: &Path) -> Result<()> {

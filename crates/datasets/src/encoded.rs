@@ -12,7 +12,7 @@ use crate::decode::{HEADS, Header, MAX_BYTES, bands, decode_as, header, header_o
 use crate::formats::webdataset::windowed;
 use crate::labels::Labels;
 use crate::open::BadFile;
-use crate::part::{Choose, Part};
+use crate::part::{Choose, Part, Wanted};
 use crate::place::Place;
 use crate::{Bands, Dataset, Error, Result, Sample};
 
@@ -174,7 +174,7 @@ impl Item {
 
     /// The image, in 8 bits.
     pub(crate) fn decode(&self, root: &Path, channels: usize) -> Result<image::DynamicImage> {
-        self.decode_part(root, channels, &mut |_, _| Vec::new()).map(|part| part.image)
+        self.decode_part(root, channels, &mut |_, _| Wanted::all()).map(|part| part.image)
     }
 
     /// What `choose` wants of the image, in 8 bits.

@@ -106,14 +106,16 @@ impl Pixels {
         image(self.width, self.height, channels, self.data.to_vec())
     }
 
-    /// A copy of what `choose` wants, rather than of all.
+    /// A copy of what `choose` wants, rather than of all; it is never reduced, since nothing is decoded.
     fn part(&self, channels: usize, choose: &mut Choose<'_>) -> Option<Part> {
         let (_, Rect { left, top, width, height }) = Rect::wanted(choose, self.width, self.height);
         let rows = self.data.chunks_exact(self.width as usize * channels).skip(top as usize).take(height as usize);
         let columns = left as usize * channels..(left + width) as usize * channels;
         let mut data = Vec::with_capacity(columns.len() * height as usize);
         rows.for_each(|row| data.extend_from_slice(&row[columns.clone()]));
-        Some(Part { image: image(width, height, channels, data)?, left, top, width: self.width, height: self.height })
+        let (left, top) = (left as i32, top as i32);
+        let image = image(width, height, channels, data)?;
+        Some(Part { image, left, top, width: self.width, height: self.height, reduction: 1 })
     }
 }
 

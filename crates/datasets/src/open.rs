@@ -1,5 +1,6 @@
 //! From a path or a name to data sets.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -33,8 +34,12 @@ pub struct OpenOptions {
     /// Where downloaded data sets lie.
     pub cache: PathBuf,
     /// At most this many training images, and a fifth as many test images; spread evenly over classes. Where everything is decoded
-    /// at once, files among them that turn out to be bad are not replaced.
+    /// at once, files among them that turn out to be bad are not replaced. Of Parquet tables no more row groups are read than hold enough
+    /// images of each class, the first ones.
     pub limit: Option<usize>,
+    /// Of Parquet tables, which are otherwise read whole, no more images than as if this were the limit; [`ScanReport::whole`] tells how
+    /// many there are. For looking at a data set rather than for training on it. Other sources are opened as they always are.
+    pub sample: Option<usize>,
     /// Whether sub-folders are labels.
     pub labels: LabelMode,
     /// Folders that take at most this many bytes when decoded are decoded at once and kept, so that bad files are known before
@@ -44,7 +49,7 @@ pub struct OpenOptions {
 
 impl Default for OpenOptions {
     fn default() -> Self {
-        Self { strict: false, cache: data_dir(), limit: None, labels: LabelMode::Auto, keep_bytes: 2 << 30 }
+        Self { strict: false, cache: data_dir(), limit: None, sample: None, labels: LabelMode::Auto, keep_bytes: 2 << 30 }
     }
 }
 
@@ -64,6 +69,19 @@ pub struct ScanReport {
     pub bad_files: Vec<BadFile>,
     /// How labels were understood, in words.
     pub understood: String,
+    /// How many images there are, where no more than some of a table's were read.
+    pub whole: Option<Whole>,
+}
+
+/// How many images a table holds, by its labels alone. Rows without an image, or with one that can't be read, are among them.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Whole {
+    /// Training images.
+    pub train: usize,
+    /// Test images, where there is such a split.
+    pub test: Option<usize>,
+    /// Training images of each class, by name; none without labels.
+    pub classes: BTreeMap<String, usize>,
 }
 
 /// Data sets under one name.
@@ -258,7 +276,7 @@ fn open_file(path: &Path, options: &OpenOptions) -> Result<Opened> {
         let labels = path.with_file_name(name.replace("images", "labels").replace("idx3", "idx1"));
         let labels = labels.is_file().then_some(labels);
         let (train, understood) = one_idx(&name, path, labels.as_deref(), 0)?;
-        let report = ScanReport { bad_files: Vec::new(), understood };
+        let report = ScanReport { understood, ..ScanReport::default() };
         limited(Opened { train: Arc::new(train), test: None, report }, options)
     } else {
         let known =
@@ -273,7 +291,7 @@ fn has_ending(path: &Path, ending: &str) -> bool {
 
 #[cfg(feature = "parquet")]
 fn open_parquet(path: &Path, files: &[PathBuf], options: &OpenOptions) -> Result<Opened> {
-    assemble(path, crate::formats::parquet::read(path, files, &options.cache)?, options)
+    assemble(path, crate::formats::parquet::read(path, files, options)?, options)
 }
 
 #[cfg(not(feature = "parquet"))]
@@ -283,7 +301,7 @@ fn open_parquet(path: &Path, _: &[PathBuf], _: &OpenOptions) -> Result<Opened> {
 
 fn open_npz(path: &Path, files: &[PathBuf], classes: &[&str]) -> Result<Opened> {
     let npz::Splits { train, test, understood } = npz::read(path, files, classes)?;
-    Ok(Opened { train, test, report: ScanReport { bad_files: Vec::new(), understood } })
+    Ok(Opened { train, test, report: ScanReport { understood, ..ScanReport::default() } })
 }
 
 /// IDX files under MNIST's names in a folder; `file` makes a path of a split and a kind.
@@ -295,7 +313,7 @@ fn open_idx(path: &Path, file: &dyn Fn(&str, &str) -> PathBuf) -> Result<Opened>
     let (trained, understood) = one_idx(&name, &file("train", "images-idx3"), train.as_deref(), count)?;
     let images = file("t10k", "images-idx3");
     let tested = images.exists().then(|| one_idx(&name, &images, test.as_deref(), count)).transpose()?;
-    let report = ScanReport { bad_files: Vec::new(), understood };
+    let report = ScanReport { understood, ..ScanReport::default() };
     Ok(Opened { train: Arc::new(trained), test: tested.map(|(t, _)| Arc::new(t) as Arc<dyn Dataset>), report })
 }
 
@@ -347,7 +365,8 @@ fn open_named(spec: &DatasetSpec, options: &OpenOptions) -> Result<Opened> {
         Layout::Stl10 => stl10::labelled(&dir.join(spec.files[0].name))?,
         Layout::Stl10Unlabelled => {
             let train = stl10::unlabelled(&dir.join(spec.files[0].name), &options.cache)?;
-            let report = ScanReport { bad_files: Vec::new(), understood: "no labels: these are STL-10's images without".into() };
+            let understood = "no labels: these are STL-10's images without".into();
+            let report = ScanReport { understood, ..ScanReport::default() };
             return Ok(Opened { train: Arc::new(train), test: None, report });
         }
         Layout::Npz => {
@@ -360,7 +379,7 @@ fn open_named(spec: &DatasetSpec, options: &OpenOptions) -> Result<Opened> {
 }
 
 fn known() -> ScanReport {
-    ScanReport { bad_files: Vec::new(), understood: "labels come with the data set".into() }
+    ScanReport { understood: "labels come with the data set".into(), ..ScanReport::default() }
 }
 
 fn limited(opened: Opened, options: &OpenOptions) -> Result<Opened> {

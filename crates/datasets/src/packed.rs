@@ -217,7 +217,7 @@ pub(crate) fn open(path: &Path) -> Result<Opened> {
         Some(_) => format!("labels come with the data set: {} classes", classes.len()),
         None => "no labels: the packed file has none".into(),
     };
-    let report = ScanReport { bad_files: Vec::new(), understood };
+    let report = ScanReport { understood, ..ScanReport::default() };
     Ok(Opened { train: Arc::new(train), test: test.map(|t| Arc::new(t) as Arc<dyn Dataset>), report })
 }
 

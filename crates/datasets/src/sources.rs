@@ -7,7 +7,7 @@ use std::sync::Arc;
 use crate::dataset::spread;
 use crate::encoded::{EncodedImages, Item, Scan};
 use crate::labels::{self, Labels, Understood};
-use crate::open::{BadFile, LabelMode, OpenOptions, Opened, ScanReport, test_limit};
+use crate::open::{BadFile, LabelMode, OpenOptions, Opened, ScanReport, Whole, test_limit};
 use crate::{Dataset, Error, Result};
 
 /// One image that a source holds.
@@ -46,6 +46,8 @@ pub(crate) struct Entries {
     pub(crate) in_windows: bool,
     /// Images that belong to samples which have another one.
     pub(crate) passed_over: usize,
+    /// How many images there are, where the source read only some.
+    pub(crate) whole: Option<Whole>,
 }
 
 /// The words that name a split, in lower case; of several of one kind the first goes before the others.
@@ -101,7 +103,7 @@ pub(crate) fn assemble(path: &Path, mut entries: Entries, options: &OpenOptions)
     }
     let names: BTreeSet<&str> = entries.found.iter().filter_map(|e| e.label.as_deref()).collect();
     let classes = entries.classes.clone().unwrap_or_else(|| in_order(&names));
-    let mut report = ScanReport { bad_files: entries.bad, understood: String::new() };
+    let mut report = ScanReport { bad_files: entries.bad, understood: String::new(), whole: entries.whole };
     let (mut train, mut test) = (Vec::new(), Vec::new());
     for entry in entries.found {
         match entry.split {
@@ -199,7 +201,7 @@ fn label(
 }
 
 /// Names of classes in order: by number where all are numbers, else by their bytes.
-fn in_order(names: &BTreeSet<&str>) -> Vec<String> {
+pub(crate) fn in_order(names: &BTreeSet<&str>) -> Vec<String> {
     let mut numbers: Vec<(i64, &str)> = names.iter().filter_map(|n| Some((n.parse().ok()?, *n))).collect();
     numbers.sort_unstable();
     let sorted: Vec<&str> = if numbers.len() == names.len() {

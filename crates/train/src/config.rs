@@ -81,6 +81,11 @@ pub struct DataConfig {
     /// can't be read is found then.
     #[serde(default = "keep_bytes")]
     pub keep_bytes: u64,
+    /// Whether a JPEG that is read when it is wanted may be decoded at 1/2, 1/4 or 1/8 of its size for training views, where that leaves at
+    /// least two pixels for each of every view's on both axes: sooner, and the views are nearly the same. `false` decodes at full size, as
+    /// versions without this key did.
+    #[serde(default)]
+    pub reduced_decode: bool,
 }
 
 fn keep_bytes() -> u64 {
@@ -416,6 +421,7 @@ fn defaults() -> Table {
             std: Vec::new(),
             workers: 0,
             keep_bytes: keep_bytes(),
+            reduced_decode: true,
         },
         network: NetworkConfig {
             stem: Stem::Auto,

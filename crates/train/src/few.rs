@@ -10,13 +10,14 @@ use std::sync::Arc;
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng;
-use twinsight_datasets::{Dataset, SingleImage, Subset};
+use twinsight_datasets::{Bands, Dataset, SingleImage, Subset};
 use twinsight_knn::{Matrix, Metric, Neighbours, search, vote};
 
 use crate::evaluate::Features;
 use crate::{Error, Result};
 
-/// Image files by path, decoded when asked for, with or without labels.
+/// Image files by path, decoded when asked for, with or without labels: pictures, or files of [`Bands`] where views have other than 1 or 3
+/// channels. What is of another kind, or has another number of bands, can't be read.
 pub struct ImageFiles {
     name: String,
     files: Vec<PathBuf>,
@@ -25,7 +26,7 @@ pub struct ImageFiles {
 }
 
 impl ImageFiles {
-    /// The files as they are, without labels. `channels`: 1 or 3, what a view should have.
+    /// The files as they are, without labels. `channels`: what a view should have, 1 to 16.
     pub fn new(name: impl Into<String>, files: Vec<PathBuf>, channels: usize) -> Self {
         Self { name: name.into(), files, labels: None, channels }
     }
@@ -100,6 +101,23 @@ impl Dataset for ImageFiles {
         let mut sample = SingleImage::open(file)?.get(0)?;
         sample.label = self.label(index);
         Ok(sample)
+    }
+    fn bands(&self, index: usize) -> Option<twinsight_datasets::Result<Bands>> {
+        let file = self.files.get(index)?;
+        let are_pictures = matches!(self.channels, 1 | 3);
+        let wrong = |found: String| {
+            let wanted = if are_pictures { "pictures".into() } else { format!("files of {} bands", self.channels) };
+            let reason = format!("{found}; {wanted} are expected here");
+            Some(Err(twinsight_datasets::Error::BadImage { path: file.clone(), reason }))
+        };
+        match SingleImage::bands_of(file) {
+            // 16-bit gray or colour is taken for a picture where pictures are wanted.
+            Ok(Some(b)) if b.channels() == self.channels || are_pictures && matches!(b.channels(), 1 | 3) => Some(Ok(b)),
+            Ok(Some(b)) => wrong(format!("has {} bands", b.channels())),
+            Ok(None) if are_pictures => None,
+            Ok(None) => wrong("is a picture, or no image at all".into()),
+            Err(e) => Some(Err(e)),
+        }
     }
     fn label(&self, index: usize) -> Option<u32> {
         self.labels.as_ref().and_then(|(labels, _)| labels.get(index).copied())
@@ -442,6 +460,45 @@ mod tests {
         };
         assert!(ids(0)? == ids(0)? && ids(0)? != ids(1)?);
         assert!(balanced(&whole, Share::PerClass(0), 0).is_err() && balanced(&whole, Share::Fraction(1.5), 0).is_err());
+        Ok(())
+    }
+
+    #[test]
+    fn loose_files_of_bands_are_read_in_all_their_bands() -> anyhow::Result<()> {
+        let dir = tempfile::tempdir()?;
+        let write = |name: &str, bands: u16, level: u16| -> anyhow::Result<PathBuf> {
+            let samples: Vec<u16> = (0..6 * 5 * bands).map(|i| level + 257 * (i % bands)).collect();
+            std::fs::write(dir.path().join(name), twinsight_test_support::tiff::bands((6, 5), bands, &samples)?)?;
+            Ok(dir.path().join(name))
+        };
+        let (a, b, other) = (write("a.tif", 6, 0)?, write("b.tif", 6, 25_700)?, write("other.tif", 5, 0)?);
+        image::RgbImage::new(6, 5).save(dir.path().join("picture.png"))?;
+        let picture = dir.path().join("picture.png");
+        let table = dir.path().join("few.csv");
+        std::fs::write(&table, "a.tif,dark\nb.tif,light\n")?;
+        let labelled = ImageFiles::from_csv(&table, 6)?;
+        assert_eq!((labelled.label(1), labelled.channels()), (Some(1), 6));
+        let plan = twinsight_augment::ViewPlan::eval(4, 6).with_normalize(twinsight_augment::Normalize::none(6));
+        let key = twinsight_augment::DrawKey { seed: 0, epoch: 0, sample: 0, view: 0 };
+        for (index, light) in [(0, 0.0), (1, 100.0)] {
+            let mut out = vec![0.0; plan.view_len(0)];
+            crate::picture::Picture::load(&labelled, index)?.render(&plan, 0, key, &mut out)?;
+            for (c, plane) in out.chunks_exact(16).enumerate() {
+                let want = (light + c as f32) / 255.0;
+                assert!(plane.iter().all(|v| (v - want).abs() < 1e-6), "image {index}, band {c}: {plane:?}");
+            }
+        }
+        let files = ImageFiles::new("images", vec![a.clone(), other.clone(), picture.clone(), b], 6);
+        let told = |files: &ImageFiles, i: usize| match crate::picture::Picture::load(files, i) {
+            Ok(_) => String::new(),
+            Err(e) => e.to_string(),
+        };
+        assert_eq!((told(&files, 0), told(&files, 3)), (String::new(), String::new()));
+        assert!(told(&files, 1).contains("has 5 bands; files of 6 bands are expected"), "{}", told(&files, 1));
+        assert!(told(&files, 2).contains("is a picture") && told(&files, 2).contains("picture.png"), "{}", told(&files, 2));
+        let pictures = ImageFiles::new("images", vec![picture, a], 3);
+        assert_eq!(told(&pictures, 0), "");
+        assert!(told(&pictures, 1).contains("has 6 bands; pictures are expected"), "{}", told(&pictures, 1));
         Ok(())
     }
 

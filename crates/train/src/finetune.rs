@@ -254,8 +254,15 @@ impl Network {
         };
         let classes = train.classes().map_or(0, <[String]>::len);
         let batch = config.batch.min(train.len());
-        let loader =
-            LoaderConfig { dataset: train.clone(), plan: crops(plan), batch, seed: config.seed, threads: 0, strict: false };
+        let loader = LoaderConfig {
+            dataset: train.clone(),
+            plan: crops(plan),
+            batch,
+            seed: config.seed,
+            threads: 0,
+            reduced_decode: true,
+            strict: false,
+        };
         let mut loader = Loader::start(loader, 0, &device)?;
         let mut sum = 0.0;
         for step in 0..total {

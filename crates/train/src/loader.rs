@@ -23,7 +23,7 @@ use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng;
 use rayon::ThreadPool;
 use twinsight_augment::{DrawKey, Excerpt, ViewPlan, needed, render_excerpt};
-use twinsight_datasets::{Dataset, Part, Rect};
+use twinsight_datasets::{Dataset, Part, Rect, Wanted};
 
 use crate::picture::Picture;
 use crate::{Error, Result};
@@ -41,6 +41,8 @@ pub struct LoaderConfig {
     pub seed: u64,
     /// Threads; 0 for one a core.
     pub threads: usize,
+    /// Whether images that are much larger than their views may be decoded at a fraction of their size ([`needed`] says when).
+    pub reduced_decode: bool,
     /// Whether the first unreadable image is an error (otherwise another image takes its place and it is named).
     pub strict: bool,
 }
@@ -314,15 +316,14 @@ impl Shared {
             let sample = order[start + slot] as usize;
             let key = |view: usize| DrawKey { seed: c.seed, epoch, sample: sample as u64, view: view as u64 };
             let (found, index) =
-                self.readable(sample, order, start + c.batch + slot, &mut |w, h| wanted(&c.plan, (w, h), key))?;
+                self.readable(sample, order, start + c.batch + slot, &mut |w, h| wanted(&c.plan, (w, h), c.reduced_decode, key))?;
             used.push(index);
             for (v, out) in out.iter_mut().enumerate() {
                 let length = c.plan.view_len(v);
                 let out = &mut out[i * length..(i + 1) * length];
                 match &found {
                     Found::Part(part) => {
-                        let (place, whole) = ((part.left, part.top), (part.width, part.height));
-                        render_excerpt(&c.plan, v, &Excerpt { image: &part.image, place, whole }, key(v), out)?;
+                        render_excerpt(&c.plan, v, &excerpt(part), key(v), out)?;
                     }
                     Found::Bands(picture) => picture.render(&c.plan, v, key(v), out)?,
                 }
@@ -338,7 +339,7 @@ impl Shared {
         sample: usize,
         order: &[u32],
         after: usize,
-        choose: &mut dyn FnMut(u32, u32) -> Vec<Rect>,
+        choose: &mut dyn FnMut(u32, u32) -> Wanted,
     ) -> Result<(Found, usize)> {
         let c = &self.config;
         let others = (after..).map(|i| order[i % order.len()] as usize);
@@ -359,12 +360,22 @@ impl Shared {
     }
 }
 
-/// What all views of a `size` image are made of; nothing, which stands for all, where a view may need all.
-pub(crate) fn wanted(plan: &ViewPlan, size: (u32, u32), key: impl Fn(usize) -> DrawKey) -> Vec<Rect> {
+/// What all views of a `size` image are made of; no rectangle, which stands for all, where a view may need all. With `reduced` the image may
+/// be as much smaller as suits all of them.
+pub(crate) fn wanted(plan: &ViewPlan, size: (u32, u32), reduced: bool, key: impl Fn(usize) -> DrawKey) -> Wanted {
     let rect = |r: twinsight_augment::ops::Region| Rect { left: r.left, top: r.top, width: r.width, height: r.height };
     // A view that can't be made will say so itself.
-    let of = |view: usize| needed(plan, view, size, key(view)).ok().flatten().map(rect);
-    (0..plan.view_count()).map(of).collect::<Option<_>>().unwrap_or_default()
+    let of = |view: usize| needed(plan, view, size, key(view)).ok();
+    let Some(views) = (0..plan.view_count()).map(of).collect::<Option<Vec<_>>>() else { return Wanted::all() };
+    let parts = views.iter().map(|view| view.region.map(rect)).collect::<Option<_>>().unwrap_or_default();
+    let least = views.iter().map(|view| view.reduction).min().unwrap_or(1);
+    Wanted { parts, reduction: if reduced { least } else { 1 } }
+}
+
+/// A part as what views are made of.
+pub(crate) fn excerpt(part: &Part) -> Excerpt<'_> {
+    let (place, whole) = ((part.left, part.top), (part.width, part.height));
+    Excerpt { image: &part.image, place, whole, reduction: part.reduction }
 }
 
 #[cfg(test)]
@@ -417,6 +428,7 @@ mod tests {
             batch: 6,
             seed: 3,
             threads,
+            reduced_decode: true,
             strict,
         };
         Loader::start(config, first, &Device::Cpu)
@@ -495,7 +507,8 @@ mod tests {
         let (threads, came) = (Mutex::default(), Condvar::new());
         let dataset = Arc::new(Meeting { first: first.clone(), threads, came });
         let plan = ViewPlan::simclr(8, 1, &SimclrViews::small());
-        let config = LoaderConfig { dataset: dataset.clone(), plan, batch: 64, seed: 3, threads: 4, strict: true };
+        let config =
+            LoaderConfig { dataset: dataset.clone(), plan, batch: 64, seed: 3, threads: 4, reduced_decode: true, strict: true };
         let batch = Loader::start(config, 0, &Device::Cpu)?.next_batch()?;
         assert_eq!(batch.samples, first);
         assert_eq!(dataset.threads.lock().unwrap().len(), 4);

@@ -600,6 +600,7 @@ impl Trainer {
             batch: self.config.batch,
             seed: self.config.seed,
             threads: self.config.data.workers,
+            reduced_decode: self.config.data.reduced_decode,
             strict: self.config.data.strict,
         }
     }

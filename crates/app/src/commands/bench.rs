@@ -100,8 +100,8 @@ pub fn data(args: &BenchDataArgs, output: &Output) -> Result<ExitCode> {
     let options = OpenOptions { limit: Some(args.count), keep_bytes: 0, ..OpenOptions::default() };
     let opened = open(&args.data, &options)?;
     Output::skipped(&opened.report.bad_files);
-    let BenchDataArgs { size, count, threads, .. } = *args;
-    let bench = BenchData { method: args.method.clone(), size, count, threads };
+    let BenchDataArgs { size, count, threads, full_decode, .. } = *args;
+    let bench = BenchData { method: args.method.clone(), size, count, threads, reduced_decode: !full_decode };
     let report = bench_data(&bench, &*opened.train)?;
     output.say(format!(
         "{} views of {} images at {} pixels on {} threads: {} images/s ({} µs to decode, {} µs for the views of an image)",

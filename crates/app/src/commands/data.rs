@@ -74,22 +74,36 @@ fn fetch(_: &[String], _: Option<&Path>, _: bool, _: &Output) -> Result<ExitCode
     anyhow::bail!("this build of twinsight can't download; build it with the feature `download`")
 }
 
+/// Images of a large table that `data info` looks at.
+const SAMPLE: usize = 1000;
+
 fn info(data: &str, strict: bool, output: &Output) -> Result<ExitCode> {
-    let opened = open(data, &OpenOptions { strict, ..OpenOptions::default() })?;
+    let opened = open(data, &OpenOptions { strict, sample: Some(SAMPLE), ..OpenOptions::default() })?;
     let train = &opened.train;
     let classes = train.classes();
-    output.say(format!("{data}: {} training images, {} test images", train.len(), opened.test.as_ref().map_or(0, |t| t.len())));
+    let (mut images, mut tests) = (train.len(), opened.test.as_ref().map(|t| t.len()));
+    let looked_at = images + tests.unwrap_or(0);
+    if let Some(whole) = &opened.report.whole {
+        (images, tests) = (whole.train, whole.test);
+    }
+    output.say(format!("{data}: {images} training images, {} test images", tests.unwrap_or(0)));
     output.say(format!(
         "channels: {}; size: {}",
         train.channels(),
         train.side().map_or("differs".into(), |(w, h)| format!("{w} × {h}"))
     ));
+    if opened.report.whole.is_some() {
+        output.say(format!("channels, size and what can't be read are those of {looked_at} images; `data check` looks at all"));
+    }
     output.say(format!("labels: {}", opened.report.understood));
     let mut counts = serde_json::Map::new();
     if let Some(classes) = classes {
         let mut found = vec![0_usize; classes.len()];
         for label in (0..train.len()).filter_map(|i| train.label(i)) {
             found[label as usize] += 1;
+        }
+        if let Some(whole) = &opened.report.whole {
+            found = classes.iter().map(|name| whole.classes.get(name).copied().unwrap_or(0)).collect();
         }
         for (name, count) in classes.iter().zip(found) {
             output.say(format!("  {name}: {count}"));
@@ -100,7 +114,7 @@ fn info(data: &str, strict: bool, output: &Output) -> Result<ExitCode> {
         output.say(format!("can't be read: {bad}"));
     }
     output.finish(&json!({
-        "name": data, "train": train.len(), "test": opened.test.as_ref().map(|t| t.len()), "channels": train.channels(),
+        "name": data, "train": images, "test": tests, "looked_at": looked_at, "channels": train.channels(),
         "side": train.side(), "labels": opened.report.understood, "classes": counts,
         "bad_files": opened.report.bad_files.iter().map(ToString::to_string).collect::<Vec<_>>(),
     }))?;

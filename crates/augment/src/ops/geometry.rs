@@ -29,6 +29,9 @@ pub struct Region {
 pub(crate) enum Window {
     /// Cut out, then resized: pixels beyond the edge of the region do not count.
     Cut(Region),
+    /// A part, perhaps of fractional pixels, of a region that is cut out: what lies around the part within the region counts where the kernel
+    /// reaches it.
+    Within(Region, CropBox),
     /// A part, perhaps of fractional pixels, of the whole image resized: pixels beyond its edge count where the kernel reaches them.
     Part(CropBox),
 }
@@ -215,13 +218,17 @@ impl Job {
         let source = TypedImageRef::<P>::from_buffer(w, h, raw).map_err(|e| failed(&e))?;
         let mut target = TypedImage::<P>::from_buffer(self.to.0 as u32, self.to.1 as u32, out).map_err(|e| failed(&e))?;
         match self.window {
-            Window::Cut(r) => {
+            Window::Cut(r) | Window::Within(r, _) => {
                 let inside =
                     |start: u32, length: u32, side| length > 0 && u64::from(start) + u64::from(length) <= u64::from(side);
                 if !inside(r.left, r.width, w) || !inside(r.top, r.height, h) {
                     return Err(failed(&format_args!("{r:?} is empty or reaches beyond the image")));
                 }
                 let cut = TypedCroppedImage::from_ref(&source, r.left, r.top, r.width, r.height).map_err(|e| failed(&e))?;
+                let options = match self.window {
+                    Window::Within(_, part) => options.crop(part.left, part.top, part.width, part.height),
+                    _ => options,
+                };
                 resizer.resize_typed(&cut, &mut target, &options)
             }
             Window::Part(part) => {

@@ -22,9 +22,9 @@ use self::color::Lines;
 use self::header::Frame;
 use self::huffman::Table;
 use self::planes::{Plane, Segments};
-use super::{MAX_SIDE, bad, check_size, swaps_sides};
+use super::{MAX_SIDE, bad, check_size};
 use crate::Result;
-use crate::part::{Choose, Part, Rect};
+use crate::part::{Choose, Part, Rect, Wanted, swaps_sides};
 
 /// Memory above which a thread keeps none of it from one image to the next, in bytes.
 const KEPT: usize = 32 << 20;
@@ -45,8 +45,8 @@ struct Scratch {
 
 /// Decodes what `choose` wants of a JPEG to `Luma8` or `Rgb8`, turned upright.
 ///
-/// Ordinary files are decoded here, no more of them than is needed; other kinds, and those in which anything is amiss, by the general
-/// decoder and as a whole. Both give the same pixels.
+/// Ordinary files are decoded here, no more of them than is needed, and reduced where that is allowed; other kinds, and those in which
+/// anything is amiss, by the general decoder and as a whole. Both give the same pixels where nothing is reduced.
 pub(super) fn decode(raw: &[u8], name: &Path, choose: &mut Choose<'_>) -> Result<Part> {
     match ordinary(raw, name, choose) {
         Some(part) => Ok(part),
@@ -67,13 +67,17 @@ fn ordinary(raw: &[u8], name: &Path, choose: &mut Choose<'_>) -> Option<Part> {
     }
     let orientation = frame.exif.and_then(Orientation::from_exif_chunk).unwrap_or(Orientation::NoTransforms);
     let (width, height) = if swaps_sides(orientation) { (size.1, size.0) } else { size };
-    let (parts, bounds) = Rect::wanted(choose, width, height);
-    if raw.len() > MOST || bounds.width as usize * bounds.height as usize > MOST {
+    let (Wanted { parts, reduction }, bounds) = Rect::wanted(choose, width, height);
+    // The largest power of two that is allowed.
+    let reduction = 1 << reduction.clamp(1, 8).ilog2();
+    let stored = |r: Rect| r.stored(orientation, size).reduced(reduction);
+    let out = stored(bounds);
+    if raw.len() > MOST || out.width as usize * out.height as usize > MOST {
         return None;
     }
-    let parts: Vec<Rect> = parts.into_iter().map(|r| r.stored(orientation, size)).collect();
+    let parts: Vec<Rect> = parts.into_iter().map(stored).collect();
     let mut image = SCRATCH.with_borrow_mut(|scratch| {
-        let image = scratch.decode(&frame, &parts, bounds.stored(orientation, size));
+        let image = scratch.decode(&frame, reduction as usize, &parts, out);
         if scratch.planes.iter().map(Plane::bytes).sum::<usize>() + scratch.data.capacity() > KEPT {
             scratch.planes.iter_mut().for_each(Plane::release);
             scratch.data = Vec::new();
@@ -81,12 +85,13 @@ fn ordinary(raw: &[u8], name: &Path, choose: &mut Choose<'_>) -> Option<Part> {
         image
     })?;
     image.apply_orientation(orientation);
-    Some(Part { image, left: bounds.left, top: bounds.top, width, height })
+    let (left, top) = bounds.reduced_corner(orientation, size, reduction);
+    Some(Part { image, left, top, width, height, reduction })
 }
 
 impl Scratch {
-    /// The pixels `bounds` of the stored image, of which `parts` are needed.
-    fn decode(&mut self, frame: &Frame<'_>, parts: &[Rect], bounds: Rect) -> Option<DynamicImage> {
+    /// The pixels `bounds` of the stored image, reduced `reduction` times, of which `parts` are needed.
+    fn decode(&mut self, frame: &Frame<'_>, reduction: usize, parts: &[Rect], bounds: Rect) -> Option<DynamicImage> {
         let Self { data, segments, tables, planes, lines } = self;
         planes::unstuff(frame.rest, data, segments)?;
         for (component, [dc, ac]) in frame.components.iter().zip(&mut *tables) {
@@ -96,7 +101,7 @@ impl Scratch {
         let channels = frame.components.len();
         let mut pixels = vec![0; bounds.width as usize * bounds.height as usize * channels];
         let out = &mut pixels[..];
-        pulp::Arch::new().dispatch(Work { frame, parts, bounds, data, segments, tables, planes, lines, out })?;
+        pulp::Arch::new().dispatch(Work { frame, reduction, parts, bounds, data, segments, tables, planes, lines, out })?;
         match channels {
             1 => GrayImage::from_raw(bounds.width, bounds.height, pixels).map(DynamicImage::from),
             _ => RgbImage::from_raw(bounds.width, bounds.height, pixels).map(DynamicImage::from),
@@ -108,6 +113,7 @@ impl Scratch {
 /// where they are switched on, and stay without them.)
 struct Work<'a> {
     frame: &'a Frame<'a>,
+    reduction: usize,
     parts: &'a [Rect],
     bounds: Rect,
     data: &'a [u8],
@@ -123,10 +129,11 @@ impl pulp::WithSimd for Work<'_> {
 
     #[inline(always)]
     fn with_simd<S: pulp::Simd>(self, _: S) -> Option<()> {
-        let Self { frame, parts, bounds, data, segments, tables, planes, lines, out } = self;
-        planes::decode(frame, parts, data, segments, tables, planes)?;
+        let Self { frame, reduction, parts, bounds, data, segments, tables, planes, lines, out } = self;
+        planes::decode(frame, reduction, parts, data, segments, tables, planes)?;
         let (left, width, channels) = (bounds.left as usize, bounds.width as usize, frame.components.len());
-        let ratio = (frame.components[0].across, frame.components[0].down);
+        // Reduced planes are all of the same size.
+        let ratio = if reduction == 1 { (frame.components[0].across, frame.components[0].down) } else { (1, 1) };
         let [luma, cb, cr] = &*planes;
         for (y, out) in (bounds.top as usize..).zip(out.chunks_exact_mut(width * channels)) {
             let here = parts.iter().filter(|r| (r.top as usize..(r.top + r.height) as usize).contains(&y));

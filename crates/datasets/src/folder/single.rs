@@ -21,11 +21,25 @@ impl SingleImage {
     /// # Errors
     /// A file that is no readable image.
     pub fn open(path: &Path) -> Result<Self> {
-        let raw = content(path, MAX_BYTES + 1)?;
-        let has_bands = bands::is_tiff(&raw) && bands::shape(std::io::Cursor::new(&raw)).is_some_and(|s| !s.is_picture);
-        let bands = if has_bands { Some(bands::decode(raw.clone(), path)?) } else { None };
-        let image = bands.as_ref().map_or_else(|| decode_bytes(&raw, path), |bands| Ok(bands.preview()))?;
+        let bands = Self::bands_of(path)?;
+        let image = match &bands {
+            Some(bands) => bands.preview(),
+            None => decode_bytes(&content(path, MAX_BYTES + 1)?, path)?,
+        };
         Ok(Self { name: path.display().to_string(), path: path.to_path_buf(), image, bands })
+    }
+
+    /// The bands of the file at `path`; `None` where it is a picture, of which no more is read than tells that.
+    ///
+    /// # Errors
+    /// A file that can't be read, or of bands that can't be decoded.
+    pub fn bands_of(path: &Path) -> Result<Option<Bands>> {
+        if !bands::is_tiff(&content(path, 4)?) {
+            return Ok(None);
+        }
+        let raw = content(path, MAX_BYTES + 1)?;
+        let has_bands = bands::shape(std::io::Cursor::new(&raw)).is_some_and(|s| !s.is_picture);
+        has_bands.then(|| bands::decode(raw, path)).transpose()
     }
 }
 

@@ -2,9 +2,15 @@
 //!
 //! A row can't be read without its whole row group, so the encoded images are copied once (`copies.rs`), a row group at a time, and read
 //! from there in any order; names and labels lie behind them. Names of classes come from the `huggingface` entry of the schema's metadata.
+//!
+//! Where only some images are wanted, the row groups that hold enough of each class are chosen by the column of labels (`groups.rs`), and no
+//! image of another group is touched. What is copied then serves one reader.
+
+mod groups;
 
 use std::fs::File;
 use std::io::Write;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -18,7 +24,7 @@ use serde_json::{Value, json};
 
 use crate::copies::copied;
 use crate::encoded::Item;
-use crate::open::BadFile;
+use crate::open::{BadFile, OpenOptions};
 use crate::place::{OpenFile, Place};
 use crate::sources::{Entries, Entry, Split};
 use crate::{Error, Result};
@@ -46,10 +52,17 @@ struct Table {
 ///
 /// # Errors
 /// A copy that can't be written.
-pub(crate) fn read(root: &Path, files: &[PathBuf], cache: &Path) -> Result<Entries> {
+pub(crate) fn read(root: &Path, files: &[PathBuf], options: &OpenOptions) -> Result<Entries> {
     let mut entries = Entries { labelled_by: "the table", ..Entries::default() };
+    let mut takes: Vec<Take> = files.iter().map(|_| Take::All).collect();
+    if let Some(count) = options.limit.or(options.sample) {
+        let choice = groups::choose(root, files, count);
+        (takes, entries.classes, entries.whole) = (choice.takes, choice.classes, choice.whole);
+    }
     // In the files' order, however many threads read them.
-    for (path, read) in files.iter().zip(files.par_iter().map(|path| read_file(path, cache)).collect::<Vec<_>>()) {
+    let read = files.par_iter().zip(&takes).filter(|(_, take)| !matches!(take, Take::Groups(groups) if groups.is_empty()));
+    let read = read.map(|(path, take)| (path, read_file(path, &options.cache, take))).collect::<Vec<_>>();
+    for (path, read) in read {
         let below = path.strip_prefix(root).ok().filter(|p| !p.as_os_str().is_empty());
         let below = below.unwrap_or_else(|| Path::new(path.file_name().unwrap_or_default()));
         // Names are told apart by their file, which must not look like a folder, and so like a label.
@@ -83,41 +96,61 @@ pub(crate) fn read(root: &Path, files: &[PathBuf], cache: &Path) -> Result<Entri
 /// The copy of a file's images, its rows, and what is damaged in it.
 type FileRows = (Arc<OpenFile>, Table, Option<Error>);
 
-fn read_file(path: &Path, cache: &Path) -> Result<FileRows> {
+/// What is wanted of a file.
+enum Take {
+    All,
+    /// Row groups by number, each with the numbers of its rows.
+    Groups(Vec<(usize, Range<usize>)>),
+}
+
+fn read_file(path: &Path, cache: &Path, take: &Take) -> Result<FileRows> {
     let (mut fresh, mut damage) = (None, None);
     let file = copied(path, cache, "images", &mut |out| {
         let mut table = Table::default();
-        damage = copy(path, out, &mut table)?.err();
+        damage = copy(path, take, out, &mut table)?.err();
         write_rows(&table, out).map_err(Error::io(path))?;
         fresh = Some(table);
-        Ok(damage.is_none())
+        Ok(damage.is_none() && matches!(take, Take::All))
     })?;
-    let table = match fresh {
-        Some(table) => table,
-        None => read_rows(&file)?,
+    let table = match (fresh, take) {
+        (Some(table), _) => table,
+        (None, Take::All) => read_rows(&file)?,
+        (None, Take::Groups(groups)) => {
+            let mut table = read_rows(&file)?;
+            let mut number = 0..;
+            table.rows.retain(|_| number.next().is_some_and(|n| groups.iter().any(|(_, rows)| rows.contains(&n))));
+            table
+        }
     };
     Ok((file, table, damage))
 }
 
 /// Copies the images of a file to `out`, and the rest of its rows to `table`. The inner result is that of the file, the outer one that
 /// of the copy.
-fn copy(path: &Path, out: &mut impl Write, table: &mut Table) -> Result<Result<()>> {
+fn copy(path: &Path, take: &Take, out: &mut impl Write, table: &mut Table) -> Result<Result<()>> {
     let mut inner = || -> std::result::Result<(), Trouble> {
         let failed = |e: ParquetError| Trouble::File(Error::bad(path, e.to_string()));
         let file = File::open(path).map_err(|e| Trouble::File(Error::io(path)(e)))?;
         let reader = SerializedFileReader::new(file).map_err(failed)?;
         let columns = Columns::of(&reader, path).map_err(Trouble::File)?;
         table.classes.clone_from(&columns.classes);
-        let mut end = 0;
-        for group in 0..reader.num_row_groups() {
-            let group = reader.get_row_group(group).map_err(failed)?;
+        let (mut end, mut first) = (0, 0);
+        for number in 0..reader.num_row_groups() {
+            let rows = reader.metadata().row_group(number).num_rows().max(0) as usize;
+            let mut row = first;
+            first += rows;
+            if matches!(take, Take::Groups(wanted) if wanted.iter().all(|(n, _)| *n != number)) {
+                continue;
+            }
+            let group = reader.get_row_group(number).map_err(failed)?;
             let labels = columns.labels(&*group).map_err(failed)?;
             let mut names =
                 columns.path.map(|c| strings(&*group, c)).transpose().map_err(failed)?.unwrap_or_default().into_iter();
             let mut labels = labels.into_iter();
             binary(&*group, columns.image, &mut |raw| {
                 let name = names.next().flatten().map(|n| String::from_utf8_lossy(&n).into_owned()).filter(|n| !n.is_empty());
-                let id = name.unwrap_or_else(|| format!("#{}", table.rows.len()));
+                let id = name.unwrap_or_else(|| format!("#{row}"));
+                row += 1;
                 let length = raw.map_or(0, <[u8]>::len) as u64;
                 out.write_all(raw.unwrap_or_default()).map_err(Error::io(path))?;
                 table.rows.push(Row { id, label: labels.next().flatten(), place: raw.map(|_| (end, length)) });

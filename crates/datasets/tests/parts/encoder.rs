@@ -1,4 +1,4 @@
-//! JPEGs of random coefficients, in any sampling, with restart markers and with codes of every length.
+//! JPEGs of random coefficients or of a picture, in any sampling, with restart markers and with codes of every length.
 
 /// What the file holds.
 #[derive(Debug, Clone, Copy)]
@@ -32,8 +32,57 @@ const AC_LENGTHS: [u8; 16] = [0, 1, 1, 2, 3, 4, 5, 8, 10, 12, 20, 30, 0, 0, 0, 6
 const DC_LENGTHS: [u8; 16] = [0, 0, 0, 12, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
 
 impl Jpeg {
-    /// The file's bytes.
+    /// The bytes of a file of random coefficients.
     pub fn encode(&self) -> Vec<u8> {
+        let mut random = u64::from(self.seed) << 1 | 1;
+        let mut next = move |below: u32| {
+            random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (random >> 33) as u32 % below
+        };
+        self.write(&mut |_, _, _| {
+            let mut block = [0; 64];
+            block[0] = next(2047) as i32 - 1023;
+            // Some blocks are flat, some end early.
+            let end = [1, 2, 10, 64][next(4) as usize];
+            for value in &mut block[1..end] {
+                if next(256) < self.noise {
+                    let most = 1 << (1 + next(10));
+                    let size = 1 + next(most - 1) as i32;
+                    *value = if next(2) == 0 { size } else { -size };
+                }
+            }
+            block
+        })
+    }
+
+    /// The bytes of a file of a picture: `level` gives the level, 0 to 255, of a component (0: luma) at a place, in pixels.
+    pub fn picture(&self, level: &dyn Fn(usize, f64, f64) -> f64) -> Vec<u8> {
+        let (across, down) = match self.sampling {
+            Sampling::Gray => (1, 1),
+            Sampling::Colour(across, down) => (across, down),
+        };
+        let cosine: [[f64; 8]; 8] = std::array::from_fn(|u| {
+            let scale = if u == 0 { 0.125_f64.sqrt() } else { 0.5 };
+            std::array::from_fn(|x| scale * ((2 * x + 1) as f64 * u as f64 * std::f64::consts::PI / 16.0).cos())
+        });
+        self.write(&mut |component, column, row| {
+            let (wide, high) = if component == 0 { (1.0, 1.0) } else { (f64::from(across), f64::from(down)) };
+            let at = |block: u32, i: usize, size: f64| (f64::from(8 * block) + i as f64 + 0.5) * size;
+            let levels: [[f64; 8]; 8] = std::array::from_fn(|y| {
+                std::array::from_fn(|x| level(component, at(column, x, wide), at(row, y, high)).clamp(0.0, 255.0) - 128.0)
+            });
+            let term = |u: usize, v: usize| -> f64 {
+                (0..64).map(|i| levels[i / 8][i % 8] * cosine[u][i % 8] * cosine[v][i / 8]).sum::<f64>() / f64::from(self.factor)
+            };
+            // Along the diagonals.
+            let mut places: Vec<(usize, usize)> = (0..64).map(|i| (i % 8, i / 8)).collect();
+            places.sort_by_key(|&(u, v)| (u + v, if (u + v) % 2 == 0 { u } else { v }));
+            std::array::from_fn(|k| (term(places[k].0, places[k].1).round() as i32).clamp(-1023, 1023))
+        })
+    }
+
+    /// A file of the blocks, in zigzag order, that `next` gives for a component and a place in its plane.
+    fn write(&self, next: &mut dyn FnMut(usize, u32, u32) -> [i32; 64]) -> Vec<u8> {
         let (width, height) = self.size;
         let sides: Vec<(u32, u32)> = match self.sampling {
             Sampling::Gray => vec![(1, 1)],
@@ -63,13 +112,9 @@ impl Jpeg {
         segment(0xda, &[&[count][..], &ids().flat_map(|(id, _)| [id, 0]).collect::<Vec<u8>>(), &[0, 63, 0]].concat());
 
         let (most_across, most_down) = sides[0];
-        let units = width.div_ceil(8 * most_across) * height.div_ceil(8 * most_down);
+        let columns = width.div_ceil(8 * most_across);
+        let units = columns * height.div_ceil(8 * most_down);
         let (dc, ac) = (codes(&DC_LENGTHS, &(0..12).collect::<Vec<u8>>()), codes(&AC_LENGTHS, &symbols));
-        let mut random = u64::from(self.seed) << 1 | 1;
-        let mut next = move |below: u32| {
-            random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-            (random >> 33) as u32 % below
-        };
         let mut writer = Writer::default();
         let mut before = [0; 3];
         for unit in 0..units {
@@ -77,28 +122,25 @@ impl Jpeg {
                 writer.restart(&mut raw, (unit / u32::from(self.restart) - 1) as u8 & 7);
                 before = [0; 3];
             }
-            for (before, (across, down)) in before.iter_mut().zip(&sides) {
-                for _ in 0..across * down {
-                    let level = next(2047) as i32 - 1023;
-                    writer.number(&mut raw, &dc, 0, level - *before);
-                    *before = level;
-                    // Some blocks are flat, some end early.
-                    let end = [1, 2, 10, 64][next(4) as usize];
+            for (component, (before, (across, down))) in before.iter_mut().zip(&sides).enumerate() {
+                for i in 0..across * down {
+                    let place = (unit % columns * across + i % across, unit / columns * down + i / across);
+                    let block = next(component, place.0, place.1);
+                    writer.number(&mut raw, &dc, 0, block[0] - *before);
+                    *before = block[0];
                     let mut run = 0;
-                    for _ in 1..end {
-                        if next(256) >= self.noise {
+                    for &value in &block[1..] {
+                        if value == 0 {
                             run += 1;
                             continue;
                         }
                         for _ in 0..run / 16 {
                             writer.code(&mut raw, ac[0xf0]);
                         }
-                        let most = 1 << (1 + next(10));
-                        let value = 1 + next(most - 1) as i32;
-                        writer.number(&mut raw, &ac, run % 16, if next(2) == 0 { value } else { -value });
+                        writer.number(&mut raw, &ac, run % 16, value);
                         run = 0;
                     }
-                    if run > 0 || end < 64 {
+                    if run > 0 {
                         writer.code(&mut raw, ac[0]);
                     }
                 }

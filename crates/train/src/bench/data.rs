@@ -10,11 +10,11 @@ use std::time::{Duration, Instant};
 
 use serde::Serialize;
 use toml::Table;
-use twinsight_augment::{DrawKey, Excerpt, Normalize, SimclrViews, ViewPlan, render_excerpt};
+use twinsight_augment::{DrawKey, Normalize, SimclrViews, ViewPlan, render_excerpt};
 use twinsight_datasets::{Dataset, decode};
 use twinsight_ssl_methods::{ViewContext, method};
 
-use crate::loader::wanted;
+use crate::loader::{excerpt, wanted};
 use crate::{Error, Result};
 
 /// What to time.
@@ -28,6 +28,8 @@ pub struct BenchData {
     pub count: usize,
     /// Threads, from 1.
     pub threads: usize,
+    /// Whether JPEGs may be decoded at a fraction of their size where views are much smaller, as training does it.
+    pub reduced_decode: bool,
 }
 
 /// The figures; the first four names are shared with the Python program that it is compared with.
@@ -98,9 +100,10 @@ pub fn bench_data(bench: &BenchData, dataset: &dyn Dataset) -> Result<DataReport
         let start = Instant::now();
         let name = dataset.id(i % files.len());
         let key = |view: usize| DrawKey { seed: 0, epoch: 0, sample: i as u64, view: view as u64 };
-        let part = decode::decode_part(&files[i % files.len()], name.as_ref(), &mut |w, h| wanted(&plan, (w, h), key))?;
+        let choose = &mut |w, h| wanted(&plan, (w, h), bench.reduced_decode, key);
+        let part = decode::decode_part(&files[i % files.len()], name.as_ref(), choose)?;
         let decoded = Instant::now();
-        let excerpt = Excerpt { image: &part.image, place: (part.left, part.top), whole: (part.width, part.height) };
+        let excerpt = excerpt(&part);
         for view in 0..views {
             render_excerpt(&plan, view, &excerpt, key(view), &mut out[..plan.view_len(view)])?;
         }

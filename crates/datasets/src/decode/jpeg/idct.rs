@@ -2,6 +2,9 @@
 //! after the point, first down the columns and then along the rows, rounded as the general decoder rounds it, bit for bit.
 //!
 //! One dimension is written once, over numbers or over vectors of eight of them; between the two passes the block is transposed.
+//!
+//! Reduced blocks hold means of the levels of a whole one: the mean of two neighbours of a cosine is the cosine between them times a constant, so
+//! that some terms vanish and the others need fewer values. It is what libjpeg-turbo's reduced transforms compute, too.
 
 use super::huffman::Block;
 
@@ -47,8 +50,7 @@ const SECOND: i32 = 512 + 65_536 + (128 << 17);
 #[inline(always)]
 pub(super) fn transform(block: &Block, last: usize, out: &mut [u8], stride: usize) {
     if last == 0 {
-        // (DC + 4) / 8 + 128, which is what both passes make of it.
-        let level = (block[0].wrapping_add(1028) >> 3).clamp(0, 255) as u8;
+        let level = mean(block[0]);
         return (0..8).for_each(|y| out[y * stride..][..8].fill(level));
     }
     #[cfg(target_arch = "x86_64")]
@@ -56,6 +58,52 @@ pub(super) fn transform(block: &Block, last: usize, out: &mut [u8], stride: usiz
         return wide::transform(simd, block, out, stride);
     }
     plain(block, out, stride);
+}
+
+/// The mean level of a block whose first coefficient is `dc`: (DC + 4) / 8 + 128, which is what both passes make of it.
+#[inline(always)]
+pub(super) fn mean(dc: i32) -> u8 {
+    (dc.wrapping_add(1028) >> 3).clamp(0, 255) as u8
+}
+
+/// As [`transform`], of which only the means of equal rectangles are wanted: `width` × `height` of them, each 1, 2, 4 or 8.
+#[inline(always)]
+pub(super) fn reduce(block: &Block, last: usize, (width, height): (usize, usize), out: &mut [u8], stride: usize) {
+    if last == 0 {
+        let level = mean(block[0]);
+        return (0..height).for_each(|y| out[y * stride..][..width].fill(level));
+    }
+    #[cfg(target_arch = "x86_64")]
+    if let Some(simd) = pulp::x86::V3::try_new() {
+        return wide::reduce(simd, block, (width, height), out, stride);
+    }
+    plain_reduced(block, (width, height), out, stride);
+}
+
+/// As [`dimension`], averaged over 8 / `count` neighbours: `count` means, and what is of no meaning.
+#[inline(always)]
+fn means<T: Lanes, const SHIFT: i32>(c: [T; 8], round: T, count: usize) -> [T; 8] {
+    let first = c[0].up().plus(round);
+    match count {
+        8 => dimension::<T, SHIFT>(c, round),
+        4 => {
+            // Coefficient u of the mean around 2p + 1: √2 cos((2p + 1) u π/8) cos(u π/16).
+            let even = c[2].times(3784).plus(c[6].times(-1567));
+            let (outer, inner) = (first.plus(even), first.minus(even));
+            let ends = c[1].times(5249).plus(c[3].times(1843)).plus(c[5].times(-1232)).plus(c[7].times(-1044));
+            let middle = c[1].times(2174).plus(c[3].times(-4450)).plus(c[5].times(2973)).plus(c[7].times(-432));
+            let out = [outer.plus(ends), inner.plus(middle), inner.minus(middle), outer.minus(ends)];
+            let out = [out[0].down::<SHIFT>(), out[1].down::<SHIFT>(), out[2].down::<SHIFT>(), out[3].down::<SHIFT>()];
+            [out[0], out[1], out[2], out[3], out[0], out[1], out[2], out[3]]
+        }
+        2 => {
+            // √2 cos(u π/4) cos(u π/16) cos(u π/8) for the first.
+            let odd = c[1].times(3711).plus(c[3].times(-1303)).plus(c[5].times(871)).plus(c[7].times(-738));
+            let (left, right) = (first.plus(odd).down::<SHIFT>(), first.minus(odd).down::<SHIFT>());
+            [left, right, left, right, left, right, left, right]
+        }
+        _ => [first.down::<SHIFT>(); 8],
+    }
 }
 
 /// One dimension of eight coefficients; `round` is added before the shift.
@@ -103,6 +151,18 @@ fn plain(block: &Block, out: &mut [u8], stride: usize) {
     }
 }
 
+/// The reduced transform without vectors.
+fn plain_reduced(block: &Block, (width, height): (usize, usize), out: &mut [u8], stride: usize) {
+    let mut half = [[0; 8]; 8];
+    for (x, column) in half.iter_mut().enumerate() {
+        *column = means::<i32, 10>(std::array::from_fn(|y| block[y * 8 + x]), FIRST, height);
+    }
+    for y in 0..height {
+        let row = means::<i32, 17>(std::array::from_fn(|x| half[x][y]), SECOND, width);
+        out[y * stride..][..width].copy_from_slice(&row.map(|v| v.clamp(0, 255) as u8)[..width]);
+    }
+}
+
 /// The transform of eight columns, and then eight rows, at once.
 #[cfg(target_arch = "x86_64")]
 mod wide {
@@ -111,7 +171,7 @@ mod wide {
     use pulp::cast;
     use pulp::x86::V3;
 
-    use super::{Block, FIRST, Lanes, SECOND, dimension};
+    use super::{Block, FIRST, Lanes, SECOND, dimension, means};
 
     /// The expression for each of eight (or four) values of a name. What the library has for that takes closures, which the compiler may leave
     /// as functions of their own, without the vector instructions of their surroundings.
@@ -206,6 +266,37 @@ mod wide {
         let rows = block.as_chunks::<8>().0;
         let half = dimension::<_, 10>(each!(8, y, Eight(simd, cast(rows[y]))), Eight(simd, cast([FIRST; 8])));
         let columns = dimension::<_, 17>(transpose(simd, half), Eight(simd, cast([SECOND; 8])));
+        let rows = levels(simd, columns);
+        for (y, row) in rows.iter().enumerate() {
+            out[y * stride..][..8].copy_from_slice(row);
+        }
+    }
+
+    #[inline(always)]
+    pub(super) fn reduce(simd: V3, block: &Block, (width, height): (usize, usize), out: &mut [u8], stride: usize) {
+        let rows = block.as_chunks::<8>().0;
+        let half = means::<_, 10>(each!(8, y, Eight(simd, cast(rows[y]))), Eight(simd, cast([FIRST; 8])), height);
+        let columns = means::<_, 17>(transpose(simd, half), Eight(simd, cast([SECOND; 8])), width);
+        let rows = levels(simd, columns);
+        match width {
+            8 => store::<8>(&rows[..height], out, stride),
+            4 => store::<4>(&rows[..height], out, stride),
+            2 => store::<2>(&rows[..height], out, stride),
+            _ => store::<1>(&rows[..height], out, stride),
+        }
+    }
+
+    /// Writes the first levels of each row.
+    #[inline(always)]
+    fn store<const WIDTH: usize>(rows: &[[u8; 8]], out: &mut [u8], stride: usize) {
+        for (y, row) in rows.iter().enumerate() {
+            out[y * stride..][..WIDTH].copy_from_slice(&row[..WIDTH]);
+        }
+    }
+
+    /// Columns of numbers as rows of levels.
+    #[inline(always)]
+    fn levels(simd: V3, columns: [Eight; 8]) -> [[u8; 8]; 8] {
         // Levels of four columns in each vector, each half of it four rows of each column, and then four rows of four columns.
         const TURN: [u8; 16] = [0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15];
         let pairs = each!(4, i, simd.avx2._mm256_packs_epi32(columns[2 * i].1, columns[2 * i + 1].1));
@@ -215,10 +306,7 @@ mod wide {
         let right = simd.avx2._mm256_shuffle_epi8(right, cast([TURN; 2]));
         let upper: [[u8; 8]; 4] = cast(simd.avx2._mm256_unpacklo_epi32(left, right));
         let lower: [[u8; 8]; 4] = cast(simd.avx2._mm256_unpackhi_epi32(left, right));
-        let rows = [upper[0], upper[1], lower[0], lower[1], upper[2], upper[3], lower[2], lower[3]];
-        for (y, row) in rows.iter().enumerate() {
-            out[y * stride..][..8].copy_from_slice(row);
-        }
+        [upper[0], upper[1], lower[0], lower[1], upper[2], upper[3], lower[2], lower[3]]
     }
 
     /// Exchanges rows and columns: of pairs of numbers, of pairs of pairs, of halves.
@@ -275,6 +363,49 @@ mod tests {
     }
 
     #[test]
+    fn reduced_transforms_are_means_of_the_whole_one_with_and_without_vectors() {
+        let mut seed = 7_u64;
+        let mut next = move |below: i32| {
+            seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            (seed >> 33) as i32 % below
+        };
+        let angle = |x: usize, u: usize| ((2 * x + 1) as f64 * u as f64 * std::f64::consts::PI / 16.0).cos();
+        let scale = |u: usize| if u == 0 { 0.5_f64.sqrt() } else { 1.0 };
+        for round in 0..40 {
+            // Levels that stay within 0 to 255, so that nothing is cut off.
+            let mut block: Block = std::array::from_fn(|i| if i < 64 { next(41) - 20 } else { next(2000) });
+            block[0] = next(600) - 300;
+            let level = |x: usize, y: usize| -> f64 {
+                let term = |i: usize| f64::from(block[i]) * scale(i % 8) * scale(i / 8) * angle(x, i % 8) * angle(y, i / 8);
+                128.0 + (0..64).map(term).sum::<f64>() / 4.0
+            };
+            let whole: [[f64; 8]; 8] = std::array::from_fn(|y| std::array::from_fn(|x| level(x, y)));
+            for (width, height) in [1, 2, 4, 8].into_iter().flat_map(|w| [1, 2, 4, 8].map(|h| (w, h))) {
+                let (mut out, mut other) = ([77; 80], [77; 80]);
+                reduce(&block, 63, (width, height), &mut out, 10);
+                plain_reduced(&block, (width, height), &mut other, 10);
+                assert_eq!(out, other, "{width} × {height}");
+                let (across, down) = (8 / width, 8 / height);
+                for (y, x) in (0..8).flat_map(|y| (0..10).map(move |x| (y, x))) {
+                    let found = out[y * 10 + x];
+                    if y >= height || x >= width {
+                        assert_eq!(found, 77, "{width} × {height}: ({x}, {y}) is outside");
+                        continue;
+                    }
+                    let rows = &whole[y * down..(y + 1) * down];
+                    let sum: f64 = rows.iter().flat_map(|row| &row[x * across..(x + 1) * across]).sum();
+                    let mean = (sum / (across * down) as f64).clamp(0.0, 255.0);
+                    assert!((f64::from(found) - mean).abs() < 0.6, "{width} × {height}, ({x}, {y}), {round}: {found} {mean}");
+                }
+            }
+            let (mut one, mut all) = ([0; 64], [0; 64]);
+            reduce(&block, 0, (4, 2), &mut one, 8);
+            transform(&block, 0, &mut all, 8);
+            assert_eq!((&one[8..12], mean(block[0])), (&all[..4], all[0]));
+        }
+    }
+
+    #[test]
     fn vectors_wrap_and_saturate_as_numbers_do() {
         let mut seed = 1_u64;
         for size in [12, 20, 31] {
@@ -286,6 +417,12 @@ mod tests {
             transform(&block, 63, &mut out, 8);
             plain(&block, &mut other, 8);
             assert_eq!(out, other, "{size} bits");
+            for shape in [(4, 4), (2, 2), (1, 1), (8, 4), (2, 4)] {
+                let (mut out, mut other) = ([0; 64], [0; 64]);
+                reduce(&block, 63, shape, &mut out, 8);
+                plain_reduced(&block, shape, &mut other, 8);
+                assert_eq!(out, other, "{size} bits, {shape:?}");
+            }
         }
     }
 }

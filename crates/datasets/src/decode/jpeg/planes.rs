@@ -13,6 +13,8 @@ pub(super) struct Plane {
     /// The whole plane's width and height.
     pub(super) width: usize,
     pub(super) height: usize,
+    /// Width and height of a block in levels: 8 where it is not reduced.
+    block: (usize, usize),
     /// The blocks that are kept: for each row of blocks of the plane the first and the one behind the last.
     spans: Vec<Range<usize>>,
     /// The first kept row of blocks, and the leftmost kept block of all.
@@ -26,20 +28,21 @@ pub(super) struct Plane {
 pub(super) type Segments = Vec<Range<usize>>;
 
 impl Plane {
-    /// Makes room for the levels that the pixels `parts` (of the image) need. `blocks` is the plane's size in blocks; `across` and `down`
-    /// are how much smaller than the image it is.
-    fn set(&mut self, blocks: (usize, usize), (across, down): (usize, usize), parts: &[Rect]) {
-        (self.width, self.height) = (8 * blocks.0, 8 * blocks.1);
+    /// Makes room for the levels that the pixels `parts` (of the image that is made) need. `blocks` is the plane's size in blocks, `block`
+    /// that of one in levels; `across` and `down` are how much smaller than the image the plane is.
+    fn set(&mut self, blocks: (usize, usize), block: (usize, usize), (across, down): (usize, usize), parts: &[Rect]) {
+        (self.width, self.height) = (block.0 * blocks.0, block.1 * blocks.1);
+        self.block = block;
         self.spans.clear();
         self.spans.resize(blocks.1, 0..0);
         for part in parts {
             // A level that is enlarged needs its neighbours.
-            let span = |start: u32, length: u32, ratio: usize, side: usize| {
+            let span = |start: u32, length: u32, ratio: usize, block: usize, side: usize| {
                 let (first, last) = (start as usize / ratio, (start + length - 1) as usize / ratio);
-                first.saturating_sub(ratio - 1) / 8..((last + ratio - 1) / 8 + 1).min(side)
+                first.saturating_sub(ratio - 1) / block..((last + ratio - 1) / block + 1).min(side)
             };
-            let columns = span(part.left, part.width, across, blocks.0);
-            for row in &mut self.spans[span(part.top, part.height, down, blocks.1)] {
+            let columns = span(part.left, part.width, across, block.0, blocks.0);
+            for row in &mut self.spans[span(part.top, part.height, down, block.1, blocks.1)] {
                 *row = match row.start >= row.end {
                     true => columns.clone(),
                     false => row.start.min(columns.start)..row.end.max(columns.end),
@@ -49,8 +52,8 @@ impl Plane {
         let kept = || self.spans.iter().filter(|s| !s.is_empty());
         self.top = self.spans.iter().position(|s| !s.is_empty()).unwrap_or(0);
         self.left = kept().map(|s| s.start).min().unwrap_or(0);
-        self.stride = 8 * (kept().map(|s| s.end).max().unwrap_or(0) - self.left);
-        let needed = 8 * (self.end() - self.top) * self.stride;
+        self.stride = block.0 * (kept().map(|s| s.end).max().unwrap_or(0) - self.left);
+        let needed = block.1 * (self.end() - self.top) * self.stride;
         if self.levels.len() < needed {
             self.levels.resize(needed, 0);
         }
@@ -64,8 +67,9 @@ impl Plane {
     /// Levels of a row, which must be kept.
     #[inline(always)]
     pub(super) fn row(&self, y: usize, columns: Range<usize>) -> &[u8] {
-        let start = (y - 8 * self.top) * self.stride;
-        &self.levels[start + columns.start - 8 * self.left..start + columns.end - 8 * self.left]
+        let start = (y - self.block.1 * self.top) * self.stride;
+        let left = self.block.0 * self.left;
+        &self.levels[start + columns.start - left..start + columns.end - left]
     }
 
     /// Gives its memory back.
@@ -107,12 +111,16 @@ pub(super) fn unstuff(rest: &[u8], data: &mut Vec<u8>, segments: &mut Segments) 
     }
 }
 
-/// Decodes the levels that the pixels `parts` need into `planes`. `tables` holds a DC and an AC table for each component.
+/// Decodes the levels that the pixels `parts` of the image, reduced `reduction` times, need into `planes`. `tables` holds a DC and an AC
+/// table for each component.
+///
+/// Reduced planes are all of the image's size: chroma that is stored at half of luma's is reduced half as much.
 ///
 /// `None` where the data is not sound as far as it was read: to the last row of units that is needed.
 #[inline(always)]
 pub(super) fn decode(
     frame: &Frame<'_>,
+    reduction: usize,
     parts: &[Rect],
     data: &[u8],
     segments: &[Range<usize>],
@@ -126,8 +134,12 @@ pub(super) fn decode(
     let mut end = 0;
     for ((component, plane), factors) in frame.components.iter().zip(&mut *planes).zip(&mut factors) {
         factors[..64].copy_from_slice(&component.factors);
-        let ratio = (across / component.across, down / component.down);
-        plane.set((columns * component.across, rows * component.down), ratio, parts);
+        let smaller = (across / component.across, down / component.down);
+        let (block, ratio) = match reduction {
+            1 => ((8, 8), smaller),
+            _ => ((8 * smaller.0 / reduction, 8 * smaller.1 / reduction), (1, 1)),
+        };
+        plane.set((columns * component.across, rows * component.down), block, ratio, parts);
         end = end.max(plane.end().div_ceil(component.down));
     }
     let restart = if frame.restart == 0 { columns * rows } else { frame.restart };
@@ -159,18 +171,23 @@ pub(super) fn decode(
                 let (factors, before) = (&factors[c], &mut before[c]);
                 for y in row * component.down..(row + 1) * component.down {
                     for x in column * component.across..(column + 1) * component.across {
-                        let plane = &planes[c];
-                        if plane.spans[y].contains(&x) {
+                        let plane = &mut planes[c];
+                        if !plane.spans[y].contains(&x) {
+                            bits.block::<false>(dc, ac, factors, before, &mut blocks[0])?;
+                            continue;
+                        }
+                        let start = plane.block.1 * (y - plane.top) * plane.stride + plane.block.0 * (x - plane.left);
+                        if plane.block == (1, 1) {
+                            bits.block::<false>(dc, ac, factors, before, &mut blocks[0])?;
+                            plane.levels[start] = idct::mean(before.wrapping_mul(factors[0]));
+                        } else {
                             let [even, odd] = &mut blocks;
                             let (block, other) = if turn { (odd, even) } else { (even, odd) };
                             turn = !turn;
                             let last = bits.block::<true>(dc, ac, factors, before, block)?;
-                            let start = 8 * ((y - plane.top) * plane.stride + x - plane.left);
                             if let Some(w) = waiting.replace(Waiting { component: c, start, last }) {
                                 w.transform(other, planes);
                             }
-                        } else {
-                            bits.block::<false>(dc, ac, factors, before, &mut blocks[0])?;
                         }
                     }
                 }
@@ -197,6 +214,10 @@ impl Waiting {
     #[inline(always)]
     fn transform(&self, block: &Block, planes: &mut [Plane; 3]) {
         let plane = &mut planes[self.component];
-        idct::transform(block, self.last, &mut plane.levels[self.start..], plane.stride);
+        let out = &mut plane.levels[self.start..];
+        match plane.block {
+            (8, 8) => idct::transform(block, self.last, out, plane.stride),
+            smaller => idct::reduce(block, self.last, smaller, out, plane.stride),
+        }
     }
 }
