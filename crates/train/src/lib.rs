@@ -16,6 +16,7 @@ pub mod few;
 pub mod finetune;
 pub mod folder;
 pub mod health;
+pub mod hub;
 pub mod init;
 pub mod inspect;
 pub mod layers;
