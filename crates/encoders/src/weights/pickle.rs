@@ -1,7 +1,7 @@
-//! PyTorch's files: a zip archive of a pickle and the tensors' bytes. candle reads the pickle into plain objects and runs nothing.
+//! PyTorch's files: a zip archive of a pickle and the tensors' bytes.
 //!
-//! Before it does, the pickle is walked ([`check`]). Tensors are then taken from the objects here too, since candle's own way ends
-//! the program where arguments are missing.
+//! The pickle is walked first ([`check`]), then made into plain objects ([`make`]), and tensors are taken from these. Objects of other
+//! kinds are left alone, with the tensors in them; whoever looks for a tensor there is told the kind.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs::File;
@@ -9,9 +9,10 @@ use std::io::{BufReader, Read};
 use std::path::Path;
 
 use candle_core::DType;
-use candle_core::pickle::{Object, Stack};
+use candle_core::pickle::Object;
 use zip::{CompressionMethod, ZipArchive};
 
+use super::objects::make;
 use super::opcodes::{check, refusal};
 use super::{Entry, MOST_TENSORS, Weights, bad};
 use crate::Result;
@@ -81,22 +82,21 @@ pub(super) fn open(path: &Path) -> Result<Weights> {
 /// Reads the pickle at the start of `bytes` into plain objects. Gives its length too.
 pub(super) fn object(bytes: &[u8]) -> Result<(Object, usize), String> {
     let length = check(bytes)?;
-    // candle's errors show whole objects.
-    let damaged = |e: candle_core::Error| format!("holds a damaged pickle: {:.200}", e.to_string().replace('\n', " "));
-    let mut stack = Stack::empty();
-    stack.read_loop(&mut &bytes[..length]).map_err(damaged)?;
-    Ok((stack.finalize().map_err(damaged)?, length))
+    Ok((make(&bytes[..length])?, length))
 }
 
 /// The tensors in `object`, whose storages lie at `storages` (place and length, by key) in the file of `total` bytes.
 pub(super) fn tensors(path: &Path, object: &Object, storages: &HashMap<String, (u64, u64)>, total: u64) -> Result<Weights> {
-    let mut found = Found { storages, entries: BTreeMap::new(), passed_over: BTreeSet::new(), bytes: 0 };
+    let mut found = Found { storages, entries: BTreeMap::new(), passed_over: BTreeSet::new(), closed: BTreeMap::new(), bytes: 0 };
     found.walk("", object).map_err(|reason| bad(path, reason))?;
     if found.bytes > total.saturating_mul(MOST_COPIES) {
         return Err(bad(path, format!("claims tensors of {} bytes in a file of {total}", found.bytes)));
     }
+    if let (true, Some(kind)) = (found.entries.is_empty(), found.closed.values().next()) {
+        return Err(bad(path, refusal(kind)));
+    }
     let (entries, passed_over) = (found.entries, found.passed_over.into_iter().collect());
-    Ok(Weights { files: vec![path.into()], entries, passed_over })
+    Ok(Weights { files: vec![path.into()], entries, passed_over, closed: found.closed })
 }
 
 /// The numbers of a storage of PyTorch's.
@@ -119,6 +119,8 @@ struct Found<'a> {
     storages: &'a HashMap<String, (u64, u64)>,
     entries: BTreeMap<String, Entry>,
     passed_over: BTreeSet<String>,
+    /// Names and kinds of objects that hold tensors and are not looked into.
+    closed: BTreeMap<String, String>,
     bytes: u64,
 }
 
@@ -166,13 +168,16 @@ impl Found<'_> {
         Ok(())
     }
 
-    /// Passes over an object of a kind that is not known, unless it is all that the file holds, or holds tensors.
+    /// Passes over an object of a kind that is not known, unless it is all that the file holds.
     fn unknown(&mut self, name: &str, object: &Object) -> Result<(), String> {
-        let (module, class) = kind(object).unwrap_or(("an unnamed", "callable"));
-        if name.is_empty() || holds_tensors(object) {
-            return Err(refusal(module, class));
+        let kind = kind(object).map_or("an unnamed callable".into(), |(module, class)| format!("{module}.{class}"));
+        if name.is_empty() {
+            return Err(refusal(&kind));
         }
-        self.passed_over.insert(format!("{module}.{class}"));
+        if holds_tensors(object) {
+            self.closed.insert(name.to_string(), kind.clone());
+        }
+        self.passed_over.insert(kind);
         Ok(())
     }
 
@@ -435,6 +440,42 @@ mod tests {
         let weights = open_bytes(dir.path(), &archive(&pickle, &floats()))?;
         assert_eq!(weights.names().collect::<Vec<_>>(), ["model.w"]);
         assert_eq!(weights.passed_over(), ["omegaconf.dictconfig.DictConfig", "torch.BoolStorage"]);
+        Ok(())
+    }
+
+    #[test]
+    fn what_holds_tensors_beside_the_weights_stays_closed_and_is_named() -> anyhow::Result<()> {
+        let dir = tempfile::tempdir()?;
+        let whole = tensor(0, [2, 3], [3, 1]);
+        let net = wrapped(b"cmy.models\nNet\n", &whole);
+        // A dictionary of a class of its own, a deque in it, a class within a class, and a sparse tensor.
+        let settings =
+            b"X\x01\x00\x00\x00scmy\nSettings\n)\x81(X\x01\x00\x00\x00qccollections\ndeque\n)RK\x01aX\x01\x00\x00\x00i\
+            c__builtin__\ngetattr\ncmy\nOuter\nX\x05\x00\x00\x00Inner\x86R)\x81us";
+        let sparse = wrapped(b"ctorch._utils\n_rebuild_sparse_tensor\n", &whole);
+        for (more, closed, kinds) in [
+            (&net[3..], Some(("weights", "my.models.Net")), vec!["my.models.Net"]),
+            (&[&settings[..], b"."].concat(), None, vec!["my.Settings"]),
+            (&sparse[3..], Some(("weights", "torch._utils._rebuild_sparse_tensor")), vec!["torch._utils._rebuild_sparse_tensor"]),
+        ] {
+            let pickle = [&whole[..whole.len() - 1], more].concat();
+            let weights = open_bytes(dir.path(), &archive(&pickle, &floats()))?;
+            assert_eq!(weights.names().collect::<Vec<_>>(), ["model.w"]);
+            assert_eq!(weights.closed().collect::<Vec<_>>(), closed.into_iter().collect::<Vec<_>>());
+            assert_eq!(weights.passed_over(), kinds);
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn weights_that_are_not_finite_are_refused_by_name() -> anyhow::Result<()> {
+        let dir = tempfile::tempdir()?;
+        for value in [f32::NAN, f32::INFINITY] {
+            let numbers: Vec<u8> = [0., 1., 2., value, 4., 5.].into_iter().flat_map(f32::to_le_bytes).collect();
+            let weights = open_bytes(dir.path(), &archive(&tensor(0, [2, 3], [3, 1]), &numbers))?;
+            let told = weights.read("model.w").expect_err("not finite").to_string();
+            assert!(told.contains("`model.w` holds") && told.contains("must be finite"), "{told}");
+        }
         Ok(())
     }
 
