@@ -329,7 +329,7 @@ fn pickled(shape: &[usize], key: usize) -> Vec<u8> {
         b"X\x03\x00\x00\x00cpuK\x01tQK\x00",
         &numbers(shape),
         &numbers(&strides),
-        b"\x89N(tR",
+        b"\x89NtR",
     ]
     .concat()
 }
