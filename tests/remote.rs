@@ -4,7 +4,7 @@
 
 mod common;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 use common::twinsight;
@@ -14,6 +14,7 @@ use twinsight_test_support::server::{Answer, Server};
 #[cfg(feature = "hub")]
 const NOWHERE: &str = "http://127.0.0.1:9";
 
+#[cfg(any(feature = "object-store", feature = "parquet"))]
 fn fixture(name: &str) -> Result<Vec<u8>> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/data").join(name);
     std::fs::read(&path).with_context(|| path.display().to_string())
@@ -51,6 +52,7 @@ fn done(cache: &Path, settings: &[(&str, &str)], args: &[&str]) -> Result<serde_
 #[cfg(feature = "hub")]
 mod hub {
     use std::collections::BTreeMap;
+    use std::path::PathBuf;
 
     use super::*;
 
@@ -406,7 +408,7 @@ mod objects {
         let args = ["train", "--data", &data, "--encoder", "vit_mini", "--epochs", "1", "--batch", "2", "--image-size", "32"];
         let run = done(dir.path(), &[], &[&args[..], &["--on-collapse", "warn"]].concat())?;
         let out = run["out"].as_str().context("out")?.to_string();
-        ensure!(PathBuf::from(&out) == Path::new("runs").join("train-simclr"), "{out}");
+        ensure!(Path::new(&out) == Path::new("runs").join("train-simclr"), "{out}");
         server.asked();
         let vectors = done(dir.path(), &[], &["embed", &out, "--offline", "--out", "v.npy"])?;
         ensure!(vectors["rows"] == 4 && server.asked().is_empty(), "{vectors}");
