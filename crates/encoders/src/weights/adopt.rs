@@ -224,16 +224,16 @@ fn recognise<'a>(
     match best {
         Some((score, _, candidate)) if 2 * score > names.len() => Ok(candidate),
         _ => {
-            if let Some((_, kind)) = weights.closed().next() {
-                return Err(bad(weights.path(), refusal(kind)));
-            }
             let some: Vec<&str> = weights.names().take(3).collect();
             let below = options.prefix.as_ref().map_or(String::new(), |p| format!(" below `{p}`"));
             let begin = match weights.names().count() {
                 0 => "it has no tensors".to_string(),
                 count => format!("its {count} tensors begin with {}", some.join(", ")),
             };
-            Err(bad(weights.path(), format!("holds no {} in a layout that is known{below}; {begin}", spec.name)))
+            let closed = weights.closed().next().map_or(String::new(), |(name, kind)| {
+                format!("; the tensors in `{name}`, an object of kind `{kind}`, are not read")
+            });
+            Err(bad(weights.path(), format!("holds no {} in a layout that is known{below}; {begin}{closed}", spec.name)))
         }
     }
 }
