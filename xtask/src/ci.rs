@@ -30,7 +30,11 @@ pub fn run() -> Result<()> {
     Ok(())
 }
 
-fn cargo(args: &[&str]) -> Result<()> {
+/// Runs cargo to its end.
+///
+/// # Errors
+/// When it does not end well.
+pub fn cargo(args: &[&str]) -> Result<()> {
     shell::run(&mut shell::cargo(args))
 }
 
@@ -38,7 +42,11 @@ fn docs() -> Command {
     shell::cargo(&["doc", "--locked", "--no-deps", "--workspace"])
 }
 
-fn step(name: &str, check: impl FnOnce() -> Result<()>) -> Result<()> {
+/// One check, with its name and duration.
+///
+/// # Errors
+/// That of the check, with its name.
+pub fn step(name: &str, check: impl FnOnce() -> Result<()>) -> Result<()> {
     println!("==> {name}");
     let start = Instant::now();
     let done = check().with_context(|| format!("check `{name}` failed"));
@@ -46,7 +54,8 @@ fn step(name: &str, check: impl FnOnce() -> Result<()>) -> Result<()> {
     done
 }
 
-fn duration(start: Instant) -> String {
+/// The time since `start`, in words.
+pub fn duration(start: Instant) -> String {
     let seconds = start.elapsed().as_secs_f64();
     if seconds < 60.0 { format!("{seconds:.1} s") } else { format!("{} min {:.0} s", seconds as u64 / 60, seconds % 60.0) }
 }

@@ -4,6 +4,7 @@
 mod bench;
 mod browser_test;
 mod check_cuda;
+mod check_features;
 mod ci;
 mod data;
 mod docs;
@@ -21,6 +22,7 @@ use clap::{Parser, Subcommand};
 #[command(name = "cargo xtask", arg_required_else_help = true)]
 #[command(after_help = "Examples:
   cargo xtask ci
+  cargo xtask check-features
   cargo xtask data fetch cifar10
   cargo xtask train simclr-small -- --data ~/pictures
   cargo xtask interop --python ~/torch/bin/python
@@ -50,6 +52,8 @@ enum Command {
     BrowserTest(browser_test::BrowserTestArgs),
     /// Compile and lint the GPU features, with a CUDA toolkit that is put together where there is none. Not part of `ci`.
     CheckCuda(check_cuda::CheckCudaArgs),
+    /// Lint and test the features that are off by default: hub, object-store, approximate. Not part of `ci`, since it builds long.
+    CheckFeatures,
     /// Train with a recipe.
     Train(train::TrainArgs),
     /// Compare weights and features with PyTorch's homes, both ways.
@@ -70,6 +74,7 @@ fn main() -> ExitCode {
         Command::Docs => docs::run(),
         Command::BrowserTest(args) => browser_test::run(&args),
         Command::CheckCuda(args) => check_cuda::run(&args),
+        Command::CheckFeatures => check_features::run(),
         Command::Train(args) => train::run(&args),
         Command::Interop(args) => interop::run(&args),
         Command::Bench { command } => bench::run(&command),

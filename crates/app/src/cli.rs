@@ -16,6 +16,9 @@ pub struct Cli {
     /// Print one machine-readable JSON line last (words go to standard error).
     #[arg(long, global = true)]
     pub json: bool,
+    /// Reach for no network: what was fetched before is used as it is.
+    #[arg(long, global = true)]
+    pub offline: bool,
     /// What to do.
     #[command(subcommand)]
     pub command: Command,
@@ -83,6 +86,7 @@ A Parquet file has the columns path, label (where there are labels) and vector (
   twinsight import dinov2_vits14_reg4_pretrain.pth --encoder vit_small --image-size 224 --out dinov2.safetensors
   twinsight import dino_checkpoint.pth --encoder vit_small --prefix student.backbone
   twinsight import vit-s-300ep.pth.tar --encoder vit_small --heads 12
+  twinsight import hf:facebook/dinov2-small --encoder vit_small     (built with the feature hub)
 
 Files are read as .safetensors (also several with an index) and PyTorch's .pth, .pt and .bin; nothing in them is run. Names are
 those of torchvision, timm, transformers, DINO, DINOv2, MoCo, lightly or solo-learn; what was mapped, skipped and missing is told.")]
@@ -223,7 +227,8 @@ pub enum OnCollapse {
 /// `train`.
 #[derive(Debug, Args)]
 pub struct TrainArgs {
-    /// A folder of images, or the name of a data set.
+    /// A folder of images, the name of a data set, or a place elsewhere: hf:owner/name, s3://bucket/train-{000..009}.tar (built with the
+    /// features hub and object-store).
     #[arg(long, value_name = "PATH_OR_NAME")]
     pub data: Option<String>,
     /// The encoder (see `list encoders`) [default: resnet_mini].
@@ -241,7 +246,7 @@ pub struct TrainArgs {
     /// Images a step.
     #[arg(long)]
     pub batch: Option<usize>,
-    /// Start from the weights of a run or a file: this program's, or what `import` reads [default: drawn from the seed].
+    /// Start from the weights of a run, a file or hf:owner/name: this program's, or what `import` reads [default: drawn from the seed].
     #[arg(long, value_name = "PATH")]
     pub init: Option<PathBuf>,
     /// Leave parameters of the encoder as they are: a name in which * stands for anything; may be given again.
@@ -314,9 +319,6 @@ pub enum DataCommand {
         /// Another folder than the cache.
         #[arg(long)]
         dir: Option<PathBuf>,
-        /// Only check what is there; reach for no network.
-        #[arg(long)]
-        offline: bool,
     },
     /// What a folder, file or data set holds: counts, sizes, labels, files that can't be read.
     Info {
@@ -450,7 +452,7 @@ pub struct EmbedArgs {
 /// `import`.
 #[derive(Debug, Args)]
 pub struct ImportArgs {
-    /// A file of weights, an index of several, or a folder of one.
+    /// A file of weights, an index of several, a folder of one, or hf:owner/name.
     pub file: PathBuf,
     /// What it holds (see `list encoders`).
     #[arg(long)]

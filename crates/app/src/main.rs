@@ -11,6 +11,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use mimalloc::MiMalloc;
+use twinsight_datasets::remote::Network;
 use twinsight_kernels::CachingAllocator;
 
 /// A caching allocator: a training step allocates and frees hundreds of megabytes in large blocks, and handing each back
@@ -23,6 +24,8 @@ fn main() -> ExitCode {
     let filter = tracing_subscriber::EnvFilter::try_from_env("TWINSIGHT_LOG").unwrap_or_else(|_| "warn".into());
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
     let output = output::Output::new(arguments.json);
+    // Decided here alone, before anything is opened.
+    Network { offline: arguments.offline, note: |text| output::Output::warn(text) }.set_for_process();
     match commands::run(arguments.command, &output).and_then(|code| output::Output::close().map(|()| code)) {
         Ok(code) => code,
         Err(error) => {

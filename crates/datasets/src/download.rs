@@ -5,7 +5,7 @@
 //! finished file; a wrong one removes it, and the next mirror is tried. Plain HTTP is refused except to this machine. One process at
 //! a time downloads into a folder: others wait for it, and find its files. Proxies are those of the environment (`HTTPS_PROXY`, `ALL_PROXY`).
 
-use std::fs::{File, OpenOptions, TryLockError};
+use std::fs::{File, OpenOptions};
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -118,18 +118,8 @@ pub fn fetch_file(file: &RemoteFile, folder: &Path, progress: &mut dyn Progress)
 
 /// Takes a folder of the cache for this process; waits for one that downloads into it.
 fn lock(folder: &Path, name: &str, progress: &mut dyn Progress) -> Result<File> {
-    let path = folder.join(".lock");
-    let file = File::create(&path).map_err(Error::io(&path))?;
-    match file.try_lock() {
-        Ok(()) => {}
-        Err(TryLockError::WouldBlock) => {
-            progress.note(&format!("{name}: another process downloads into {}; waiting for it", folder.display()));
-            file.lock().map_err(Error::io(&path))?;
-        }
-        // A file system without locks: go on without.
-        Err(TryLockError::Error(_)) => {}
-    }
-    Ok(file)
+    let text = || format!("{name}: another process downloads into {}; waiting for it", folder.display());
+    crate::lock::lock(folder, || progress.note(&text()))
 }
 
 /// A client for `url`: no redirect leads it from https to plain http, and no proxy stands between this machine and itself.

@@ -2,7 +2,7 @@
 //! IDX files, CIFAR's and STL-10's binaries, packed files, and a small data set embedded in the library.
 //!
 //! Everything is a [`Dataset`]: a numbered list of images, each with an optional label. [`open`] takes a path or the name of an
-//! entry of [`DATASETS`] and says in a [`ScanReport`] how labels were understood and which files can't be read. The crate
+//! entry of [`DATASETS`], or a place elsewhere ([`remote`]), and says in a [`ScanReport`] how labels were understood and which files can't be read. The crate
 //! knows no tensor library; an image is an [`image::DynamicImage`], or [`Bands`] where it has other channels or depths.
 
 mod bands;
@@ -22,12 +22,15 @@ pub mod folder;
 pub mod formats;
 mod kept;
 mod labels;
+#[cfg(any(feature = "download", feature = "object-store"))]
+mod lock;
 mod memory;
 mod open;
 pub mod packed;
 mod part;
 mod place;
 mod registry;
+pub mod remote;
 pub mod shards;
 mod sources;
 mod unpack;

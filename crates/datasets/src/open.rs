@@ -10,6 +10,7 @@ use walkdir::WalkDir;
 use crate::decode::has_image_ending;
 use crate::formats::{cifar, idx, manifest, npz, stl10, webdataset};
 use crate::registry::{DATASETS, DatasetSpec, Layout, find};
+use crate::remote::{self, Network};
 use crate::sources::{assemble, load};
 use crate::unpack::unpack;
 use crate::{Dataset, Error, PackedImages, Result, Subset, data_dir, folder, packed};
@@ -45,11 +46,15 @@ pub struct OpenOptions {
     /// Folders that take at most this many bytes when decoded are decoded at once and kept, so that bad files are known before
     /// training begins.
     pub keep_bytes: u64,
+    /// Whether and how images are fetched that lie elsewhere ([`crate::remote`]).
+    pub network: Network,
 }
 
 impl Default for OpenOptions {
     fn default() -> Self {
-        Self { strict: false, cache: data_dir(), limit: None, sample: None, labels: LabelMode::Auto, keep_bytes: 2 << 30 }
+        let network = Network::of_process();
+        let (cache, labels) = (data_dir(), LabelMode::Auto);
+        Self { strict: false, cache, limit: None, sample: None, labels, keep_bytes: 2 << 30, network }
     }
 }
 
@@ -111,7 +116,7 @@ impl fmt::Display for BadFile {
     }
 }
 
-/// Opens a data set of the registry by name, a folder or a file.
+/// Opens a data set of the registry by name, a folder, a file, or what lies elsewhere (`hf:…`, `s3://…`: [`crate::remote`]).
 ///
 /// A folder holds images ([`crate::folder`] says how it is understood), or at its top tar shards, Parquet tables, IDX files, CIFAR's or
 /// STL-10's binaries, or npz files; or shards or tables in folders below. A file is a manifest (`.csv`, `.tsv`, `.jsonl`), an archive
@@ -120,8 +125,11 @@ impl fmt::Display for BadFile {
 ///
 /// # Errors
 /// No such path or name (with the nearest name), a folder without images, a data set that was not downloaded (with the
-/// command that does), under `strict` the first bad file.
+/// command that does), what lies elsewhere and can't be had, under `strict` the first bad file.
 pub fn open(name_or_path: &str, options: &OpenOptions) -> Result<Opened> {
+    if let Some(opened) = remote::open(name_or_path, options) {
+        return opened;
+    }
     let path = Path::new(name_or_path);
     match find(name_or_path) {
         // The cache itself may be the current folder.
@@ -236,6 +244,19 @@ fn open_known_files(path: &Path, options: &OpenOptions) -> Result<Option<Opened>
         [] => Ok(None),
         several => open_npz(path, several, &[]).map(Some),
     }
+}
+
+/// The tables or tar shards `files`, which lie below `root`; `told` is said of them beside how labels were understood.
+#[cfg(any(feature = "hub", feature = "object-store"))]
+pub(crate) fn open_files(root: &Path, files: &[PathBuf], told: &str, options: &OpenOptions) -> Result<Opened> {
+    // A file by itself is named by itself.
+    let root = if let [one] = files { one } else { root };
+    let mut opened = match files.iter().all(|f| has_ending(f, "parquet")) {
+        true => open_parquet(root, files, options)?,
+        false => assemble(root, webdataset::read(root, files, &options.cache)?, options)?,
+    };
+    opened.report.understood.push_str(told);
+    Ok(opened)
 }
 
 /// Files in the folders below `path`, up to three deep, in order; hidden ones are passed over.

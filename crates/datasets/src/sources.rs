@@ -83,7 +83,9 @@ impl Split {
         let word = name.split(|c: char| !c.is_ascii_alphanumeric()).next().unwrap_or_default();
         let folders = || below.parent().into_iter().flat_map(Path::ancestors).filter_map(Path::file_name);
         // Folders above the data set say nothing about it.
-        let folder = || if below == path { None } else { folders().find_map(|f| Self::named(&f.to_string_lossy())) };
+        // The Hugging Face Hub says so of a split of which it converted the first part only.
+        let named = |f: &std::ffi::OsStr| Self::named(f.to_string_lossy().trim_start_matches("partial-"));
+        let folder = || if below == path { None } else { folders().find_map(named) };
         Self::named(word).or_else(folder).unwrap_or(Self::Train)
     }
 }
@@ -259,6 +261,7 @@ mod tests {
         assert_eq!((of("validation_1.tar"), of("Valid_1.tar")), (Split::Validation, Split::Validation));
         assert_eq!((of("test.tar.gz"), of("tests.tar"), of("0001.tar")), (Split::Test, Split::Train, Split::Train));
         assert_eq!((of("test/0001.parquet"), of("test/default/0001.parquet")), (Split::Test, Split::Test));
+        assert_eq!((of("x/partial-test/0.parquet"), of("partial-val/0.parquet")), (Split::Test, Split::Validation));
         assert_eq!((of("test/train-1.parquet"), of("dev/x/train/1.tar")), (Split::Train, Split::Train));
         assert_eq!(Split::of_path(Path::new("test/1.tar"), Path::new("test/1.tar")), Split::Train);
         assert_eq!((Split::named(" Testing"), Split::named("tests"), Split::named("")), (Some(Split::Test), None, None));

@@ -310,3 +310,85 @@ fn moco_v3_s_small_transformer_has_twelve_heads() -> Result<()> {
     }
     Ok(())
 }
+
+/// A text of a pickle.
+fn text(of: &str) -> Vec<u8> {
+    [b"X", &(of.len() as u32).to_le_bytes()[..], of.as_bytes()].concat()
+}
+
+/// A tensor of a pickle, whose numbers are storage `key`.
+fn pickled(shape: &[usize], key: usize) -> Vec<u8> {
+    let numbers = |of: &[usize]| {
+        let inside: Vec<u8> = of.iter().flat_map(|&n| [&b"J"[..], &(n as u32).to_le_bytes()].concat()).collect();
+        [&b"("[..], &inside, b"t"].concat()
+    };
+    let strides: Vec<usize> = (0..shape.len()).map(|i| shape[i + 1..].iter().product()).collect();
+    [
+        &b"ctorch._utils\n_rebuild_tensor_v2\n((X\x07\x00\x00\x00storagectorch\nFloatStorage\n"[..],
+        &text(&key.to_string()),
+        b"X\x03\x00\x00\x00cpuK\x01tQK\x00",
+        &numbers(shape),
+        &numbers(&strides),
+        b"\x89NtR",
+    ]
+    .concat()
+}
+
+/// A file as Lightning writes it: `state_dict` with `of`, `inside` it, and `beside` it.
+fn checkpoint(path: &Path, of: &Tensors, inside: &[u8], beside: &[u8]) -> Result<()> {
+    use std::io::Write;
+    let mut zip = zip::ZipWriter::new(std::fs::File::create(path)?);
+    let plain = zip::write::SimpleFileOptions::default().compression_method(zip::CompressionMethod::Stored);
+    let mut pickle = [&b"\x80\x02}"[..], &text("state_dict"), b"}("].concat();
+    for (key, (name, value)) in of.iter().enumerate() {
+        pickle.extend([text(name), pickled(value.dims(), key)].concat());
+        zip.start_file(format!("m/data/{key}"), plain)?;
+        let numbers: Vec<u8> = value.flatten_all()?.to_vec1::<f32>()?.into_iter().flat_map(f32::to_le_bytes).collect();
+        zip.write_all(&numbers)?;
+    }
+    pickle.extend([inside, b"us", beside, b"."].concat());
+    zip.start_file("m/data.pkl", plain)?;
+    zip.write_all(&pickle)?;
+    zip.finish()?;
+    Ok(())
+}
+
+#[test]
+fn objects_of_unknown_kinds_matter_only_where_weights_are_looked_for() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let path = dir.path().join("epoch=9.ckpt");
+    let config = EncoderConfig { patch: Some(4), ..EncoderConfig::default() };
+    let whole = below("backbone.", &tensors("convnext_atto", &config, 3)?);
+    // Objects with a tensor and without one.
+    let net = |name: &str| [&text(name)[..], b"cmy.models\nNet\n", &pickled(&[1], 0), b"\x85R"].concat();
+    let settings = [&text("hyper_parameters")[..], b"comegaconf.dictconfig\nDictConfig\n)\x81}b"].concat();
+    let beside = [&settings[..], b"s", &net("callbacks"), b"s"].concat();
+    let skip = |pattern: &str| ImportOptions { skip: vec![pattern.into()], ..ImportOptions::default() };
+    let plain = ImportOptions::default();
+    let take = |options: &ImportOptions| import(&Weights::open(&path)?, encoder("convnext_atto")?, options).map(|a| a.report);
+
+    checkpoint(&path, &whole, b"", &beside)?;
+    let report = take(&plain)?;
+    ensure!((report.prefix.as_str(), report.mapped.len()) == ("state_dict.backbone.", whole.len()), "{}", report.summary());
+    ensure!(report.passed_over == ["my.models.Net", "omegaconf.dictconfig.DictConfig"], "{:?}", report.passed_over);
+    ensure!(report.summary().contains("my.models.Net"), "{}", report.summary());
+    // Within the encoder's part, where nothing is known of it; known heads and what is left out by name are none.
+    checkpoint(&path, &whole, &net("backbone.extra"), &beside)?;
+    let told = take(&plain).err().context("an object within")?.to_string();
+    ensure!(told.contains("`my.models.Net`") && told.contains("backbone.extra") && told.contains("--skip"), "{told}");
+    take(&skip("extra"))?;
+    checkpoint(&path, &whole, &net("backbone.fc.weight"), b"")?;
+    take(&plain)?;
+    // In the place of weights.
+    let mut part = whole.clone();
+    part.retain(|name, _| !name.starts_with("backbone.stages.1.blocks."));
+    checkpoint(&path, &part, &net("backbone.stages.1.blocks"), b"")?;
+    let told = take(&plain).err().context("an object instead of blocks")?.to_string();
+    ensure!(told.contains("`my.models.Net`") && told.contains("epoch=9.ckpt"), "{told}");
+    // In the place of all of them, beside other tensors.
+    let others: Tensors = [("step".to_string(), zeros(&[1])?)].into();
+    checkpoint(&path, &others, b"", &[&net("model")[..], b"s"].concat())?;
+    let told = take(&plain).err().context("an object instead of the network")?.to_string();
+    ensure!(told.contains("`my.models.Net`"), "{told}");
+    Ok(())
+}

@@ -17,6 +17,7 @@ pub mod finetune;
 mod fit;
 pub mod folder;
 pub mod health;
+pub mod hub;
 pub mod init;
 pub mod inspect;
 pub mod layers;

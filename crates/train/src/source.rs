@@ -1,4 +1,5 @@
-//! Where an encoder's weights come from: a run, a folder that `export` wrote, a file of this program, or one of another home.
+//! Where an encoder's weights come from: a run, a folder that `export` wrote, a file of this program, or one of another home; of this
+//! machine, or of the Hugging Face Hub.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -123,11 +124,15 @@ fn said_numbers(file: &Path, words: &BTreeMap<String, String>) -> Result<Option<
     words.get("normalize").map(|text| serde_json::from_str(text).map_err(wrong)).transpose()
 }
 
-/// The encoder file of a run folder, with the run's settings; the weights of an exported folder; or `path` itself where it is a file.
+/// The encoder file of a run folder, with the run's settings; the weights of an exported folder; those of a repository of the Hugging
+/// Face Hub (`hf:owner/name`: [`crate::hub`]); or `path` itself where it is a file.
 ///
 /// # Errors
-/// None of the three, a run that is not finished.
+/// None of these, a run that is not finished, weights of the Hub that can't be had.
 pub fn encoder_file(path: &Path) -> Result<(PathBuf, Option<RunConfig>)> {
+    if let Some(file) = crate::hub::weights(path)? {
+        return Ok((file, None));
+    }
     if path.join("config.toml").is_file() {
         let (folder, config) = RunFolder::open(path)?;
         let file = folder.encoder_path();

@@ -18,7 +18,7 @@ use crate::output::Output;
 pub fn run(command: &DataCommand, output: &Output) -> Result<ExitCode> {
     match command {
         DataCommand::List => list::run(&ListArgs { what: Listed::Datasets, method: String::new(), markdown: false }, output),
-        DataCommand::Fetch { names, dir, offline } => fetch(names, dir.as_deref(), *offline, output),
+        DataCommand::Fetch { names, dir } => fetch(names, dir.as_deref(), output),
         DataCommand::Info { data, strict } => info(data, *strict, output),
         DataCommand::Check { data, strict } => check(data, *strict, output),
         DataCommand::Convert(args) => convert(args, output),
@@ -27,7 +27,8 @@ pub fn run(command: &DataCommand, output: &Output) -> Result<ExitCode> {
 }
 
 #[cfg(feature = "download")]
-fn fetch(names: &[String], dir: Option<&Path>, offline: bool, output: &Output) -> Result<ExitCode> {
+fn fetch(names: &[String], dir: Option<&Path>, output: &Output) -> Result<ExitCode> {
+    use twinsight_datasets::remote::Network;
     use twinsight_datasets::{data_dir, datasets, download};
 
     struct Bar(indicatif::ProgressBar);
@@ -49,7 +50,7 @@ fn fetch(names: &[String], dir: Option<&Path>, offline: bool, output: &Output) -
     let dir = dir.map_or_else(data_dir, Path::to_path_buf);
     let mut fetched = Vec::new();
     for spec in specs {
-        let files = if offline {
+        let files = if Network::of_process().offline {
             download::present(spec, &dir)?
         } else {
             let bar = indicatif::ProgressBar::new(0);
@@ -70,7 +71,7 @@ fn fetch(names: &[String], dir: Option<&Path>, offline: bool, output: &Output) -
 }
 
 #[cfg(not(feature = "download"))]
-fn fetch(_: &[String], _: Option<&Path>, _: bool, _: &Output) -> Result<ExitCode> {
+fn fetch(_: &[String], _: Option<&Path>, _: &Output) -> Result<ExitCode> {
     anyhow::bail!("this build of twinsight can't download; build it with the feature `download`")
 }
 

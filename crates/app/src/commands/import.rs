@@ -111,7 +111,7 @@ fn tell(spec: &EncoderSpec, report: &ImportReport, output: &Output) {
         output.say(format!("  and {} more (--json names all)", report.skipped.len() - TOLD));
     }
     for kind in report.passed_over.iter().take(TOLD) {
-        output.say(format!("  passed over what is no tensor: {kind}"));
+        output.say(format!("  passed over an object: {kind}"));
     }
     if let Some((from, to)) = report.resampled {
         output.say(format!("  positions resampled from {from} × {from} to {to} × {to} patches"));

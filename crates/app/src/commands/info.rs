@@ -4,6 +4,7 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::Result;
+use twinsight_datasets::remote::is_remote;
 use twinsight_encoders::{EncoderConfig, encoder};
 use twinsight_train::Source;
 use twinsight_train::inspect::inspect;
@@ -14,10 +15,10 @@ use crate::output::Output;
 /// Runs it.
 ///
 /// # Errors
-/// An unknown encoder, a file that is none of this program's, a size that the encoder can't take.
+/// An unknown encoder, weights that can't be had, a file that is none of this program's, a size that the encoder can't take.
 pub fn run(args: &InfoArgs, output: &Output) -> Result<ExitCode> {
     let path = Path::new(&args.encoder);
-    let (spec, mut config) = if path.exists() {
+    let (spec, mut config) = if path.exists() || is_remote(&args.encoder) {
         // Read whole, so that a file is believed only as far as its tensors go.
         let source = Source::load(path)?;
         (source.network.spec, source.network.encoder.config().clone())

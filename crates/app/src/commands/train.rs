@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use anyhow::{Context, Result, bail};
 use serde_json::json;
 use toml::{Table, Value};
+use twinsight_datasets::remote::short_name;
 use twinsight_train::observe::Progress;
 use twinsight_train::{Outcome, RunConfig, Trainer, init};
 
@@ -91,7 +92,8 @@ pub fn run(args: &TrainArgs, output: &Output) -> Result<ExitCode> {
         bail!("--data is missing: name a folder of images, or a data set of `twinsight list datasets`");
     }
     let out = args.out.clone().unwrap_or_else(|| {
-        let name = Path::new(&config.data.path).file_name().map_or("data".into(), |n| n.to_string_lossy().into_owned());
+        let of_path = || Path::new(&config.data.path).file_name().map_or("data".into(), |n| n.to_string_lossy().into_owned());
+        let name = short_name(&config.data.path).unwrap_or_else(of_path);
         free_folder(&format!("{name}-{}", config.method))
     });
     start(config, &out, output)

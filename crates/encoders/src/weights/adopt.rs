@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use candle_core::{Device, Tensor};
 use twinsight_nn::{Builder, NormKind, ParamStore, matches_pattern};
 
+use super::opcodes::refusal;
 use super::positions::{Table, adapt};
 use super::{Layout, Source, Weights, bad, layouts_of};
 use crate::{Arch, Encoder, EncoderConfig, EncoderSpec, Error, Ffn, Result, Stem, ViTShape};
@@ -45,14 +46,14 @@ pub struct ImportReport {
     pub mapped: BTreeMap<String, String>,
     /// Tensors of the file that are no part of the encoder: heads, other networks, counters, optimizer state.
     pub skipped: Vec<String>,
-    /// Kinds of objects that are no tensors and were passed over.
+    /// Kinds of objects that are no tensors and were passed over, with the tensors in them.
     pub passed_over: Vec<String>,
     /// Patches along a side, in the file and in the encoder, where positions were resampled.
     pub resampled: Option<(usize, usize)>,
 }
 
 impl ImportReport {
-    /// One line: whose layout, how many tensors went where, the first of those that were skipped.
+    /// One line: whose layout, how many tensors went where, the first of those that were skipped, the first kinds that were passed over.
     pub fn summary(&self) -> String {
         const TOLD: usize = 3;
         let below = if self.prefix.is_empty() { String::new() } else { format!(" below `{}`", self.prefix) };
@@ -65,8 +66,10 @@ impl ImportReport {
         let moved = self
             .resampled
             .map_or(String::new(), |(from, to)| format!("; positions resampled from {from} × {from} to {to} × {to} patches"));
+        let kinds: Vec<&str> = self.passed_over.iter().take(TOLD).map(String::as_str).collect();
+        let kinds = if kinds.is_empty() { String::new() } else { format!("; objects passed over: {}", kinds.join(", ")) };
         let (mapped, skipped) = (self.mapped.len(), self.skipped.len());
-        format!("{}'s layout{below}, {mapped} tensors mapped, {skipped} skipped{some}, none missing{moved}", self.layout)
+        format!("{}'s layout{below}, {mapped} tensors mapped, {skipped} skipped{some}, none missing{moved}{kinds}", self.layout)
     }
 }
 
@@ -227,7 +230,10 @@ fn recognise<'a>(
                 0 => "it has no tensors".to_string(),
                 count => format!("its {count} tensors begin with {}", some.join(", ")),
             };
-            Err(bad(weights.path(), format!("holds no {} in a layout that is known{below}; {begin}", spec.name)))
+            let closed = weights.closed().next().map_or(String::new(), |(name, kind)| {
+                format!("; the tensors in `{name}`, an object of kind `{kind}`, are not read")
+            });
+            Err(bad(weights.path(), format!("holds no {} in a layout that is known{below}; {begin}{closed}", spec.name)))
         }
     }
 }
@@ -330,11 +336,12 @@ impl Candidate<'_> {
         let mut used: BTreeSet<&str> = BTreeSet::new();
         for p in params.iter() {
             let Some(source) = self.source(p.name(), config.ffn) else {
-                return Err(Error::Nn(twinsight_nn::Error::MissingTensor {
-                    place,
-                    name: format!("{}{}", self.prefix, self.first_name(p.name(), config.ffn)),
-                    expected: p.dims().to_vec(),
-                }));
+                let name = format!("{}{}", self.prefix, self.first_name(p.name(), config.ffn));
+                let above = |closed: &str| name.strip_prefix(closed).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'));
+                if let Some((_, kind)) = self.weights.closed().find(|(closed, _)| above(closed)) {
+                    return Err(bad(self.weights.path(), refusal(kind)));
+                }
+                return Err(Error::Nn(twinsight_nn::Error::MissingTensor { place, name, expected: p.dims().to_vec() }));
             };
             let names: Vec<&str> = source.parts.iter().map(|part| self.local[part]).collect();
             let parts = names.iter().map(|name| self.weights.read(name)).collect::<Result<Vec<_>>>()?;
@@ -393,6 +400,12 @@ impl Candidate<'_> {
     fn check_rest(&self, used: &BTreeSet<&str>, config: &EncoderConfig, params: &ParamStore) -> Result<()> {
         let beside = self.local.iter().filter(|(_, full)| !used.contains(**full) && !self.weights.is_whole(full));
         let last = self.last_child(params);
+        let closed = self.weights.closed().filter_map(|(full, kind)| Some((full, full.strip_prefix(&self.prefix)?, kind)));
+        if let Some((full, _, kind)) = closed.into_iter().find(|(full, local, _)| !self.is_no_part(&unchunked(local), full, last))
+        {
+            let advice = "where it is no part of the encoder, `twinsight import --skip PATTERN` leaves it out";
+            return Err(bad(self.weights.path(), format!("`{full}` {}; {advice}", refusal(kind))));
+        }
         let stranger = beside.into_iter().find(|(local, full)| !self.is_no_part(local, full, last));
         let Some((local, full)) = stranger else { return Ok(()) };
         let registers = (self.layout.sources)("reg_token", config.ffn).iter().any(|s| s.parts.contains(local));

@@ -5,6 +5,7 @@ mod adopt;
 mod beside;
 mod layouts;
 mod legacy;
+mod objects;
 mod opcodes;
 mod pickle;
 mod positions;
@@ -34,6 +35,8 @@ pub struct Weights {
     entries: BTreeMap<String, Entry>,
     /// Kinds of objects in a pickle that are no tensors and were passed over.
     passed_over: Vec<String>,
+    /// Names and kinds of those among them that hold tensors.
+    closed: BTreeMap<String, String>,
 }
 
 /// Where a tensor lies.
@@ -52,8 +55,8 @@ impl Weights {
     /// `.ckpt` file, or a folder that holds one of them.
     ///
     /// Pickles (PyTorch's archives, and its older files of pickles and storages) are read, never run. Objects of other kinds that lie
-    /// beside the tensors (settings, say) are passed over unmade; one that holds tensors itself, that the file consists of, or whose
-    /// kind exists to run something ends the reading with its name. Memory stays within what the file's own size allows, whatever
+    /// beside the tensors (settings, say) are passed over unmade, with the tensors that they may hold; one that the file consists of, that
+    /// holds all of its tensors, or whose kind exists to run something ends the reading with its name. Memory stays within what the file's own size allows, whatever
     /// sizes it claims.
     ///
     /// # Errors
@@ -121,6 +124,11 @@ impl Weights {
     /// Kinds of objects that were passed over.
     pub fn passed_over(&self) -> &[String] {
         &self.passed_over
+    }
+
+    /// Names and kinds of objects that hold tensors which are not read, in order.
+    pub(crate) fn closed(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.closed.iter().map(|(name, kind)| (name.as_str(), kind.as_str()))
     }
 
     /// Reads the tensor `name` as `f32`.

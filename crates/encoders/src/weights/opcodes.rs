@@ -1,8 +1,7 @@
 //! A walk over a pickle that makes none of its objects, to find what must not be read.
 //!
-//! candle takes lengths as they are given, copies what is remembered each time it is used, drops nested objects by recursion and
-//! shifts long numbers as far as they say. So unknown operations, kinds of objects that run things, lengths beyond the end, deep
-//! nesting and growth are refused first. Objects of kinds that are not known pass here: they are made as names and arguments
+//! What makes the objects copies what is remembered each time it is used, and nested objects are dropped by recursion. So unknown
+//! operations, kinds of objects that run things, lengths beyond the end, deep nesting and growth are refused first. Objects of kinds that are not known pass here: they are made as names and arguments
 //! alone, and what is done with them is for the reader of the tensors to say.
 
 use std::collections::HashMap;
@@ -39,8 +38,10 @@ const RUNNING: [&str; 16] = [
     "pickle",
     "timeit",
 ];
-/// Of Python's own names, the types of plain values; the others are functions.
+/// Of Python's own names, the types of plain values; the others are functions. One of these is no type: `getattr`, by which protocol 2
+/// names a class within a class.
 const TYPES: &[&str] = &[
+    "getattr",
     "int",
     "long",
     "float",
@@ -98,7 +99,7 @@ pub(super) fn check(pickle: &[u8]) -> Result<usize, String> {
                     return Err(format!("holds an object whose kind has a name of {} bytes", module.len() + name.len()));
                 }
                 if runs(&module, &name) {
-                    return Err(refusal(&module, &name));
+                    return Err(refusal(&format!("{module}.{name}")));
                 }
                 let text = Size { bytes: (module.len() + name.len()) as u64, ..LEAF };
                 bytes += text.bytes;
@@ -188,9 +189,9 @@ pub(super) fn check(pickle: &[u8]) -> Result<usize, String> {
 }
 
 /// The line about a kind of objects that is not read.
-pub(super) fn refusal(module: &str, name: &str) -> String {
+pub(super) fn refusal(kind: &str) -> String {
     format!(
-        "holds an object of kind `{module}.{name}`; only tensors in plain containers are read, and nothing is ever run. Save the \
+        "holds an object of kind `{kind}`; only tensors in plain containers are read, and nothing is ever run. Save the \
          weights alone: torch.save(model.state_dict(), FILE)"
     )
 }

@@ -17,7 +17,7 @@ const LONGEST_HEADER: u64 = 64 << 20;
 
 /// Looks into one file.
 pub(super) fn open(path: &Path) -> Result<Weights> {
-    Ok(Weights { files: vec![path.into()], entries: entries(path, 0)?, passed_over: Vec::new() })
+    Ok(Weights { files: vec![path.into()], entries: entries(path, 0)?, passed_over: Vec::new(), closed: BTreeMap::new() })
 }
 
 /// Looks into the files that an index names. They lie beside it; a name that leads elsewhere is refused.
@@ -30,7 +30,8 @@ pub(super) fn open_index(path: &Path) -> Result<Weights> {
     let index: Index = serde_json::from_slice(&text)
         .map_err(|e| bad(path, format!("is no index of safetensors files, with a `weight_map` of tensors to files ({e})")))?;
     let names: BTreeSet<&String> = index.weight_map.values().collect();
-    let mut weights = Weights { files: vec![path.into()], entries: BTreeMap::new(), passed_over: Vec::new() };
+    let mut weights =
+        Weights { files: vec![path.into()], entries: BTreeMap::new(), passed_over: Vec::new(), closed: BTreeMap::new() };
     for name in names {
         let mut parts = Path::new(name).components();
         if !matches!((parts.next(), parts.next()), (Some(Component::Normal(_)), None)) {

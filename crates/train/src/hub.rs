@@ -1,0 +1,134 @@
+//! Weights of the Hugging Face Hub: `hf:owner/name` or `hf:owner/name@revision` wherever a file of weights is named.
+//!
+//! What is fetched is `model.safetensors`, or the files of an index, or `pytorch_model.bin`, the first of these that there is, and
+//! `config.json` and `preprocessor_config.json` beside it, which say what it holds. They lie in the cache of Hugging Face's own programs,
+//! so that what these fetched is taken too; `twinsight_datasets::remote::hub` says what decides.
+
+use std::path::{Path, PathBuf};
+
+use twinsight_datasets::remote::{hub_id, is_remote};
+
+use crate::{Error, Result};
+
+/// The file of weights in the cache that `path` names in the Hub, fetched where that is needed; `None` where `path` is one of this machine.
+///
+/// # Errors
+/// An address of another kind, a repository without weights or a closed one, a network that fails; offline, weights that were never
+/// fetched; a build without the feature `hub`.
+pub fn weights(path: &Path) -> Result<Option<PathBuf>> {
+    let Some(name) = path.to_str().filter(|name| is_remote(name)) else { return Ok(None) };
+    if hub_id(name).is_none() {
+        return Err(Error::run(path, "weights are read from this machine or from the Hugging Face Hub (hf:owner/name)"));
+    }
+    fetch(name).map(Some)
+}
+
+#[cfg(not(feature = "hub"))]
+fn fetch(name: &str) -> Result<PathBuf> {
+    let instead = "fetch the repository's model.safetensors and config.json yourself and name their folder";
+    Err(Error::Config(twinsight_datasets::remote::left_out(name, "hub", instead)))
+}
+
+#[cfg(feature = "hub")]
+fn fetch(name: &str) -> Result<PathBuf> {
+    use twinsight_datasets::remote::Network;
+    use twinsight_datasets::remote::hub::{HubId, Repository};
+
+    /// What tells of the weights beside them.
+    const BESIDE: [&str; 2] = ["config.json", "preprocessor_config.json"];
+    const INDEX: &str = "model.safetensors.index.json";
+
+    let id = HubId::parse(name)?;
+    let hub = Repository::models(&id, name, Network::of_process())?;
+    let revision = id.revision.as_deref();
+    if !hub.is_offline() {
+        hub.note("looking for weights");
+    }
+    for file in BESIDE {
+        hub.get(file, revision)?;
+    }
+    for file in ["model.safetensors", INDEX, "pytorch_model.bin"] {
+        let Some(path) = hub.get(file, revision)? else { continue };
+        if file == INDEX {
+            for shard in shards(&path).map_err(|reason| hub.wrong(reason))? {
+                let found = hub.get(&shard, revision)?;
+                found.ok_or_else(|| hub.wrong(format!("its index names the file `{shard}`, which is not there")))?;
+            }
+        }
+        return Ok(path);
+    }
+    let place = if hub.is_offline() {
+        "the cache has none of its weights, and nothing is fetched offline".to_string()
+    } else {
+        format!("holds none of model.safetensors, {INDEX} and pytorch_model.bin")
+    };
+    Err(hub.wrong(place).into())
+}
+
+/// The files that an index of weights names, each once. They lie beside it: no other name is asked for.
+#[cfg(feature = "hub")]
+fn shards(index: &Path) -> Result<Vec<String>, String> {
+    use std::path::Component;
+
+    /// The longest index that is read.
+    const LONGEST: u64 = 64 << 20;
+    let damaged = |e: &dyn std::fmt::Display| format!("its index of weights can't be read: {e}");
+    let length = std::fs::metadata(index).map_err(|e| damaged(&e))?.len();
+    if length > LONGEST {
+        return Err(damaged(&format!("it has {length} bytes")));
+    }
+    let text = std::fs::read(index).map_err(|e| damaged(&e))?;
+    let value: serde_json::Value = serde_json::from_slice(&text).map_err(|e| damaged(&e))?;
+    let map = value["weight_map"].as_object().ok_or_else(|| damaged(&"it has no `weight_map`"))?;
+    let names: std::collections::BTreeSet<&str> = map.values().filter_map(|v| v.as_str()).collect();
+    let inside = |name: &str| {
+        let mut parts = Path::new(name).components();
+        let plain = matches!((parts.next(), parts.next()), (Some(Component::Normal(_)), None));
+        if plain && !name.contains(['/', '\\']) && !name.starts_with('.') {
+            Ok(name.to_string())
+        } else {
+            Err(format!("its index names the file `{name}`; the files of an index must lie beside it"))
+        }
+    };
+    names.into_iter().map(inside).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_no_name_of_the_hub_is_left_alone_or_refused() -> anyhow::Result<()> {
+        assert_eq!(weights(Path::new("runs/a"))?, None);
+        let told = |name: &str| weights(Path::new(name)).expect_err(name).to_string();
+        assert!(told("s3://b/model.safetensors").contains("hf:owner/name"));
+        if cfg!(feature = "hub") {
+            assert!(told("hf:someone").contains("expected hf:owner/name"));
+            assert!(told("hf:a/b:small").contains("no configurations"));
+        } else {
+            assert!(told("hf:a/b").contains("--features hub"));
+        }
+        Ok(())
+    }
+
+    #[cfg(feature = "hub")]
+    #[test]
+    fn an_index_names_what_lies_beside_it() -> anyhow::Result<()> {
+        let dir = tempfile::tempdir()?;
+        let path = dir.path().join("index.json");
+        let of = |text: &str| -> anyhow::Result<Result<Vec<String>, String>> {
+            std::fs::write(&path, text)?;
+            Ok(shards(&path))
+        };
+        let names = of(r#"{"weight_map":{"a":"2.safetensors","b":"1.safetensors","c":"2.safetensors"}}"#)?;
+        assert_eq!(names, Ok(vec!["1.safetensors".to_string(), "2.safetensors".into()]));
+        for name in ["../x", "/x", "a/x", ".", "..", ".hidden", r"..\\x", ""] {
+            let told = of(&format!(r#"{{"weight_map":{{"a":"{name}"}}}}"#))?.expect_err(name);
+            assert!(told.contains("must lie beside it"), "{name}: {told}");
+        }
+        for text in ["{", "[]", r#"{"weight_map":3}"#] {
+            assert!(of(text)?.expect_err(text).contains("can't be read"), "{text}");
+        }
+        Ok(())
+    }
+}
