@@ -197,7 +197,9 @@ pub struct SettingArgs {
 pub enum PrecisionArg {
     /// Everything in 32 bits.
     F32,
-    /// ResNets keep what the backward pass needs as bfloat16, in half the memory.
+    /// As f32, but GPUs may multiply in TF32.
+    Tf32,
+    /// On a GPU, products and the encoder's activations in bfloat16; on the CPU, ResNets keep what the backward pass needs so, in half the memory.
     Bf16,
 }
 
@@ -206,6 +208,7 @@ impl PrecisionArg {
     pub fn name(self) -> &'static str {
         match self {
             Self::F32 => "f32",
+            Self::Tf32 => "tf32",
             Self::Bf16 => "bf16",
         }
     }

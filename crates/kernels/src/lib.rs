@@ -47,7 +47,7 @@ pub use layer_norm::layer_norm;
 pub use linear::linear;
 pub use loss::cross_entropy_soft;
 pub use pool::{global_avg_pool, max_pool2d};
-pub use precision::{allow_tf32, tf32_allowed};
+pub use precision::{allow_tf32, takes_bf16, tf32_allowed};
 pub use softmax::{l2_normalize, log_softmax, softmax};
 pub use transformer::{Affine, TransformerParameters, transformer_block, transformer_blocks};
 pub use update::ema;

@@ -11,7 +11,7 @@ use candle_core::{DType, Result, bail};
 use libloading::Library;
 
 use super::launch::{Arg, Engine, Upload};
-use super::source::{SOURCES, Source};
+use super::source::{ELEMENTWISE, SOURCES, Source};
 
 /// Elements before and after a buffer that no kernel may touch.
 const GUARD: usize = 64;
@@ -106,7 +106,7 @@ impl Host {
 
 fn compiled(source: &Source, folder: &Path) -> Library {
     let here = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/cuda/host.h");
-    let kernels: String = source.kernels.iter().map(|k| format!("HOST_KERNEL({k})\n")).collect();
+    let kernels: String = source.kernels().iter().map(|k| format!("HOST_KERNEL({k})\n")).collect();
     let text = format!("#include \"{}\"\n{}\n{kernels}", here.display(), source.text);
     let (file, library) = (folder.join(format!("{}.cpp", source.name)), folder.join(format!("{}.so", source.name)));
     std::fs::write(&file, text).expect("a source is written");
@@ -273,13 +273,13 @@ fn nvrtc_compiles_every_source() {
         let ptx = nvrtc.compile(source, &capability).unwrap_or_else(|log| panic!("{}: {log}", source.name));
         let entries: Vec<&str> =
             ptx.split(".visible .entry ").skip(1).map(|rest| rest.split('(').next().unwrap_or_default()).collect();
-        for kernel in source.kernels {
-            assert!(entries.contains(kernel), "{}: no entry {kernel} in the PTX, which has {entries:?}", source.name);
+        for kernel in source.kernels() {
+            assert!(entries.contains(&kernel), "{}: no entry {kernel} in the PTX, which has {entries:?}", source.name);
         }
-        assert_eq!(entries.len(), source.kernels.len(), "{}: {entries:?}", source.name);
+        assert_eq!(entries.len(), source.kernels().len(), "{}: {entries:?}", source.name);
         assert!(!ptx.contains(".f64") || source.name == "batch_norm", "{}: double precision where none was meant", source.name);
     }
-    let wrong = Source { name: "wrong", text: "__global__ void f() { nothing(); }", kernels: &[] };
+    let wrong = Source { name: "wrong", text: "__global__ void f() { nothing(); }" };
     assert!(nvrtc.compile(&wrong, &capability).expect_err("does not compile").contains("nothing"));
 }
 
@@ -291,7 +291,7 @@ fn a_launch_with_other_arguments_than_the_kernel_takes_is_refused() {
     let args = vec![Arg::Null, Arg::Out(&mut y), Arg::Int(4)];
     // SAFETY: the kernel is not run.
     let error =
-        unsafe { host.start(SOURCES[0], "relu_f32", [1, 1, 1], 32, args) }.expect_err("an int for a long long").to_string();
+        unsafe { host.start(&ELEMENTWISE, "relu_f32", [1, 1, 1], 32, args) }.expect_err("an int for a long long").to_string();
     assert!(error.contains("parameters are not ppi"), "{error}");
     y.bytes[GUARD + 1] = 0;
     assert!(std::panic::catch_unwind(|| y.check()).is_err(), "a write behind a buffer is seen");

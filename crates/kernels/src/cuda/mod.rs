@@ -7,7 +7,9 @@
 // Without the feature only the tests use this module.
 #![cfg_attr(not(feature = "cuda"), allow(dead_code))]
 
+pub(crate) mod attention;
 pub(crate) mod batch_norm;
+pub(crate) mod columns;
 #[cfg(feature = "cudnn")]
 pub(crate) mod conv;
 #[cfg(feature = "cuda")]
@@ -16,6 +18,11 @@ pub(crate) mod elementwise;
 #[cfg(test)]
 mod emulated;
 pub(crate) mod launch;
+pub(crate) mod layer_norm;
+pub(crate) mod pool;
+pub(crate) mod rows;
 mod source;
 #[cfg(feature = "cuda")]
 pub(crate) mod tensor;
+mod tiles;
+pub(crate) mod update;
