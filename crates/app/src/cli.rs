@@ -411,6 +411,9 @@ pub struct KnnArgs {
     /// Where vectors come from: pooled, patch-mean, class+mean, last-N, last-N+mean or depth-N.
     #[arg(long, default_value = "pooled")]
     pub features: String,
+    /// Where the encoder runs.
+    #[command(flatten)]
+    pub on: DeviceArgs,
 }
 
 /// What nearness means.
@@ -445,6 +448,14 @@ pub struct EmbedArgs {
     /// Where vectors come from: pooled, patch-mean, class+mean, last-N, last-N+mean or depth-N.
     #[arg(long, default_value = "pooled")]
     pub features: String,
+    /// Where the encoder runs.
+    #[command(flatten)]
+    pub on: DeviceArgs,
+}
+
+/// What computes a trained encoder's vectors.
+#[derive(Debug, Args)]
+pub struct DeviceArgs {
     /// What computes: cpu, cuda, cuda:N or metal, where the program was built for it.
     #[arg(long, default_value = "cpu")]
     pub device: String,
@@ -505,6 +516,9 @@ pub struct ExportArgs {
 pub struct AttentionArgs {
     /// A run folder, or an encoder file.
     pub run: PathBuf,
+    /// Where the encoder runs.
+    #[command(flatten)]
+    pub on: DeviceArgs,
     /// The image.
     pub image: PathBuf,
     /// The folder for the pictures.
@@ -567,6 +581,9 @@ pub struct EvalArgs {
     /// Where vectors come from: pooled, patch-mean, class+mean, last-N, last-N+mean or depth-N.
     #[arg(long, default_value = "pooled")]
     pub features: String,
+    /// Where the encoder runs.
+    #[command(flatten)]
+    pub on: DeviceArgs,
 }
 
 /// `classify`.
@@ -610,6 +627,9 @@ pub struct ClassifyArgs {
     /// Where vectors come from: pooled, patch-mean, class+mean, last-N, last-N+mean or depth-N.
     #[arg(long, default_value = "pooled")]
     pub features: String,
+    /// Where the encoder runs.
+    #[command(flatten)]
+    pub on: DeviceArgs,
 }
 
 /// `search`.
@@ -631,6 +651,9 @@ pub struct SearchArgs {
     /// Where vectors come from: pooled, patch-mean, class+mean, last-N, last-N+mean or depth-N.
     #[arg(long, default_value = "pooled")]
     pub features: String,
+    /// Where the encoder runs.
+    #[command(flatten)]
+    pub on: DeviceArgs,
 }
 
 /// `duplicates`.
@@ -654,6 +677,9 @@ pub struct DuplicatesArgs {
     /// Where vectors come from: pooled, patch-mean, class+mean, last-N, last-N+mean or depth-N.
     #[arg(long, default_value = "pooled")]
     pub features: String,
+    /// Where the encoder runs.
+    #[command(flatten)]
+    pub on: DeviceArgs,
 }
 
 /// `cluster`.
@@ -676,6 +702,9 @@ pub struct ClusterArgs {
     /// Where vectors come from: pooled, patch-mean, class+mean, last-N, last-N+mean or depth-N.
     #[arg(long, default_value = "pooled")]
     pub features: String,
+    /// Where the encoder runs.
+    #[command(flatten)]
+    pub on: DeviceArgs,
 }
 
 /// `report`.

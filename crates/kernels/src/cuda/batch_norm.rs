@@ -253,7 +253,7 @@ mod on_device {
     ) -> Result<Tensor> {
         let (x, var) = (x.contiguous()?, var.detach().contiguous()?);
         let c = x.dim(D::Minus1)?;
-        let sizes = Sizes { c, rows: if c == 0 { 0 } else { x.elem_count() / c }, groups: 1 };
+        let sizes = Sizes { c, rows: x.elem_count().checked_div(c).unwrap_or(0), groups: 1 };
         let scale = tensor(scale(&gpu(&x)?, Reading::of(&var)?.view()?, c, config.eps)?, c);
         let affine = Affine { weight: made(weight)?, bias: made(bias)?, mean: mean.detach().contiguous()?, scale };
         affine.graph(&x, [weight, bias], residual, sizes, config.relu, false)

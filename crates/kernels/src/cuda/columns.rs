@@ -49,7 +49,7 @@ pub(crate) use on_device::linear;
 
 #[cfg(feature = "cuda")]
 mod on_device {
-    use candle_core::{D, DType, Result, Tensor};
+    use candle_core::{DType, Result, Tensor};
 
     use super::super::launch::View;
     use super::super::tensor::{Reading, gpu, product, recorded3, tensor};

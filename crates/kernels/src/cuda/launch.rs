@@ -68,6 +68,7 @@ impl<'a, B> Arg<'a, B> {
     }
 
     /// The letter of the argument's kind: pointer, int, long long, float.
+    #[cfg(test)]
     pub fn letter(&self) -> char {
         match self {
             Self::In(..) | Self::Changed(..) | Self::Out(_) | Self::Null => 'p',

@@ -17,6 +17,7 @@ mod device;
 pub(crate) mod elementwise;
 #[cfg(test)]
 mod emulated;
+pub(crate) mod epps_pulley;
 pub(crate) mod launch;
 pub(crate) mod layer_norm;
 pub(crate) mod pool;

@@ -109,12 +109,16 @@ pub(crate) fn cross_entropy<E: Engine>(e: &E, [x, t]: [View<'_, E::Buffer>; 2], 
     let mut each = e.alloc(DType::F32, size.rows)?;
     // SAFETY: `x` and `t` have `rows` rows of `k` numbers, and `each` a place for each row.
     unsafe { size.start(e, "cross_entropy", DType::F32, vec![x.arg(), t.arg(), Arg::Out(&mut each)], None)? };
-    let mut mean = e.alloc(DType::F32, 1)?;
-    let args =
-        vec![Arg::In(&each, 0), Arg::Out(&mut mean), Arg::Long(size.rows as i64), Arg::Float(1.0 / size.rows.max(1) as f32)];
-    // SAFETY: the block stops at `rows`.
+    total(e, &each, size.rows, 1.0 / size.rows.max(1) as f64)
+}
+
+/// The sum of the first `n` numbers times a factor: one number.
+pub(crate) fn total<E: Engine>(e: &E, x: &E::Buffer, n: usize, factor: f64) -> Result<E::Buffer> {
+    let mut sum = e.alloc(DType::F32, 1)?;
+    let args = vec![Arg::In(x, 0), Arg::Out(&mut sum), Arg::Long(n as i64), Arg::Float(factor as f32)];
+    // SAFETY: the block stops at `n`.
     unsafe { launch(e, &ROWS, "total", [1, 1, 1], THREADS, args)? };
-    Ok(mean)
+    Ok(sum)
 }
 
 /// The gradient to `x`, where `g` is one number on the device.

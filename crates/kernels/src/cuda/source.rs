@@ -31,6 +31,7 @@ sources! {
     BATCH_NORM "batch_norm";
     COLUMNS "columns";
     ELEMENTWISE "elementwise";
+    EPPS_PULLEY "epps_pulley";
     LAYER_NORM "layer_norm";
     POOL "pool";
     ROWS "rows";

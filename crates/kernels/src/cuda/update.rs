@@ -356,7 +356,7 @@ mod tests {
                 (SgdConfig { momentum: 0.9, nesterov: false }, LarsConfig { trust_coefficient: 0.02, eps: 1e-8, clip });
             let case = Case::new(&host, 3)?;
             // Without a decay there is no ratio.
-            let decay = |i: usize| if i % 2 == 0 { 0.1 } else { 0.0 };
+            let decay = |i: usize| if i.is_multiple_of(2) { 0.1 } else { 0.0 };
             crate::update::lars(&case.sgd_tensors(decay, 1.0), config, rule)?;
             let rows = case.rows(&host, |i| (0.1 * (i + 1) as f32, decay(i) as f32))?;
             // SAFETY: the addresses are those of buffers of the rows' lengths, which outlive the call.
@@ -365,7 +365,7 @@ mod tests {
         }
         let config = AdamwConfig { beta1: 0.9, beta2: 0.99, eps: 1e-8, step: 3 };
         let case = Case::new(&host, 4)?;
-        fn tensor(v: &Vec<Var>) -> AdamwTensor<'_> {
+        fn tensor(v: &[Var]) -> AdamwTensor<'_> {
             AdamwTensor { param: &v[0], grad: &v[1], first: &v[2], second: &v[3], lr: 0.01, weight_decay: 0.1 }
         }
         let sums = {
@@ -375,7 +375,7 @@ mod tests {
         let rows = case.rows(&host, |_| ((0.01 / (1.0 - 0.9f64.powi(3))) as f32, 1.0 - 0.001))?;
         // SAFETY: as above.
         close("square sums", &unsafe { square_sums(&host, &rows)? }.read(), &sums, 1e-5);
-        crate::update::adamw(&case.vars.iter().map(tensor).collect::<Vec<_>>(), config)?;
+        crate::update::adamw(&case.vars.iter().map(|v| tensor(v)).collect::<Vec<_>>(), config)?;
         // SAFETY: as above.
         unsafe { adamw(&host, &rows, config)? };
         case.agree("adamw")
