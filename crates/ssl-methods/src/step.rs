@@ -23,7 +23,7 @@ use crate::{At, Error, LossOutput, Method, Outputs, Result};
 pub struct Backward {
     /// What the method made of the batch; its loss is outside of any graph.
     pub output: LossOutput,
-    /// The gradients of all trainable parameters; `None` where the loss is not finite.
+    /// The gradients of all trainable parameters; `None` where the loss is not finite and the backward pass was not made.
     pub gradients: Option<Gradients>,
 }
 
@@ -36,13 +36,9 @@ pub fn backward(method: &mut dyn Method, views: &[Tensor], at: &At, micro_batch:
     let n = check_views(method.views(), views)?;
     if micro_batch == 0 || micro_batch >= n {
         let output = method.loss(views, at)?;
-        let collect = |loss: &Tensor| Gradients::collect(&loss.backward()?, method.student());
-        let gradients = if output.loss.device().is_cpu() {
-            finite(&output)?.then(|| collect(&output.loss)).transpose()?
-        } else {
-            // To look at the loss is to wait for the device, which has the backward pass to work on meanwhile.
-            let gradients = collect(&output.loss)?;
-            finite(&output)?.then_some(gradients)
+        let gradients = match finite(&output)? {
+            true => Some(Gradients::collect(&output.loss.backward()?, method.student())?),
+            false => None,
         };
         return Ok(Backward { output: detached(output), gradients });
     }

@@ -264,7 +264,15 @@ impl Trainer {
                 return error;
             }
             let part = if micro_batch == 0 { batch } else { micro_batch.min(batch) };
-            let at = self.at(self.state.step);
+            let step = self.state.step;
+            let at = At {
+                step,
+                epoch: step / self.per_epoch,
+                steps_per_epoch: self.per_epoch,
+                epochs: self.config.epochs,
+                seed: self.config.seed,
+                precision: self.config.network.precision,
+            };
             let fits = crate::memory::measure(&mut *self.method, &self.device, &at, part);
             crate::device::out_of_memory(&self.config.device, part, fits)
         })
@@ -399,18 +407,6 @@ impl Trainer {
         trained
     }
 
-    /// Where step number `step` is in the run.
-    fn at(&self, step: u64) -> At {
-        At {
-            step,
-            epoch: step / self.per_epoch,
-            steps_per_epoch: self.per_epoch,
-            epochs: self.config.epochs,
-            seed: self.config.seed,
-            precision: self.config.network.precision,
-        }
-    }
-
     fn steps(
         &mut self,
         loader: &mut Loader,
@@ -426,7 +422,14 @@ impl Trainer {
         while self.state.step < total {
             let begun = Instant::now();
             let step = self.state.step;
-            let at = self.at(step);
+            let at = At {
+                step,
+                epoch: step / self.per_epoch,
+                steps_per_epoch: self.per_epoch,
+                epochs: self.config.epochs,
+                seed: self.config.seed,
+                precision: self.config.network.precision,
+            };
             let rate = lr.at(if self.config.schedule.by_epoch { step - step % self.per_epoch } else { step });
             let batch = loader.next_batch()?;
             let Backward { output: out, gradients } = backward(&mut *self.method, &batch.views, &at, self.config.micro_batch)?;
