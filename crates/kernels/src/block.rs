@@ -147,7 +147,13 @@ pub fn conv_blocks(x: &Tensor, blocks: &[BlockParts<'_>], eps: f64, groups: usiz
     }
     if !on_cpu(x) {
         let half = keep == Keep::Bf16 && crate::takes_bf16(x.device());
-        let (mut y, mut statistics) = (if half { x.to_dtype(DType::BF16)? } else { x.clone() }, Vec::new());
+        let x = if half { x.to_dtype(DType::BF16)? } else { x.clone() };
+        #[cfg(feature = "cudnn")]
+        if crate::cuda::tensor::serves(&x) {
+            let settings = crate::cuda::block::Settings { eps, groups };
+            return crate::cuda::block::conv_blocks(crate::cuda::block::OnDevice, &x, blocks, settings);
+        }
+        let (mut y, mut statistics) = (x, Vec::new());
         for block in blocks {
             let out = composed(&y, &block.path, block.shortcut, eps, groups)?;
             statistics.extend(out.statistics);

@@ -8,7 +8,9 @@
 //!
 //! On the CPU the operations are hand-written with hand-written backward passes, run on rayon's current pool, and give
 //! the same bits whatever its number of threads: sums are cut into blocks by size alone, and these are added in a fixed
-//! order. On any other device they fall back to [`composed`], the same mathematics as a chain of candle operations.
+//! order. On CUDA (feature `cuda`) they are kernels compiled at run time, and convolutions cuDNN's (feature `cudnn`); many of them take
+//! bfloat16 activations there ([`takes_bf16`]). On any other device they fall back to [`composed`], the same mathematics as a chain of
+//! candle operations.
 
 mod activation;
 mod allocator;

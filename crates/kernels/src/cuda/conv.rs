@@ -61,7 +61,7 @@ pub(crate) fn conv2d(x: &Tensor, weight: &Tensor, geometry: Geometry) -> Result<
 
 /// A pass over contiguous channels-last tensors of one type. Where cuDNN has no algorithm for them, in planes of `f32` instead, which it has for
 /// everything, between copies.
-fn any_layout(geometry: Geometry, pass: Pass, inputs: [&Tensor; 2]) -> Result<CudaStorage> {
+pub(super) fn any_layout(geometry: Geometry, pass: Pass, inputs: [&Tensor; 2]) -> Result<CudaStorage> {
     let kind = inputs[0].dtype();
     let device = gpu(inputs[0])?.0;
     let run = |[a, b]: [&Tensor; 2], layout: Layout| {
@@ -102,7 +102,7 @@ enum Layout {
 
 /// What is computed of what.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-enum Pass {
+pub(super) enum Pass {
     /// The result, of the input and the weight.
     Forward,
     /// The gradient to the input, of that to the result and the weight.

@@ -29,6 +29,14 @@ template <class F, class T> __device__ inline void unary_backward(const T *at, c
     }
 }
 
+// a += b, in place.
+template <class T> __device__ inline void add(T *a, const T *b, i64 n) {
+    i64 step = (i64)gridDim.x * blockDim.x;
+    for (i64 i = (i64)blockIdx.x * blockDim.x + threadIdx.x; i < n; i += step) narrow(widened(a[i]) + widened(b[i]), a[i]);
+}
+
+extern "C" __global__ void add_f32(float *a, const float *b, i64 n) { add(a, b, n); }
+extern "C" __global__ void add_bf16(bf16 *a, const bf16 *b, i64 n) { add(a, b, n); }
 extern "C" __global__ void relu_f32(const float *x, float *y, i64 n) { unary<Relu>(x, y, n); }
 extern "C" __global__ void relu_bf16(const bf16 *x, bf16 *y, i64 n) { unary<Relu>(x, y, n); }
 extern "C" __global__ void relu_backward_f32(const float *y, const float *g, float *dx, i64 n) { unary_backward<Relu>(y, g, dx, n); }

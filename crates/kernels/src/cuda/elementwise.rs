@@ -51,6 +51,13 @@ pub(crate) fn backward<E: Engine>(
     Ok(dx)
 }
 
+/// a += b, of `n` elements, in place.
+pub(crate) fn add<E: Engine>(e: &E, kind: DType, a: View<'_, E::Buffer>, b: View<'_, E::Buffer>, n: usize) -> Result<()> {
+    let args = vec![Arg::Changed(a.buffer, a.offset), b.arg(), Arg::Long(n as i64)];
+    // SAFETY: the kernel's threads stop at element `n`, which both have.
+    unsafe { launch(e, &ELEMENTWISE, &kernel_of("add", kind)?, [blocks_for(n), 1, 1], THREADS, args) }
+}
+
 /// The function of a tensor on a CUDA device.
 #[cfg(feature = "cuda")]
 pub(crate) fn activation(x: &Tensor, f: Activation) -> Result<Tensor> {
@@ -97,6 +104,12 @@ mod tests {
                     let dx = backward(&host, f, kind, at, vg, n)?;
                     close(&format!("{f:?} {kind:?} backward"), &dx.read(), &want_dx, tolerance);
                 }
+            }
+            for (kind, tolerance) in [(DType::F32, 1e-6), (DType::BF16, 1e-2)] {
+                let (a, b) = (host.floats(kind, &x, 2), host.floats(kind, &g, 0));
+                add(&host, kind, View { buffer: &a, offset: 2 }, View::all(&b), n)?;
+                let want: Vec<f32> = x.iter().zip(&g).map(|(x, g)| x + g).collect();
+                close(&format!("sum {kind:?}"), &a.read()[2..], &want, tolerance);
             }
         }
         Ok(())

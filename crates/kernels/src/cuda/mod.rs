@@ -9,6 +9,8 @@
 
 pub(crate) mod attention;
 pub(crate) mod batch_norm;
+#[cfg(any(feature = "cudnn", test))]
+pub(crate) mod block;
 pub(crate) mod columns;
 #[cfg(feature = "cudnn")]
 pub(crate) mod conv;
@@ -18,6 +20,8 @@ pub(crate) mod elementwise;
 #[cfg(test)]
 mod emulated;
 pub(crate) mod epps_pulley;
+#[cfg(any(feature = "cudnn", test))]
+mod graph;
 pub(crate) mod launch;
 pub(crate) mod layer_norm;
 pub(crate) mod pool;
