@@ -38,7 +38,7 @@ fn differentiate(device: &Device, inputs: &[Tensor], f: Function) -> Result<(Vec
     Ok((flat(&y)?, gradients))
 }
 
-/// Fails unless both devices agree. A shape with a transposed first input is tried too, so that strides and offsets are met.
+/// Fails unless both devices agree.
 fn agree(device: &Device, what: &str, shapes: &[&[usize]], tolerance: f64, f: Function) -> Result<()> {
     let inputs = shapes.iter().enumerate().map(|(i, s)| tensor(s, i as u64 + 1)).collect::<Result<Vec<_>>>()?;
     let (want, want_grads) = differentiate(&Device::Cpu, &inputs, f)?;
@@ -122,18 +122,39 @@ fn convolutions_give_what_the_cpu_gives() -> Result<()> {
     Ok(())
 }
 
+/// Two layers beside the identity.
+fn block(t: &[Tensor], keep: Keep) -> candle_core::Result<Tensor> {
+    let config = Conv2dConfig { padding: 1, ..Conv2dConfig::default() };
+    let layer = ConvNorm { weight: &t[1], scale: &t[2], shift: &t[3], config };
+    let parts = BlockParts { path: vec![layer, layer], shortcut: Shortcut::Identity };
+    conv_blocks(&t[0], &[parts], 1e-5, 2, keep).map(|out| out.y)
+}
+
+/// Two layers beside a convolution of half the size, after a layer alone.
+fn blocks(t: &[Tensor]) -> candle_core::Result<Tensor> {
+    let config = |stride, padding| Conv2dConfig { stride, padding, ..Conv2dConfig::default() };
+    let layer = |weight, config| ConvNorm { weight, scale: &t[4], shift: &t[5], config };
+    let stem = BlockParts { path: vec![layer(&t[1], config(1, 1))], shortcut: Shortcut::None };
+    let path = vec![layer(&t[2], config(2, 1)), layer(&t[2], config(1, 1))];
+    let side = BlockParts { path, shortcut: Shortcut::ConvNorm(layer(&t[3], config(2, 0))) };
+    conv_blocks(&t[0], &[stem, side], 1e-5, 1, Keep::F32).map(|out| out.y)
+}
+
+#[test]
+fn residual_blocks_give_what_the_cpu_gives() -> Result<()> {
+    let Some(device) = device() else { return Ok(()) };
+    let shapes: [&[usize]; 4] = [&[4, 8, 8, 16], &[16, 16, 3, 3], &[16], &[16]];
+    agree(&device, "a residual block", &shapes, 1e-3, |t| block(t, Keep::F32))?;
+    let shapes: [&[usize]; 6] = [&[4, 9, 7, 5], &[12, 5, 3, 3], &[12, 12, 3, 3], &[12, 12, 1, 1], &[12], &[12]];
+    agree(&device, "residual blocks", &shapes, 1e-3, blocks)
+}
+
 #[test]
 fn bfloat16_is_near_f32() -> Result<()> {
     let Some(device) = device() else { return Ok(()) };
     if !takes_bf16(&device) {
         return Ok(());
     }
-    let block = |t: &[Tensor], keep: Keep| {
-        let config = Conv2dConfig { padding: 1, ..Conv2dConfig::default() };
-        let layer = ConvNorm { weight: &t[1], scale: &t[2], shift: &t[3], config };
-        let parts = BlockParts { path: vec![layer, layer], shortcut: Shortcut::Identity };
-        conv_blocks(&t[0], &[parts], 1e-5, 2, keep).map(|out| out.y)
-    };
     let shapes: [&[usize]; 4] = [&[4, 8, 8, 16], &[16, 16, 3, 3], &[16], &[16]];
     let inputs =
         shapes.iter().enumerate().map(|(i, s)| Ok(tensor(s, i as u64 + 1)?.to_device(&device)?)).collect::<Result<Vec<_>>>()?;
