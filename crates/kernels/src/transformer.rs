@@ -86,6 +86,11 @@ pub fn transformer_blocks(
     }
     if !on_cpu(x) {
         let kind = if keep == Keep::Bf16 && crate::takes_bf16(x.device()) { DType::BF16 } else { DType::F32 };
+        #[cfg(feature = "cuda")]
+        if crate::cuda::tensor::serves(x) {
+            let settings = crate::cuda::transformer::Settings { heads, eps, kind };
+            return crate::cuda::transformer::transformer_blocks(crate::cuda::transformer::OnDevice, x, blocks, settings);
+        }
         return blocks.iter().try_fold(x.clone(), |x, block| composed(&x, block, heads, eps, kind));
     }
     let flat = blocks
@@ -104,7 +109,7 @@ const OP: &str = "transformer_block";
 
 impl<'a> TransformerParameters<'a> {
     /// The layers by name, in the order in which the operation on the CPU takes their parameters.
-    fn layers(&self) -> [(&'static str, Affine<'a>); 6] {
+    pub(crate) fn layers(&self) -> [(&'static str, Affine<'a>); 6] {
         let Self { norm1, qkv, proj, norm2, fc1, fc2 } = *self;
         [("norm1", norm1), ("qkv", qkv), ("proj", proj), ("norm2", norm2), ("fc1", fc1), ("fc2", fc2)]
     }
@@ -112,13 +117,7 @@ impl<'a> TransformerParameters<'a> {
 
 /// One block as a chain of this crate's operations, its branches in `kind`.
 fn composed(x: &Tensor, block: &TransformerParameters<'_>, heads: usize, eps: f64, kind: DType) -> Result<Tensor> {
-    let norm = |x: &Tensor, layer: Affine<'_>| {
-        #[cfg(feature = "cuda")]
-        if crate::cuda::tensor::serves(x) {
-            return crate::cuda::layer_norm::layer_norm(x, layer.weight, layer.bias, eps, kind);
-        }
-        layer_norm(x, layer.weight, layer.bias, eps)?.to_dtype(kind)
-    };
+    let norm = |x: &Tensor, layer: Affine<'_>| layer_norm(x, layer.weight, layer.bias, eps)?.to_dtype(kind);
     let affine = |x: &Tensor, layer: Affine<'_>| linear(x, layer.weight, Some(layer.bias));
     let y = attention(&affine(&norm(x, block.norm1)?, block.qkv)?, heads)?;
     let middle = (x + affine(&y, block.proj)?.to_dtype(x.dtype())?)?;

@@ -54,8 +54,8 @@ pub(crate) fn join<E: Engine>(e: &E, kind: DType, apart: &[View<'_, E::Buffer>],
 pub(crate) use on_device::attention;
 
 #[cfg(feature = "cuda")]
-mod on_device {
-    use candle_core::{Result, Tensor};
+pub(crate) mod on_device {
+    use candle_core::{CudaStorage, Result, Tensor};
 
     use super::super::rows::{Size, softmax, softmax_backward};
     use super::super::tensor::{Reading, gpu, product, recorded1, tensor};
@@ -64,34 +64,51 @@ mod on_device {
     /// As [`crate::attention`], of a checked tensor on a CUDA device. The probabilities are kept for the backward pass.
     pub(crate) fn attention(qkv: &Tensor, heads: usize) -> Result<Tensor> {
         let qkv = qkv.contiguous()?;
+        let (y, p) = forward(&qkv.detach(), heads)?;
+        let shape = (qkv.dim(0)?, qkv.dim(1)?, qkv.dim(2)? / 3);
+        recorded1("attention", &qkv, y, shape, move |qkv, _, grad| backward(qkv, &p, grad, heads).map(Some))
+    }
+
+    fn sizes(qkv: &Tensor, heads: usize) -> Result<(Heads, Size, f64)> {
         let (n, t, packed) = qkv.dims3()?;
-        let (kind, d) = (qkv.dtype(), packed / (3 * heads));
-        let sizes = Heads { n, t, parts: 3, heads, d };
+        let d = packed / (3 * heads);
         let size = Size { rows: n * heads * t, k: t };
-        let scale = 1.0 / (d as f64).sqrt();
-        let [q, k, v] = apart(&qkv, sizes)?;
+        Ok((Heads { n, t, parts: 3, heads, d }, size, 1.0 / (d as f64).sqrt()))
+    }
+
+    /// The result (n, t, heads · d), and the probabilities (n · heads, t, t).
+    pub(crate) fn forward(qkv: &Tensor, heads: usize) -> Result<(CudaStorage, Tensor)> {
+        let kind = qkv.dtype();
+        let (sizes, size, scale) = sizes(qkv, heads)?;
+        let Heads { n, t, d, .. } = sizes;
+        let [q, k, v] = apart(qkv, sizes)?;
         let scores = tensor(product(&q, &k.t()?)?, (n * heads, t, t));
-        let p = softmax(&gpu(&qkv)?, kind, Reading::of(&scores)?.view()?, size, scale)?;
+        let p = softmax(&gpu(qkv)?, kind, Reading::of(&scores)?.view()?, size, scale)?;
         drop(scores);
         let p = tensor(p, (n * heads, t, t));
         let out = tensor(product(&p, &v)?, (n * heads, t, d));
-        let y = join(&gpu(&qkv)?, kind, &[Reading::of(&out)?.view()?], sizes)?;
-        recorded1("attention", &qkv, y, (n, t, heads * d), move |qkv, _, grad| {
-            let device = gpu(qkv)?;
-            // Copied apart again rather than kept.
-            let [q, k, v] = apart(qkv, sizes)?;
-            let g = split(&device, kind, Reading::of(grad)?.view()?, Heads { parts: 1, ..sizes })?;
-            let g = tensor(g, (n * heads, t, d));
-            let of = |buffer| tensor(buffer, (n * heads, t, d));
-            let dv = of(product(&p.t()?, &g)?);
-            let dp = tensor(product(&g, &v.t()?)?, (n * heads, t, t));
-            let ds = softmax_backward(&device, kind, [Reading::of(&p)?.view()?, Reading::of(&dp)?.view()?], size, scale)?;
-            let ds = tensor(ds, (n * heads, t, t));
-            let (dq, dk) = (of(product(&ds, &k)?), of(product(&ds.t()?, &q)?));
-            let parts = [Reading::of(&dq)?, Reading::of(&dk)?, Reading::of(&dv)?];
-            let views = [parts[0].view()?, parts[1].view()?, parts[2].view()?];
-            Ok(Some(tensor(join(&device, kind, &views, sizes)?, qkv.shape().clone())))
-        })
+        let y = join(&gpu(qkv)?, kind, &[Reading::of(&out)?.view()?], sizes)?;
+        Ok((y, p))
+    }
+
+    /// The gradient to `qkv`.
+    pub(crate) fn backward(qkv: &Tensor, p: &Tensor, grad: &Tensor, heads: usize) -> Result<Tensor> {
+        let (kind, device) = (qkv.dtype(), gpu(qkv)?);
+        let (sizes, size, scale) = sizes(qkv, heads)?;
+        let Heads { n, t, d, .. } = sizes;
+        // Copied apart again rather than kept.
+        let [q, k, v] = apart(qkv, sizes)?;
+        let g = split(&device, kind, Reading::of(grad)?.view()?, Heads { parts: 1, ..sizes })?;
+        let g = tensor(g, (n * heads, t, d));
+        let of = |buffer| tensor(buffer, (n * heads, t, d));
+        let dv = of(product(&p.t()?, &g)?);
+        let dp = tensor(product(&g, &v.t()?)?, (n * heads, t, t));
+        let ds = softmax_backward(&device, kind, [Reading::of(p)?.view()?, Reading::of(&dp)?.view()?], size, scale)?;
+        let ds = tensor(ds, (n * heads, t, t));
+        let (dq, dk) = (of(product(&ds, &k)?), of(product(&ds.t()?, &q)?));
+        let parts = [Reading::of(&dq)?, Reading::of(&dk)?, Reading::of(&dv)?];
+        let views = [parts[0].view()?, parts[1].view()?, parts[2].view()?];
+        Ok(tensor(join(&device, kind, &views, sizes)?, qkv.shape().clone()))
     }
 
     /// Queries, keys and values, (n · heads, t, d) each.

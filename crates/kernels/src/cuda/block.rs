@@ -3,11 +3,11 @@
 //!
 //! What the convolutions and norms are is left to [`Primitives`]: those of a CUDA device, or, in the tests, of the processor.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError};
 
 use candle_core::{DType, Result, Tensor, bail};
 
-use super::graph::{handed2, handed3};
+use super::graph::{Given, handed2, parameters};
 use crate::block::{BlockParts, ConvBlockOutput, ConvNorm, NormStatistics, Shortcut};
 use crate::conv::Geometry;
 
@@ -78,9 +78,6 @@ struct Block {
     identity: bool,
 }
 
-/// Gradients of the parameters, one triple a layer (weight, scale, shift), in the order of the statistics, once the backward pass has run.
-type Gradients = Arc<Mutex<Vec<Option<[Tensor; 3]>>>>;
-
 /// As [`crate::conv_blocks`], of checked tensors; `x` in the type that activations have.
 pub(crate) fn conv_blocks<P: Primitives>(
     p: P,
@@ -103,15 +100,16 @@ pub(crate) fn conv_blocks<P: Primitives>(
     if !track {
         return Ok(ConvBlockOutput { y, statistics });
     }
-    let gradients: Gradients = Arc::new(Mutex::new(vec![None; layers.len()]));
-    let token = tokens(&layers, &gradients)?;
-    let (kept, given) = (Mutex::new(Some(kept)), gradients);
+    let given = Given::default();
+    let all: Vec<&Tensor> = layers.iter().flat_map(|l| [l.weight, l.scale, l.shift]).collect();
+    let token = parameters(&all, &given)?;
+    let kept = Mutex::new(Some(kept));
     let y = handed2("conv-blocks", [x, &token], &y, move |[x, token], grad| {
         let Some(kept) = kept.lock().unwrap_or_else(PoisonError::into_inner).take() else {
             bail!("conv_block: the backward pass runs once for a forward pass")
         };
         let (dx, all) = backward(&p, kept, grad, x.track_op())?;
-        *given.lock().unwrap_or_else(PoisonError::into_inner) = all.into_iter().map(Some).collect();
+        *given.lock().unwrap_or_else(PoisonError::into_inner) = all.into_iter().flatten().map(Some).collect();
         Ok([dx, Some(token.zeros_like()?)])
     })?;
     Ok(ConvBlockOutput { y, statistics })
@@ -221,31 +219,6 @@ fn joined<P: Primitives>(p: &P, a: Option<Tensor>, b: Option<&Tensor>) -> Result
         (Some(a), Some(b)) => p.add(a, b).map(Some),
         (a, b) => Ok(a.or_else(|| b.cloned())),
     }
-}
-
-/// One tensor of the graph that stands for all parameters, since an operation has three inputs at most. Its value is a zero; the gradients come from
-/// `given`, which the operation behind it fills before candle walks on to it.
-fn tokens(layers: &[&ConvNorm<'_>], given: &Gradients) -> Result<Tensor> {
-    let Some(first) = layers.first() else { bail!("conv_block: no layers") };
-    let zero = Tensor::zeros(1, DType::F32, first.weight.device())?;
-    let mut token: Option<Tensor> = None;
-    for (i, layer) in layers.iter().enumerate() {
-        let given = Arc::clone(given);
-        let own = handed3("layer", [layer.weight, layer.scale, layer.shift], &zero, move |[w, a, b], _| {
-            let found = given.lock().unwrap_or_else(PoisonError::into_inner).get_mut(i).and_then(Option::take);
-            let Some([dw, da, db]) = found else { bail!("conv_block: the gradients of layer {i} were used up") };
-            let of = |t: &Tensor, gradient: Tensor| t.track_op().then_some(gradient);
-            Ok([of(w, dw), of(a, da), of(b, db)])
-        })?;
-        token = Some(match token {
-            None => own,
-            Some(before) => handed2("layers", [&before, &own], &zero, |[a, b], grad| {
-                let of = |t: &Tensor| t.track_op().then(|| grad.clone());
-                Ok([of(a), of(b)])
-            })?,
-        });
-    }
-    token.map_or_else(|| Ok(zero), Ok)
 }
 
 #[cfg(feature = "cudnn")]

@@ -48,8 +48,8 @@ pub(crate) fn add_row<E: Engine>(
 pub(crate) use on_device::linear;
 
 #[cfg(feature = "cuda")]
-mod on_device {
-    use candle_core::{DType, Result, Tensor};
+pub(crate) mod on_device {
+    use candle_core::{CudaStorage, DType, Result, Tensor};
 
     use super::super::launch::View;
     use super::super::tensor::{Reading, gpu, product, recorded3, tensor};
@@ -58,38 +58,50 @@ mod on_device {
     /// As [`crate::linear`], of checked tensors on a CUDA device: products by cuBLAS in the type of `x`, to which the weight is rounded, and
     /// the bias added in place.
     pub(crate) fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
-        let kind = x.dtype();
         let x = x.contiguous()?;
         let (outputs, inputs) = weight.dims2()?;
         let rows: usize = x.dims()[..x.rank() - 1].iter().product();
         let mut shape = x.dims().to_vec();
         shape[x.rank() - 1] = outputs;
-        let cast = weight.detach().to_dtype(kind)?.contiguous()?;
-        let y = product(&x.detach().reshape((rows, inputs))?, &cast.t()?)?;
-        if let Some(bias) = bias {
-            let bias = bias.detach().contiguous()?;
-            add_row(&gpu(&x)?, kind, View::all(&y), Reading::of(&bias)?.view()?, rows, outputs)?;
-        }
+        let cast = weight.detach().to_dtype(x.dtype())?.contiguous()?;
+        let y = forward(&x.detach().reshape((rows, inputs))?, &cast, bias)?;
         let nothing = Tensor::zeros(0, DType::F32, x.device())?;
         let with_bias = bias.is_some();
-        let bias = bias.unwrap_or(&nothing);
-        recorded3("linear", [&x, weight, bias], y, shape, move |[x, weight, bias], _, grad| {
+        recorded3("linear", [&x, weight, bias.unwrap_or(&nothing)], y, shape, move |[x, weight, bias], _, grad| {
             let grad = grad.reshape((rows, outputs))?;
-            let dx = x.track_op().then(|| tensor(product(&grad, &cast)?, (rows, inputs)).reshape(x.shape())).transpose()?;
-            let dw = if weight.track_op() {
-                let x = x.detach().reshape((rows, inputs))?;
-                Some(tensor(product(&grad.t()?, &x)?, (outputs, inputs)).to_dtype(weight.dtype())?)
-            } else {
-                None
-            };
-            let db = if with_bias && bias.track_op() {
-                let sums = sums(&gpu(&grad)?, kind, Reading::of(&grad)?.view()?, rows, outputs)?;
-                Some(tensor(sums, outputs))
-            } else {
-                None
-            };
+            let dx = x.track_op().then(|| to_input(&grad, &cast)?.reshape(x.shape())).transpose()?;
+            let dw = weight.track_op().then(|| to_weight(&x.detach().reshape((rows, inputs))?, &grad)).transpose()?;
+            let db = (with_bias && bias.track_op()).then(|| to_bias(&grad)).transpose()?;
             Ok([dx, dw, db])
         })
+    }
+
+    /// x (rows, inputs) · weightᵀ + bias, of one type, but for the bias, which is `f32`.
+    pub(crate) fn forward(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<CudaStorage> {
+        let (rows, outputs) = (x.dim(0)?, weight.dim(0)?);
+        let y = product(x, &weight.t()?)?;
+        if let Some(bias) = bias {
+            let bias = bias.detach().contiguous()?;
+            add_row(&gpu(x)?, x.dtype(), View::all(&y), Reading::of(&bias)?.view()?, rows, outputs)?;
+        }
+        Ok(y)
+    }
+
+    /// The gradient to the input, (rows, inputs), of `grad` (rows, outputs).
+    pub(crate) fn to_input(grad: &Tensor, weight: &Tensor) -> Result<Tensor> {
+        Ok(tensor(product(grad, weight)?, (grad.dim(0)?, weight.dim(1)?)))
+    }
+
+    /// The gradient to the weight, (outputs, inputs) of `f32`.
+    pub(crate) fn to_weight(x: &Tensor, grad: &Tensor) -> Result<Tensor> {
+        tensor(product(&grad.t()?, x)?, (grad.dim(1)?, x.dim(1)?)).to_dtype(DType::F32)
+    }
+
+    /// The gradient to the bias, (outputs) of `f32`.
+    pub(crate) fn to_bias(grad: &Tensor) -> Result<Tensor> {
+        let (rows, outputs) = grad.dims2()?;
+        let sums = sums(&gpu(grad)?, grad.dtype(), Reading::of(grad)?.view()?, rows, outputs)?;
+        Ok(tensor(sums, outputs))
     }
 }
 

@@ -20,7 +20,6 @@ pub(crate) mod elementwise;
 #[cfg(test)]
 mod emulated;
 pub(crate) mod epps_pulley;
-#[cfg(any(feature = "cudnn", test))]
 mod graph;
 pub(crate) mod launch;
 pub(crate) mod layer_norm;
@@ -30,4 +29,5 @@ mod source;
 #[cfg(feature = "cuda")]
 pub(crate) mod tensor;
 mod tiles;
+pub(crate) mod transformer;
 pub(crate) mod update;
