@@ -4,8 +4,8 @@
 //! same sources behind a C++ compiler on the processor, with a fibre for every CUDA thread. So sources, launches and bounds are tested
 //! where there is no GPU.
 
-// Without the feature only the tests use this module.
-#![cfg_attr(not(feature = "cuda"), allow(dead_code))]
+// Without the features only the tests use all of this module.
+#![cfg_attr(not(feature = "cudnn"), allow(dead_code))]
 
 pub(crate) mod attention;
 pub(crate) mod batch_norm;
