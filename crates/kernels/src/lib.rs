@@ -8,7 +8,9 @@
 //!
 //! On the CPU the operations are hand-written with hand-written backward passes, run on rayon's current pool, and give
 //! the same bits whatever its number of threads: sums are cut into blocks by size alone, and these are added in a fixed
-//! order. On any other device they fall back to [`composed`], the same mathematics as a chain of candle operations.
+//! order. On CUDA (feature `cuda`) they are kernels compiled at run time, and convolutions cuDNN's (feature `cudnn`); many of them take
+//! bfloat16 activations there ([`takes_bf16`]). On any other device they fall back to [`composed`], the same mathematics as a chain of
+//! candle operations.
 
 mod activation;
 mod allocator;
@@ -21,11 +23,15 @@ pub mod composed;
 mod contrast;
 mod conv;
 mod cpu;
+#[cfg(any(feature = "cuda", test))]
+mod cuda;
+mod device_memory;
 mod epps_pulley;
 mod layer_norm;
 mod linear;
 mod loss;
 mod pool;
+mod precision;
 mod softmax;
 pub mod trace;
 mod transformer;
@@ -39,11 +45,13 @@ pub use block::{BlockParts, ConvBlockOutput, ConvNorm, Keep, NormStatistics, Sho
 pub use contrast::{log_sum_exp, row_max};
 pub use conv::{Conv2dConfig, conv2d};
 pub use cpu::simd::instruction_set;
+pub use device_memory::{DeviceMemory, device_memory};
 pub use epps_pulley::epps_pulley;
 pub use layer_norm::layer_norm;
 pub use linear::linear;
 pub use loss::cross_entropy_soft;
 pub use pool::{global_avg_pool, max_pool2d};
+pub use precision::{allow_tf32, takes_bf16, tf32_allowed};
 pub use softmax::{l2_normalize, log_softmax, softmax};
 pub use transformer::{Affine, TransformerParameters, transformer_block, transformer_blocks};
 pub use update::ema;
