@@ -3,9 +3,10 @@
 use fast_image_resize as fir;
 use fir::images::{TypedCroppedImage, TypedImage, TypedImageRef};
 use fir::pixels::{U8, U8x2, U8x3, U8x4, U16, U16x2, U16x3, U16x4};
-use fir::{CropBox, FilterType, PixelTrait, ResizeAlg, ResizeOptions, Resizer};
+use fir::{FilterType, PixelTrait, ResizeAlg, ResizeOptions, Resizer};
 use image::DynamicImage;
 
+use crate::drawn::Window;
 use crate::error::{Error, Result};
 use crate::pixels::Pixels;
 use crate::raster::{Levels, Raster};
@@ -22,15 +23,6 @@ pub struct Region {
     pub width: u32,
     /// Height in pixels.
     pub height: u32,
-}
-
-/// The part of an image that fills a view.
-#[derive(Debug, Clone, Copy)]
-pub(crate) enum Window {
-    /// Cut out, then resized: pixels beyond the edge of the region do not count.
-    Cut(Region),
-    /// A part, perhaps of fractional pixels, of the whole image resized: pixels beyond its edge count where the kernel reaches them.
-    Part(CropBox),
 }
 
 /// The resizer and its buffers, kept from one call to the next.
@@ -224,8 +216,8 @@ impl Job {
                 let cut = TypedCroppedImage::from_ref(&source, r.left, r.top, r.width, r.height).map_err(|e| failed(&e))?;
                 resizer.resize_typed(&cut, &mut target, &options)
             }
-            Window::Part(part) => {
-                let options = options.crop(part.left, part.top, part.width, part.height);
+            Window::Part { left, top, width, height } => {
+                let options = options.crop(left, top, width, height);
                 resizer.resize_typed(&source, &mut target, &options)
             }
         }
@@ -250,7 +242,7 @@ mod tests {
         for (w, h, shorter, size) in [(90, 61, 40, 32), (61, 90, 37, 30), (33, 100, 64, 64), (32, 32, 32, 32)] {
             let image = picture(w, h);
             let (left, top, width, height) = center_window(w, h, shorter, size);
-            let part = Window::Part(CropBox { left, top, width, height });
+            let part = Window::Part { left, top, width, height };
             let mut once = Pixels::default();
             load(&image, part, Interpolation::Bilinear, (size, size, 3), &mut Resample::default(), &mut once).unwrap();
 
