@@ -28,8 +28,10 @@ mod loss;
 mod pool;
 mod softmax;
 pub mod trace;
+pub mod transfer;
 mod transformer;
 pub mod update;
+pub mod views;
 
 pub use activation::{gelu, relu};
 pub use allocator::CachingAllocator;

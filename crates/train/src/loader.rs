@@ -10,6 +10,9 @@
 //! one batch keeps all threads busy. Two batches are in the making at a time, so that no thread waits for the last block of one; their
 //! blocks are taken in order, so that the earlier batch is ready first. At most `threads + 2` batches are held at once, and fewer where
 //! they would take more than half a gigabyte.
+//!
+//! Where a [`ViewRenderer`] has the images, the threads only draw: order, epochs and streams are the same, and the renderer makes the
+//! pixels when the batch is taken.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -22,10 +25,12 @@ use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng;
 use rayon::ThreadPool;
-use twinsight_augment::{DrawKey, Excerpt, ViewPlan, needed, render_excerpt};
+use twinsight_augment::{DrawKey, DrawnView, Excerpt, ViewPlan, needed, render_excerpt};
 use twinsight_datasets::{Dataset, Part, Rect};
+use twinsight_kernels::transfer::{HostBuffer, Transfers, Upload};
 
 use crate::picture::Picture;
+use crate::renderer::{DrawnBatch, ViewRenderer};
 use crate::{Error, Result};
 
 /// What the loader needs to know.
@@ -57,12 +62,24 @@ pub struct Batch {
 pub struct Loader {
     shared: Arc<Shared>,
     threads: Vec<JoinHandle<()>>,
-    device: Device,
+    renderer: Option<Box<dyn ViewRenderer>>,
+    /// The next batch, on its way to the device.
+    coming: Option<(u64, Coming)>,
     waited: Duration,
+}
+
+/// A batch whose copy to the device has begun.
+struct Coming {
+    views: Vec<Upload>,
+    samples: Vec<usize>,
 }
 
 struct Shared {
     config: LoaderConfig,
+    /// What views are drawn for, where a renderer makes them: the images' widths and heights.
+    sizes: Option<Arc<Vec<(u32, u32)>>>,
+    /// Memory that batches are made in, and their way to the device.
+    transfers: Transfers,
     per_epoch: u64,
     ahead: u64,
     /// The threads that make views.
@@ -85,9 +102,12 @@ struct State {
     order: Option<(u64, Arc<Vec<u32>>)>,
 }
 
-struct Raw {
-    views: Vec<Vec<f32>>,
-    samples: Vec<usize>,
+/// What the threads make of a batch.
+enum Raw {
+    /// Its views, and the samples.
+    Made(Vec<HostBuffer>, Vec<usize>),
+    /// What a renderer is to make.
+    Drawn(DrawnBatch),
 }
 
 /// What was read of an image.
@@ -104,7 +124,25 @@ impl Loader {
     /// # Errors
     /// Fewer images than one batch, or a view plan that does not hold together.
     pub fn start(config: LoaderConfig, first: u64, device: &Device) -> Result<Self> {
+        Self::start_with(config, first, device, None)
+    }
+
+    /// As [`Loader::start`]; `renderer` has all the images and makes the views, which are drawn here.
+    ///
+    /// # Errors
+    /// As [`Loader::start`]; a renderer of another number of images.
+    pub fn start_with(
+        config: LoaderConfig,
+        first: u64,
+        device: &Device,
+        renderer: Option<Box<dyn ViewRenderer>>,
+    ) -> Result<Self> {
         config.plan.check()?;
+        let sizes = renderer.as_ref().map(|r| r.sizes());
+        if let Some(found) = sizes.as_ref().map(|s| s.len()).filter(|&found| found != config.dataset.len()) {
+            let expected = config.dataset.len();
+            return Err(Error::Config(format!("views are made of {found} images, and the data set has {expected}")));
+        }
         let per_epoch = steps_per_epoch(config.dataset.len(), config.batch)?;
         let count = match config.threads {
             0 => std::thread::available_parallelism().map_or(1, usize::from),
@@ -116,6 +154,8 @@ impl Loader {
             per_epoch,
             ahead: ahead(&config, count),
             config,
+            sizes,
+            transfers: Transfers::new(device)?,
             pool: pool.build().map_err(|e| cannot(e.to_string()))?,
             turn: Mutex::new(()),
             closing: AtomicBool::new(false),
@@ -129,7 +169,7 @@ impl Loader {
             }),
             changed: Condvar::new(),
         });
-        let mut loader = Self { shared, threads: Vec::new(), device: device.clone(), waited: Duration::ZERO };
+        let mut loader = Self { shared, threads: Vec::new(), renderer, coming: None, waited: Duration::ZERO };
         for i in 0..IN_THE_MAKING {
             let shared = loader.shared.clone();
             let thread = std::thread::Builder::new().name(format!("batches-{i}")).spawn(move || shared.work());
@@ -146,9 +186,13 @@ impl Loader {
         let start = Instant::now();
         let mut state = self.shared.lock();
         let number = state.next_to_take;
+        let coming = self.coming.take().filter(|(of, _)| *of == number).map(|(_, coming)| coming);
         let raw = loop {
+            if coming.is_some() {
+                break None;
+            }
             if let Some(raw) = state.ready.remove(&number) {
-                break raw;
+                break Some(raw);
             }
             state = self.shared.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
         };
@@ -156,18 +200,43 @@ impl Loader {
         drop(state);
         self.shared.changed.notify_all();
         self.waited += start.elapsed();
-        let raw = raw?;
-        let (channels, n) = (self.shared.config.plan.channels, raw.samples.len());
-        let views = raw
-            .views
-            .into_iter()
-            .enumerate()
-            .map(|(v, data)| {
-                let side = self.shared.config.plan.view(v).size;
-                Ok(Tensor::from_vec(data, (n, channels, side, side), &self.device)?)
-            })
-            .collect::<Result<_>>()?;
-        Ok(Batch { views, samples: raw.samples })
+        let Coming { views, samples } = match (coming, raw) {
+            (Some(coming), _) => coming,
+            (None, Some(raw)) => match raw? {
+                Raw::Made(views, samples) => self.begin(views, samples)?,
+                Raw::Drawn(drawn) => {
+                    let renderer = self.renderer.as_mut().ok_or_else(|| Error::Config("nobody makes the drawn views".into()))?;
+                    return Ok(Batch { views: renderer.render(&drawn)?, samples: drawn.samples });
+                }
+            },
+            (None, None) => return Err(Error::Config("a batch got lost in the loader".into())),
+        };
+        let views = views.into_iter().map(|view| Ok(self.shared.transfers.finish(view)?)).collect::<Result<_>>()?;
+        self.begin_next(number + 1)?;
+        Ok(Batch { views, samples })
+    }
+
+    /// Begins the copies of a batch to the device.
+    fn begin(&self, views: Vec<HostBuffer>, samples: Vec<usize>) -> Result<Coming> {
+        let (plan, transfers) = (&self.shared.config.plan, &self.shared.transfers);
+        let shape = |v: usize| (samples.len(), plan.channels, plan.view(v).size, plan.view(v).size);
+        let views = views.into_iter().enumerate().map(|(v, data)| Ok(transfers.begin(data, shape(v).into())?));
+        Ok(Coming { views: views.collect::<Result<_>>()?, samples })
+    }
+
+    /// Begins the copies of batch `number` if the device takes them beside its work and the batch is ready.
+    fn begin_next(&mut self, number: u64) -> Result<()> {
+        if !self.shared.transfers.are_apart() {
+            return Ok(());
+        }
+        let mut state = self.shared.lock();
+        if let Some(Ok(Raw::Made(..))) = state.ready.get(&number)
+            && let Some(Ok(Raw::Made(views, samples))) = state.ready.remove(&number)
+        {
+            drop(state);
+            self.coming = Some((number, self.begin(views, samples)?));
+        }
+        Ok(())
     }
 
     /// How long [`Loader::next_batch`] has waited in all since the last call of this.
@@ -277,12 +346,17 @@ impl Shared {
     fn make(&self, epoch: u64, position: u64, order: &[u32], turn: MutexGuard<'_, ()>) -> Result<Raw> {
         let c = &self.config;
         let start = position as usize * c.batch;
+        if let Some(sizes) = &self.sizes {
+            drop(turn);
+            return Ok(Raw::Drawn(self.draw(epoch, &order[start..start + c.batch], sizes)?));
+        }
         let lengths: Vec<usize> = (0..c.plan.view_count()).map(|v| c.plan.view_len(v)).collect();
-        let mut views: Vec<Vec<f32>> = lengths.iter().map(|s| vec![0.0; s * c.batch]).collect();
+        let mut views = lengths.iter().map(|s| Ok(self.transfers.buffer(s * c.batch)?)).collect::<Result<Vec<HostBuffer>>>()?;
         // Several blocks a thread, so that threads end together; none larger than sixteen.
         let size = c.batch.div_ceil(4 * self.pool.current_num_threads()).min(BLOCK);
         let mut used: Vec<Result<Vec<usize>>> = (0..c.batch.div_ceil(size)).map(|_| Ok(Vec::new())).collect();
-        let mut slices: Vec<_> = views.iter_mut().zip(&lengths).map(|(v, length)| v.chunks_mut(size * length)).collect();
+        let slices = views.iter_mut().zip(&lengths).map(|(v, length)| Ok(v.as_mut_slice()?.chunks_mut(size * length)));
+        let mut slices = slices.collect::<Result<Vec<_>>>()?;
         self.pool.in_place_scope_fifo(|scope| {
             for (block, used) in used.iter_mut().enumerate() {
                 let out: Vec<&mut [f32]> = slices.iter_mut().filter_map(Iterator::next).collect();
@@ -292,7 +366,19 @@ impl Shared {
             drop(turn);
         });
         let samples = used.into_iter().collect::<Result<Vec<Vec<usize>>>>()?.concat();
-        Ok(Raw { views, samples })
+        Ok(Raw::Made(views, samples))
+    }
+
+    /// Draws the views of a batch of `samples`.
+    fn draw(&self, epoch: u64, samples: &[u32], sizes: &[(u32, u32)]) -> Result<DrawnBatch> {
+        let LoaderConfig { plan, seed, .. } = &self.config;
+        let one = |view: usize, sample: u32| {
+            let key = DrawKey { seed: *seed, epoch, sample: u64::from(sample), view: view as u64 };
+            Ok(DrawnView::draw(plan, view, sizes[sample as usize], key)?)
+        };
+        let of_view = |view: usize| samples.iter().map(|&sample| one(view, sample)).collect::<Result<Vec<_>>>();
+        let views = (0..plan.view_count()).map(of_view).collect::<Result<_>>()?;
+        Ok(DrawnBatch { samples: samples.iter().map(|&i| i as usize).collect(), views })
     }
 
     /// Makes the views of the batch's images `slots`, into `out`, one slice a view; the batch begins at `start` of the order. Gives the
@@ -371,8 +457,11 @@ pub(crate) fn wanted(plan: &ViewPlan, size: (u32, u32), key: impl Fn(usize) -> D
 mod tests {
     use super::*;
     use image::{DynamicImage, GrayImage, Luma};
-    use twinsight_augment::SimclrViews;
+    use twinsight_augment::{ByolViews, DinoViews, SimclrViews};
     use twinsight_datasets::Sample;
+
+    use crate::renderer::HostRenderer;
+    use crate::resident::Resident;
 
     /// 20 gray images, of which those of `broken` can't be read.
     struct Images {
@@ -405,21 +494,34 @@ mod tests {
         fn channels(&self) -> usize {
             1
         }
+        fn is_kept(&self) -> bool {
+            true
+        }
         fn side(&self) -> Option<(u32, u32)> {
             Some((9, 8))
         }
     }
 
-    fn loader(broken: &[usize], threads: usize, strict: bool, first: u64) -> Result<Loader> {
-        let config = LoaderConfig {
+    fn config(broken: &[usize], threads: usize, strict: bool) -> LoaderConfig {
+        LoaderConfig {
             dataset: Arc::new(Images { broken: broken.to_vec() }),
             plan: ViewPlan::simclr(8, 1, &SimclrViews::small()),
             batch: 6,
             seed: 3,
             threads,
             strict,
-        };
-        Loader::start(config, first, &Device::Cpu)
+        }
+    }
+
+    fn loader(broken: &[usize], threads: usize, strict: bool, first: u64) -> Result<Loader> {
+        Loader::start(config(broken, threads, strict), first, &Device::Cpu)
+    }
+
+    /// A loader whose views a renderer makes.
+    fn drawing(config: LoaderConfig, first: u64) -> Result<Loader> {
+        let images = Resident::of(&*config.dataset, config.plan.channels, 1 << 20).map_err(Error::Config)?;
+        let renderer = Box::new(HostRenderer::new(images, config.plan.clone()));
+        Loader::start_with(config, first, &Device::Cpu, Some(renderer))
     }
 
     type Seen = (Vec<usize>, Vec<Vec<f32>>);
@@ -447,6 +549,68 @@ mod tests {
         assert_ne!(all[0].0, all[3].0);
         assert_ne!(all[0].1[0], all[0].1[1], "two views are drawn apart");
         Ok(())
+    }
+
+    #[test]
+    fn a_renderers_batches_are_the_threads_own_bit_for_bit() -> Result<()> {
+        // Two sizes of views, images of different sizes, a part of a data set, from the middle of an epoch over its end.
+        let colour = |x: u32, y: u32, i: u32| image::Rgb([x * 7 + i * 31, y * 5 + i * 3, (x ^ y) * 11].map(|v| v as u8));
+        let sizes: Vec<(u32, u32)> = (0..20).map(|i| (8 + i % 7, 9 + i % 5)).collect();
+        let whole: Arc<dyn Dataset> = Arc::new(Sizes(
+            (0..).zip(&sizes).map(|(i, &(w, h))| image::RgbImage::from_fn(w, h, |x, y| colour(x, y, i))).collect(),
+        ));
+        let (rest, held) = twinsight_datasets::hold_out(whole, 0.2, 0)?;
+        assert_eq!((rest.len(), held.len()), (16, 4));
+        for plan in [
+            ViewPlan::dino(16, 8, 3, 3, &DinoViews::default()),
+            ViewPlan::byol(12, 3, &ByolViews { erase_p: 0.5, affine_p: 0.5, ..ByolViews::default() }),
+        ] {
+            let config =
+                || LoaderConfig { dataset: rest.clone(), plan: plan.clone(), batch: 5, seed: 9, threads: 2, strict: true };
+            let want = batches(&mut Loader::start(config(), 0, &Device::Cpu)?, 7)?;
+            assert_eq!(batches(&mut drawing(config(), 0)?, 7)?, want);
+            assert_eq!(batches(&mut drawing(config(), 2)?, 5)?, want[2..]);
+        }
+        let other = Resident::of(&*held, 3, 1 << 20).map_err(Error::Config)?;
+        let plan = ViewPlan::simclr(8, 1, &SimclrViews::small());
+        let renderer = Box::new(HostRenderer::new(other, plan));
+        let told = Loader::start_with(config(&[], 1, true), 0, &Device::Cpu, Some(renderer)).err().map(|e| e.to_string());
+        assert!(told.as_deref().is_some_and(|t| t.contains("4 images") && t.contains("20")), "{told:?}");
+        assert_eq!(batches(&mut drawing(config(&[], 1, true), 4)?, 4)?, batches(&mut loader(&[], 3, true, 4)?, 4)?);
+        Ok(())
+    }
+
+    /// Colour images of any sizes.
+    struct Sizes(Vec<image::RgbImage>);
+
+    impl Dataset for Sizes {
+        fn name(&self) -> &str {
+            "sizes"
+        }
+        fn len(&self) -> usize {
+            self.0.len()
+        }
+        fn get(&self, index: usize) -> twinsight_datasets::Result<Sample> {
+            Ok(Sample { image: self.0[index].clone().into(), label: None })
+        }
+        fn label(&self, _: usize) -> Option<u32> {
+            None
+        }
+        fn classes(&self) -> Option<&[String]> {
+            None
+        }
+        fn id(&self, index: usize) -> String {
+            format!("#{index}")
+        }
+        fn channels(&self) -> usize {
+            3
+        }
+        fn is_kept(&self) -> bool {
+            true
+        }
+        fn side(&self) -> Option<(u32, u32)> {
+            None
+        }
     }
 
     /// Notes which threads read the images of the first batch, and holds each of them until four have come.
