@@ -1,5 +1,6 @@
-//! `check-cuda`: the GPU features compiled and linted where there is no GPU. A CUDA toolkit is taken where the machine has one, or put
-//! together from NVIDIA's wheels: compilers and headers alone, since nothing is linked.
+//! `check-cuda`: the GPU features compiled and linted where there is no GPU, the sources of the CUDA kernels compiled by NVRTC, and the
+//! kernels run on the processor against the crate's own operations. A CUDA toolkit is taken where the machine has one, or put together
+//! from NVIDIA's wheels: compilers and headers alone, since nothing is linked.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -31,23 +32,57 @@ const WHEELS: [&str; 7] = [
     "nvidia-curand==10.4.0.35",
 ];
 
-/// Runs clippy over the program with the features `cuda` and `cudnn`.
+/// Runs clippy over the workspace with the features `cuda` and `cudnn`, then the tests of the kernels' sources.
 ///
 /// # Errors
-/// A toolkit that can't be had, code that does not compile, a lint.
+/// A toolkit that can't be had, code that does not compile, a lint, a kernel that gives other values than the operation on the CPU.
 pub fn run(args: &CheckCudaArgs) -> Result<()> {
     let toolkit = toolkit(args.toolkit.as_deref())?;
     println!("CUDA toolkit: {}", toolkit.display());
     let mut path = vec![toolkit.join("bin"), toolkit.join("nvvm/bin")];
     path.extend(std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default()));
-    let words =
-        ["clippy", "--locked", "--package", "twinsight", "--features", "cuda,cudnn", "--all-targets", "--", "-D", "warnings"];
-    let mut command = shell::cargo(&words);
-    for key in ["CUDA_HOME", "CUDA_PATH", "CUDA_ROOT", "CUDA_TOOLKIT_ROOT_DIR"] {
-        command.env(key, &toolkit);
+    let path = std::env::join_paths(path)?;
+    let cargo = |words: &[&str]| {
+        let mut command = shell::cargo(words);
+        for key in ["CUDA_HOME", "CUDA_PATH", "CUDA_ROOT", "CUDA_TOOLKIT_ROOT_DIR"] {
+            command.env(key, &toolkit);
+        }
+        command.env("CUDA_COMPUTE_CAP", &args.capability).env("PATH", &path);
+        command
+    };
+    println!("the sources of the kernels, by NVRTC and on the processor");
+    let nvrtc = nvrtc(&toolkit)?;
+    let mut libraries = nvrtc.parent().map(Path::to_path_buf).into_iter().collect::<Vec<_>>();
+    libraries.extend(std::env::split_paths(&std::env::var_os("LD_LIBRARY_PATH").unwrap_or_default()));
+    let mut tests = cargo(&["test", "--locked", "--package", "twinsight-kernels", "--lib", "--", "--include-ignored", "cuda::"]);
+    // NVRTC looks for a second library of its own.
+    tests.env("TWINSIGHT_NVRTC", &nvrtc).env("LD_LIBRARY_PATH", std::env::join_paths(libraries)?);
+    shell::run(&mut tests)?;
+    println!("the workspace with the features cuda and cudnn");
+    let features = ["--features", "twinsight/cuda,twinsight/cudnn"];
+    let words = [&["clippy", "--locked", "--workspace", "--all-targets"], &features[..], &["--", "-D", "warnings"]].concat();
+    shell::run(&mut cargo(&words))
+}
+
+/// The toolkit's run-time compiler.
+fn nvrtc(toolkit: &Path) -> Result<PathBuf> {
+    for folder in ["lib64", "lib", "targets/x86_64-linux/lib", "bin", "bin/x64"].map(|f| toolkit.join(f)) {
+        let Ok(entries) = std::fs::read_dir(&folder) else { continue };
+        let mut found: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).filter(|p| is_nvrtc(p)).collect();
+        found.sort();
+        if let Some(library) = found.into_iter().next() {
+            return Ok(library);
+        }
     }
-    command.env("CUDA_COMPUTE_CAP", &args.capability).env("PATH", std::env::join_paths(path)?);
-    shell::run(&mut command)
+    bail!("{}: there is no libnvrtc.so in it (nor nvrtc64_*.dll); it comes with NVIDIA's package `cuda-nvrtc`", toolkit.display())
+}
+
+/// Whether it is NVRTC itself, not the part that it loads or another build of it.
+fn is_nvrtc(path: &Path) -> bool {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let linux = name.strip_prefix("libnvrtc.so").is_some_and(|rest| rest.bytes().all(|b| b == b'.' || b.is_ascii_digit()));
+    let windows = name.starts_with("nvrtc64_") && name.ends_with("_0.dll");
+    linux || windows
 }
 
 fn has_compiler(folder: &Path) -> bool {
@@ -115,6 +150,20 @@ fn make(folder: &Path) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn nvrtc_is_told_from_its_parts() {
+        for (name, expected) in [
+            ("libnvrtc.so", true),
+            ("libnvrtc.so.13", true),
+            ("libnvrtc.alt.so.13", false),
+            ("libnvrtc-builtins.so.13.0", false),
+            ("nvrtc64_130_0.dll", true),
+            ("nvrtc64_130_0.alt.dll", false),
+        ] {
+            assert_eq!(is_nvrtc(Path::new(name)), expected, "{name}");
+        }
+    }
 
     #[test]
     fn a_folder_without_a_compiler_is_refused_by_name() {

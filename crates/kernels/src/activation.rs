@@ -12,7 +12,14 @@ use crate::{check, composed};
 /// When `x` is not `f32`.
 pub fn relu(x: &Tensor) -> Result<Tensor> {
     check::f32("relu", "x", x)?;
-    if on_cpu(x) { x.contiguous()?.apply_op1(Relu) } else { composed::activation::relu(x) }
+    if on_cpu(x) {
+        return x.contiguous()?.apply_op1(Relu);
+    }
+    #[cfg(feature = "cuda")]
+    if crate::cuda::tensor::serves(x) {
+        return crate::cuda::elementwise::activation(x, crate::cuda::elementwise::Activation::Relu);
+    }
+    composed::activation::relu(x)
 }
 
 /// x · Φ(x), with the Gaussian's exact distribution function (Hendrycks and Gimpel 2016; not the tanh approximation). Any
@@ -22,5 +29,12 @@ pub fn relu(x: &Tensor) -> Result<Tensor> {
 /// When `x` is not `f32`.
 pub fn gelu(x: &Tensor) -> Result<Tensor> {
     check::f32("gelu", "x", x)?;
-    if on_cpu(x) { x.contiguous()?.apply_op1(Gelu) } else { composed::activation::gelu(x) }
+    if on_cpu(x) {
+        return x.contiguous()?.apply_op1(Gelu);
+    }
+    #[cfg(feature = "cuda")]
+    if crate::cuda::tensor::serves(x) {
+        return crate::cuda::elementwise::activation(x, crate::cuda::elementwise::Activation::Gelu);
+    }
+    composed::activation::gelu(x)
 }

@@ -72,6 +72,10 @@ pub fn batch_norm_train(
         let y = apply(&x, statistics, weight, bias, residual, config, true)?;
         return Ok(BatchNormOutput { y, mean, var });
     }
+    #[cfg(feature = "cuda")]
+    if crate::cuda::tensor::serves(x) {
+        return crate::cuda::batch_norm::train(x, weight, bias, residual, config);
+    }
     composed::norm::batch_norm_train(x, weight, bias, residual, config, c)
 }
 
@@ -100,6 +104,10 @@ pub fn batch_norm_eval(
     if on_cpu(x) {
         let statistics = Statistics { mean: mean.to_vec1()?, var: var.to_vec1()? };
         return apply(&x.contiguous()?, statistics, weight, bias, residual, BatchNormConfig { groups: 1, ..config }, false);
+    }
+    #[cfg(feature = "cuda")]
+    if crate::cuda::tensor::serves(x) {
+        return crate::cuda::batch_norm::eval(x, [mean, var], weight, bias, residual, config);
     }
     composed::norm::batch_norm_eval(x, &mean.detach(), &var.detach(), weight, bias, residual, config)
 }

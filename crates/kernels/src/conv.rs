@@ -7,7 +7,7 @@ use crate::cpu::memory::on_cpu;
 use crate::{check, composed};
 
 /// Stride, padding, dilation and groups of a convolution, each for both axes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Conv2dConfig {
     /// Step between output positions, in input pixels; at least 1.
     pub stride: usize,
@@ -28,7 +28,7 @@ impl Default for Conv2dConfig {
 const OP: &str = "conv2d";
 
 /// All the sizes of one convolution.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct Geometry {
     pub n: usize,
     pub h: usize,
@@ -84,6 +84,10 @@ pub fn conv2d(x: &Tensor, weight: &Tensor, config: Conv2dConfig) -> Result<Tenso
     let geometry = Geometry::new(x, weight, config)?;
     if on_cpu(x) {
         return x.contiguous()?.apply_op2(&weight.contiguous()?, Conv2d(geometry));
+    }
+    #[cfg(feature = "cudnn")]
+    if crate::cuda::tensor::serves(x) {
+        return crate::cuda::conv::conv2d(x, weight, geometry);
     }
     composed::conv::conv2d(x, weight, config)
 }

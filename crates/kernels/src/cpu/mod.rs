@@ -12,7 +12,7 @@ mod dense;
 pub(crate) mod elementwise;
 pub(crate) mod epps_pulley;
 mod gather;
-mod half;
+pub(crate) mod half;
 mod heads;
 pub(crate) mod layer_norm;
 pub(crate) mod linear;

@@ -1,0 +1,404 @@
+//! Convolutions by cuDNN, channels last: forward, to the input and to the weight, each by the algorithm that was measured fastest for its
+//! sizes on its device.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use candle_core::cuda_backend::cudarc::cudnn::sys::{
+    cudnnConvolutionBwdDataAlgo_t as DataAlgorithm, cudnnConvolutionBwdFilterAlgo_t as WeightAlgorithm,
+    cudnnConvolutionFwdAlgo_t as ForwardAlgorithm, cudnnConvolutionMode_t, cudnnMathType_t, cudnnTensorFormat_t,
+};
+use candle_core::cuda_backend::cudarc::cudnn::{
+    ConvBackwardData, ConvBackwardFilter, ConvDescriptor, ConvForward, Cudnn, CudnnDataType, CudnnError, FilterDescriptor,
+    TensorDescriptor,
+};
+use candle_core::cuda_backend::cudarc::driver::sys::CUevent_flags;
+use candle_core::cuda_backend::cudarc::driver::{CudaSlice, CudaView, DeviceRepr};
+use candle_core::cuda_backend::{CudaDType, DeviceId};
+use candle_core::{CudaDevice, CudaStorage, DType, Error, Result, Tensor, WithDType, bail};
+use half::bf16;
+
+use super::launch::{View, int};
+use super::tensor::{Reading, gpu, recorded2, tensor};
+use crate::conv::Geometry;
+use crate::precision::tf32_allowed;
+
+/// The most memory that an algorithm may work in, in bytes.
+const WORKSPACE: usize = 1 << 30;
+
+/// How often an algorithm is timed.
+const TIMES: usize = 3;
+
+/// As [`crate::conv2d`], of checked tensors on a CUDA device, `x` of `f32` or bfloat16; the weight is rounded to the type of `x`, and sums are
+/// `f32`.
+pub(crate) fn conv2d(x: &Tensor, weight: &Tensor, geometry: Geometry) -> Result<Tensor> {
+    let (x, kind) = (x.contiguous()?, x.dtype());
+    let Geometry { n, o, oh, ow, .. } = geometry;
+    let shape = (n, oh, ow, o);
+    let device = gpu(&x)?.0;
+    if n * o * geometry.c == 0 {
+        return Tensor::zeros(shape, kind, x.device());
+    }
+    // (O, C / groups, kh, kw) as PyTorch keeps it; cuDNN's channels-last order is (O, kh, kw, C / groups).
+    let filter = weight.detach().to_dtype(kind)?.permute((0, 2, 3, 1))?.contiguous()?;
+    let y = {
+        let (x, w) = (Reading::of(&x)?, Reading::of(&filter)?);
+        run(device, kind, geometry, Pass::Forward, [x.view()?, w.view()?])?
+    };
+    recorded2("conv2d", [&x, weight], y, shape, move |[x, weight], _, grad| {
+        let device = gpu(grad)?.0;
+        let dx = if x.track_op() {
+            let (g, w) = (Reading::of(grad)?, Reading::of(&filter)?);
+            let dx = run(device, kind, geometry, Pass::Data, [g.view()?, w.view()?])?;
+            Some(tensor(dx, x.shape().clone()))
+        } else {
+            None
+        };
+        let dw = if weight.track_op() {
+            let x = x.detach();
+            let (x, g) = (Reading::of(&x)?, Reading::of(grad)?);
+            let dw = tensor(run(device, kind, geometry, Pass::Weight, [x.view()?, g.view()?])?, filter.shape().clone());
+            Some(dw.permute((0, 3, 1, 2))?.contiguous()?.to_dtype(weight.dtype())?)
+        } else {
+            None
+        };
+        Ok([dx, dw])
+    })
+}
+
+/// What is computed of what.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum Pass {
+    /// The result, of the input and the weight.
+    Forward,
+    /// The gradient to the input, of that to the result and the weight.
+    Data,
+    /// The gradient to the weight, of the input and the gradient to the result.
+    Weight,
+}
+
+/// What an algorithm was measured for.
+type Key = (DeviceId, Pass, Geometry, DType, bool);
+
+/// The fastest algorithms, by their numbers in cuDNN.
+static FASTEST: Mutex<Option<HashMap<Key, u32>>> = Mutex::new(None);
+
+fn run(
+    device: &CudaDevice,
+    kind: DType,
+    geometry: Geometry,
+    pass: Pass,
+    inputs: [View<'_, CudaStorage>; 2],
+) -> Result<CudaStorage> {
+    match kind {
+        DType::F32 => typed::<f32>(device, geometry, pass, inputs),
+        DType::BF16 => typed::<bf16>(device, geometry, pass, inputs),
+        other => bail!("conv2d: x has element type {other:?}, expected F32 or BF16"),
+    }
+}
+
+fn typed<T>(device: &CudaDevice, geometry: Geometry, pass: Pass, inputs: [View<'_, CudaStorage>; 2]) -> Result<CudaStorage>
+where
+    T: CudaDType + CudnnDataType + DeviceRepr + WithDType,
+{
+    let Geometry { n, h, w, c, o, kh, kw, oh, ow, config } = geometry;
+    let (image, filter, result) = (n * h * w * c, o * kh * kw * (c / config.groups), n * oh * ow * o);
+    let (sizes, len) = match pass {
+        Pass::Forward => ([image, filter], result),
+        Pass::Data => ([result, filter], image),
+        Pass::Weight => ([image, result], filter),
+    };
+    let part = |i: usize| -> Result<CudaView<'_, T>> {
+        let View { buffer, offset } = inputs[i];
+        let slice = buffer.as_cuda_slice::<T>()?;
+        match slice.try_slice(offset..offset + sizes[i]) {
+            Some(view) => Ok(view),
+            None => bail!("internal: an input of conv2d has fewer than {} elements", sizes[i]),
+        }
+    };
+    let (a, b) = (part(0)?, part(1)?);
+    // SAFETY: every algorithm writes its whole result.
+    let mut out = unsafe { device.alloc::<T>(len)? };
+    let call = Call::<T>::new(device, geometry)?;
+    let key = (device.id(), pass, geometry, T::DTYPE, tf32_allowed());
+    let known = FASTEST.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert_default().get(&key).copied();
+    let algorithm = match known {
+        Some(algorithm) => algorithm,
+        None => {
+            let fastest = call.fastest(device, pass, &a, &b, &mut out)?;
+            FASTEST.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert_default().insert(key, fastest);
+            fastest
+        }
+    };
+    call.run(device, pass, algorithm, &a, &b, &mut out).map_err(Attempt::into_error)?;
+    Ok(CudaStorage::wrap_cuda_slice(out, device.clone()))
+}
+
+/// Why an algorithm did not run.
+enum Attempt {
+    /// It can't, for these sizes, or needs too much room.
+    Unfit(String),
+    /// The device failed.
+    Failed(Error),
+}
+
+impl Attempt {
+    fn into_error(self) -> Error {
+        match self {
+            Self::Unfit(words) => Error::Cuda(format!("conv2d: {words}").into()),
+            Self::Failed(error) => error,
+        }
+    }
+}
+
+impl From<CudnnError> for Attempt {
+    fn from(error: CudnnError) -> Self {
+        Self::Unfit(format!("cuDNN: {error:?}"))
+    }
+}
+
+impl From<Error> for Attempt {
+    fn from(error: Error) -> Self {
+        Self::Failed(error)
+    }
+}
+
+/// The algorithms of a pass, by number: first those that give the same bits every time, then those that do not, which are tried only where
+/// none of the first runs.
+fn candidates(pass: Pass) -> [&'static [u32]; 2] {
+    use DataAlgorithm as D;
+    use ForwardAlgorithm as F;
+    use WeightAlgorithm as W;
+    match pass {
+        Pass::Forward => [
+            const {
+                &[
+                    F::CUDNN_CONVOLUTION_FWD_ALGO_IMPLICIT_PRECOMP_GEMM as u32,
+                    F::CUDNN_CONVOLUTION_FWD_ALGO_IMPLICIT_GEMM as u32,
+                    F::CUDNN_CONVOLUTION_FWD_ALGO_GEMM as u32,
+                    F::CUDNN_CONVOLUTION_FWD_ALGO_FFT as u32,
+                    F::CUDNN_CONVOLUTION_FWD_ALGO_FFT_TILING as u32,
+                    F::CUDNN_CONVOLUTION_FWD_ALGO_WINOGRAD as u32,
+                    F::CUDNN_CONVOLUTION_FWD_ALGO_WINOGRAD_NONFUSED as u32,
+                ]
+            },
+            &[],
+        ],
+        Pass::Data => [
+            const {
+                &[
+                    D::CUDNN_CONVOLUTION_BWD_DATA_ALGO_1 as u32,
+                    D::CUDNN_CONVOLUTION_BWD_DATA_ALGO_FFT as u32,
+                    D::CUDNN_CONVOLUTION_BWD_DATA_ALGO_FFT_TILING as u32,
+                    D::CUDNN_CONVOLUTION_BWD_DATA_ALGO_WINOGRAD as u32,
+                    D::CUDNN_CONVOLUTION_BWD_DATA_ALGO_WINOGRAD_NONFUSED as u32,
+                ]
+            },
+            const { &[D::CUDNN_CONVOLUTION_BWD_DATA_ALGO_0 as u32] },
+        ],
+        Pass::Weight => [
+            const {
+                &[
+                    W::CUDNN_CONVOLUTION_BWD_FILTER_ALGO_1 as u32,
+                    W::CUDNN_CONVOLUTION_BWD_FILTER_ALGO_FFT as u32,
+                    W::CUDNN_CONVOLUTION_BWD_FILTER_ALGO_FFT_TILING as u32,
+                    W::CUDNN_CONVOLUTION_BWD_FILTER_ALGO_WINOGRAD_NONFUSED as u32,
+                ]
+            },
+            const { &[W::CUDNN_CONVOLUTION_BWD_FILTER_ALGO_0 as u32, W::CUDNN_CONVOLUTION_BWD_FILTER_ALGO_3 as u32] },
+        ],
+    }
+}
+
+/// The enumerator of this number among those given.
+macro_rules! numbered {
+    ($kind:ident, $number:expr, $($name:ident),+ $(,)?) => {
+        match $number {
+            $(n if n == $kind::$name as u32 => $kind::$name,)+
+            other => return Err(Attempt::Unfit(format!("no algorithm {other}"))),
+        }
+    };
+}
+
+/// The descriptors of one convolution.
+struct Call<T> {
+    conv: ConvDescriptor<f32>,
+    x: TensorDescriptor<T>,
+    filter: FilterDescriptor<T>,
+    y: TensorDescriptor<T>,
+}
+
+impl<T: CudaDType + CudnnDataType + DeviceRepr + WithDType> Call<T> {
+    fn new(device: &CudaDevice, geometry: Geometry) -> Result<Self> {
+        let Geometry { n, h, w, c, o, kh, kw, oh, ow, config } = geometry;
+        let size = |size: usize| int("conv2d: a size", size);
+        let both = |value: usize| Ok::<_, Error>([size(value)?; 2]);
+        let dims = |d: [usize; 4]| Ok::<_, Error>([size(d[0])?, size(d[1])?, size(d[2])?, size(d[3])?]);
+        let cudnn = handle(device)?;
+        let last = cudnnTensorFormat_t::CUDNN_TENSOR_NHWC;
+        let mut conv = cudnn.create_conv2d::<f32>(
+            both(config.padding)?,
+            both(config.stride)?,
+            both(config.dilation)?,
+            cudnnConvolutionMode_t::CUDNN_CROSS_CORRELATION,
+        )?;
+        conv.set_group_count(size(config.groups)?)?;
+        // The default lets `f32` products run in TF32.
+        conv.set_math_type(match (T::DTYPE, tf32_allowed()) {
+            (DType::F32, true) => cudnnMathType_t::CUDNN_DEFAULT_MATH,
+            (DType::F32, false) => cudnnMathType_t::CUDNN_FMA_MATH,
+            _ => cudnnMathType_t::CUDNN_TENSOR_OP_MATH,
+        })?;
+        // Sizes are named in the order N, C, H, W whatever the format.
+        Ok(Self {
+            conv,
+            x: cudnn.create_4d_tensor(last, dims([n, c, h, w])?)?,
+            filter: cudnn.create_4d_filter(last, dims([o, c / config.groups, kh, kw])?)?,
+            y: cudnn.create_4d_tensor(last, dims([n, o, oh, ow])?)?,
+        })
+    }
+
+    fn run(
+        &self,
+        device: &CudaDevice,
+        pass: Pass,
+        algorithm: u32,
+        a: &CudaView<'_, T>,
+        b: &CudaView<'_, T>,
+        out: &mut CudaSlice<T>,
+    ) -> std::result::Result<(), Attempt> {
+        let scales = (T::from_f64(1.0), T::from_f64(0.0));
+        let room = |size: usize| -> std::result::Result<Option<CudaSlice<u8>>, Attempt> {
+            if size > WORKSPACE {
+                return Err(Attempt::Unfit(format!("an algorithm needs {size} bytes to work in, more than {WORKSPACE}")));
+            }
+            // SAFETY: cuDNN writes what it reads of its workspace.
+            let room = (size > 0).then(|| unsafe { device.alloc::<u8>(size) }).transpose();
+            room.map_err(|e| Attempt::Unfit(e.to_string()))
+        };
+        let Self { conv, x, filter, y } = self;
+        match pass {
+            Pass::Forward => {
+                let op = ConvForward { conv, x, w: filter, y };
+                let algorithm = numbered!(
+                    ForwardAlgorithm,
+                    algorithm,
+                    CUDNN_CONVOLUTION_FWD_ALGO_IMPLICIT_GEMM,
+                    CUDNN_CONVOLUTION_FWD_ALGO_IMPLICIT_PRECOMP_GEMM,
+                    CUDNN_CONVOLUTION_FWD_ALGO_GEMM,
+                    CUDNN_CONVOLUTION_FWD_ALGO_FFT,
+                    CUDNN_CONVOLUTION_FWD_ALGO_FFT_TILING,
+                    CUDNN_CONVOLUTION_FWD_ALGO_WINOGRAD,
+                    CUDNN_CONVOLUTION_FWD_ALGO_WINOGRAD_NONFUSED,
+                );
+                let mut room = room(op.get_workspace_size(algorithm)?)?;
+                // SAFETY: `a`, `b` and `out` have the sizes and types of the descriptors, dense and channels last.
+                unsafe { op.launch(algorithm, room.as_mut(), scales, a, b, out)? };
+            }
+            Pass::Data => {
+                let op = ConvBackwardData { conv, dx: x, w: filter, dy: y };
+                let algorithm = numbered!(
+                    DataAlgorithm,
+                    algorithm,
+                    CUDNN_CONVOLUTION_BWD_DATA_ALGO_0,
+                    CUDNN_CONVOLUTION_BWD_DATA_ALGO_1,
+                    CUDNN_CONVOLUTION_BWD_DATA_ALGO_FFT,
+                    CUDNN_CONVOLUTION_BWD_DATA_ALGO_FFT_TILING,
+                    CUDNN_CONVOLUTION_BWD_DATA_ALGO_WINOGRAD,
+                    CUDNN_CONVOLUTION_BWD_DATA_ALGO_WINOGRAD_NONFUSED,
+                );
+                let mut room = room(op.get_workspace_size(algorithm)?)?;
+                // SAFETY: as above; `a` is the gradient to the result, `b` the weight.
+                unsafe { op.launch(algorithm, room.as_mut(), scales, out, b, a)? };
+            }
+            Pass::Weight => {
+                let op = ConvBackwardFilter { conv, x, dw: filter, dy: y };
+                let algorithm = numbered!(
+                    WeightAlgorithm,
+                    algorithm,
+                    CUDNN_CONVOLUTION_BWD_FILTER_ALGO_0,
+                    CUDNN_CONVOLUTION_BWD_FILTER_ALGO_1,
+                    CUDNN_CONVOLUTION_BWD_FILTER_ALGO_FFT,
+                    CUDNN_CONVOLUTION_BWD_FILTER_ALGO_3,
+                    CUDNN_CONVOLUTION_BWD_FILTER_ALGO_WINOGRAD_NONFUSED,
+                    CUDNN_CONVOLUTION_BWD_FILTER_ALGO_FFT_TILING,
+                );
+                let mut room = room(op.get_workspace_size(algorithm)?)?;
+                // SAFETY: as above; `a` is the input, `b` the gradient to the result.
+                unsafe { op.launch(algorithm, room.as_mut(), scales, a, out, b)? };
+            }
+        }
+        Ok(())
+    }
+
+    /// The number of the algorithm with the shortest time, each after a run that is not timed.
+    fn fastest(
+        &self,
+        device: &CudaDevice,
+        pass: Pass,
+        a: &CudaView<'_, T>,
+        b: &CudaView<'_, T>,
+        out: &mut CudaSlice<T>,
+    ) -> Result<u32> {
+        let stream = device.cuda_stream();
+        let mut why = String::from("no algorithm was tried");
+        for group in candidates(pass) {
+            let mut best: Option<(f32, u32)> = None;
+            for &algorithm in group {
+                match self.run(device, pass, algorithm, a, b, out) {
+                    Ok(()) => {}
+                    Err(Attempt::Unfit(words)) => {
+                        why = words;
+                        continue;
+                    }
+                    Err(Attempt::Failed(error)) => return Err(error),
+                }
+                let start = stream.record_event(Some(CUevent_flags::CU_EVENT_DEFAULT))?;
+                for _ in 0..TIMES {
+                    self.run(device, pass, algorithm, a, b, out).map_err(Attempt::into_error)?;
+                }
+                let end = stream.record_event(Some(CUevent_flags::CU_EVENT_DEFAULT))?;
+                let time = start.elapsed_ms(&end)?;
+                if best.is_none_or(|(shortest, _)| time < shortest) {
+                    best = Some((time, algorithm));
+                }
+            }
+            if let Some((_, algorithm)) = best {
+                return Ok(algorithm);
+            }
+        }
+        bail!("conv2d: cuDNN has no algorithm for these sizes ({why})")
+    }
+}
+
+/// cuDNN's handle of this thread for the device: handles may not be shared among threads.
+fn handle(device: &CudaDevice) -> Result<Arc<Cudnn>> {
+    thread_local! {
+        static HANDLES: RefCell<HashMap<DeviceId, Arc<Cudnn>>> = RefCell::default();
+    }
+    HANDLES.with_borrow_mut(|handles| {
+        if let Some(handle) = handles.get(&device.id()) {
+            return Ok(Arc::clone(handle));
+        }
+        let handle = Cudnn::new(device.cuda_stream())?;
+        handles.insert(device.id(), Arc::clone(&handle));
+        Ok(handle)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn algorithms_that_repeat_their_bits_come_first() {
+        let data = candidates(Pass::Data);
+        assert!(!data[0].contains(&(DataAlgorithm::CUDNN_CONVOLUTION_BWD_DATA_ALGO_0 as u32)) && data[1].len() == 1);
+        let weight = candidates(Pass::Weight);
+        for number in [WeightAlgorithm::CUDNN_CONVOLUTION_BWD_FILTER_ALGO_0, WeightAlgorithm::CUDNN_CONVOLUTION_BWD_FILTER_ALGO_3]
+        {
+            assert!(!weight[0].contains(&(number as u32)) && weight[1].contains(&(number as u32)));
+        }
+    }
+}

@@ -1,0 +1,164 @@
+//! Kernels on a CUDA device of candle: compiled by NVRTC when they are first needed, started on the device's stream.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use candle_core::cuda_backend::CudaStorageSlice;
+use candle_core::cuda_backend::cudarc::driver::{
+    CudaSlice, CudaStream, DevicePtr, DevicePtrMut, LaunchConfig, PushKernelArg, SyncOnDrop,
+};
+use candle_core::cuda_backend::cudarc::nvrtc::{CompileError, CompileOptions, Ptx, compile_ptx_with_opts};
+use candle_core::{CudaDevice, CudaStorage, DType, Error, Result, bail};
+
+use super::launch::{Arg, Engine, Upload};
+use super::source::Source;
+
+/// A CUDA device as a place for kernels.
+pub(crate) struct Gpu<'a>(pub &'a CudaDevice);
+
+impl Engine for Gpu<'_> {
+    type Buffer = CudaStorage;
+
+    fn alloc(&self, kind: DType, len: usize) -> Result<CudaStorage> {
+        // An empty allocation is refused by the driver.
+        let room = len.max(1);
+        // SAFETY: the callers write what they read: every kernel writes its whole result, or nothing is read of an empty one.
+        let slice = unsafe {
+            match kind {
+                DType::F32 => CudaStorageSlice::F32(self.0.alloc(room)?),
+                DType::BF16 => CudaStorageSlice::BF16(self.0.alloc(room)?),
+                DType::U32 => CudaStorageSlice::U32(self.0.alloc(room)?),
+                DType::U8 => CudaStorageSlice::U8(self.0.alloc(room)?),
+                DType::I64 => CudaStorageSlice::I64(self.0.alloc(room)?),
+                other => bail!("internal: no CUDA kernel writes {other:?}"),
+            }
+        };
+        Ok(CudaStorage { slice, device: self.0.clone() })
+    }
+
+    fn upload(&self, values: Upload<'_>) -> Result<CudaStorage> {
+        let slice = match values {
+            Upload::U32([]) => CudaStorageSlice::U32(self.0.alloc_zeros(1)?),
+            Upload::I64([]) => CudaStorageSlice::I64(self.0.alloc_zeros(1)?),
+            Upload::U32(values) => CudaStorageSlice::U32(self.0.clone_htod(values)?),
+            Upload::I64(values) => CudaStorageSlice::I64(self.0.clone_htod(values)?),
+        };
+        Ok(CudaStorage { slice, device: self.0.clone() })
+    }
+
+    fn address(&self, buffer: &CudaStorage, offset: usize) -> Result<u64> {
+        // The kernels that follow run on the same stream, so that order needs no event.
+        Ok(pointer(buffer, offset, &self.0.cuda_stream())?.0)
+    }
+
+    unsafe fn start(
+        &self,
+        source: &'static Source,
+        kernel: &str,
+        [x, y, z]: [u32; 3],
+        block: u32,
+        mut args: Vec<Arg<'_, CudaStorage>>,
+    ) -> Result<()> {
+        let function = self.0.get_or_load_custom_func(kernel, &format!("twinsight-{}", source.name), &ptx(self.0, source)?)?;
+        let stream = self.0.cuda_stream();
+        // Held until the kernel is started: they order it among the streams that share a buffer.
+        let mut held = Vec::with_capacity(args.len());
+        let mut values = Vec::with_capacity(args.len());
+        for arg in &mut args {
+            values.push(match arg {
+                Arg::In(buffer, offset) | Arg::Changed(buffer, offset) => {
+                    let (address, guard) = pointer(buffer, *offset, &stream)?;
+                    held.push(guard);
+                    Value::Pointer(address)
+                }
+                Arg::Out(buffer) => {
+                    let (address, guard) = pointer_mut(buffer, &stream)?;
+                    held.push(guard);
+                    Value::Pointer(address)
+                }
+                Arg::Null => Value::Pointer(0),
+                Arg::Int(v) => Value::Int(*v),
+                Arg::Long(v) => Value::Long(*v),
+                Arg::Float(v) => Value::Float(*v),
+            });
+        }
+        let mut builder = function.builder();
+        for value in &values {
+            match value {
+                Value::Pointer(v) => builder.arg(v),
+                Value::Int(v) => builder.arg(v),
+                Value::Long(v) => builder.arg(v),
+                Value::Float(v) => builder.arg(v),
+            };
+        }
+        let config = LaunchConfig { grid_dim: (x, y, z), block_dim: (block, 1, 1), shared_mem_bytes: 0 };
+        // SAFETY: the kinds of the arguments are the kernel's, which the emulated tests hold against its parameters; the caller answers
+        // for the bounds.
+        unsafe { builder.launch(config) }.map_err(|e| Error::Cuda(format!("{kernel}: {e}").into()))?;
+        Ok(())
+    }
+}
+
+/// An argument as the driver takes it.
+enum Value {
+    Pointer(u64),
+    Int(i32),
+    Long(i64),
+    Float(f32),
+}
+
+/// The address of an element, and what notes the reading when it is dropped.
+pub(super) fn pointer<'a>(buffer: &'a CudaStorage, offset: usize, stream: &'a CudaStream) -> Result<(u64, SyncOnDrop<'a>)> {
+    fn of<'a, T>(slice: &'a CudaSlice<T>, offset: usize, stream: &'a CudaStream) -> (u64, SyncOnDrop<'a>) {
+        let (address, guard) = slice.device_ptr(stream);
+        (address + (offset * size_of::<T>()) as u64, guard)
+    }
+    Ok(match &buffer.slice {
+        CudaStorageSlice::F32(s) => of(s, offset, stream),
+        CudaStorageSlice::BF16(s) => of(s, offset, stream),
+        CudaStorageSlice::U32(s) => of(s, offset, stream),
+        CudaStorageSlice::U8(s) => of(s, offset, stream),
+        CudaStorageSlice::I64(s) => of(s, offset, stream),
+        _ => bail!("internal: a CUDA kernel was given an element type that none reads"),
+    })
+}
+
+fn pointer_mut<'a>(buffer: &'a mut CudaStorage, stream: &'a CudaStream) -> Result<(u64, SyncOnDrop<'a>)> {
+    Ok(match &mut buffer.slice {
+        CudaStorageSlice::F32(s) => s.device_ptr_mut(stream),
+        CudaStorageSlice::BF16(s) => s.device_ptr_mut(stream),
+        CudaStorageSlice::U32(s) => s.device_ptr_mut(stream),
+        CudaStorageSlice::U8(s) => s.device_ptr_mut(stream),
+        CudaStorageSlice::I64(s) => s.device_ptr_mut(stream),
+        _ => bail!("internal: a CUDA kernel was given an element type that none writes"),
+    })
+}
+
+/// The source compiled for the device, once in a process.
+fn ptx(device: &CudaDevice, source: &'static Source) -> Result<Arc<str>> {
+    static COMPILED: Mutex<Option<HashMap<(&'static str, (i32, i32)), Arc<str>>>> = Mutex::new(None);
+    let capability = device.cuda_stream().context().compute_capability().map_err(|e| Error::Cuda(Box::new(e)))?;
+    let mut compiled = COMPILED.lock().unwrap_or_else(PoisonError::into_inner);
+    let compiled = compiled.get_or_insert_default();
+    if let Some(ptx) = compiled.get(&(source.name, capability)) {
+        return Ok(Arc::clone(ptx));
+    }
+    let (major, minor) = capability;
+    let compile = |options| compile_ptx_with_opts(source.text, CompileOptions { options, ..CompileOptions::default() });
+    // A compiler older than the device does not know it; what it makes for its default is compiled on by the driver.
+    let ptx = compile(vec![format!("--gpu-architecture=compute_{major}{minor}")])
+        .or_else(|error| compile(Vec::new()).map_err(|_| error))
+        .map_err(|error| Error::Cuda(words(source, &error).into()))?;
+    let ptx: Arc<str> = Ptx::to_src(&ptx).into();
+    compiled.insert((source.name, capability), Arc::clone(&ptx));
+    Ok(ptx)
+}
+
+fn words(source: &Source, error: &CompileError) -> String {
+    match error {
+        CompileError::CompileError { log, .. } => format!("NVRTC refuses {}.cu: {}", source.name, log.to_string_lossy()),
+        other => {
+            format!("NVRTC cannot compile {}.cu: {other:?}; is the library of the driver's CUDA version there?", source.name)
+        }
+    }
+}

@@ -1,0 +1,298 @@
+//! The kernels on the processor: their sources behind a C++ compiler, with CUDA's words from `host.h`. And NVRTC, which compiles them for
+//! a device where there is none.
+
+use std::collections::HashMap;
+use std::ffi::{CStr, CString, c_char, c_int, c_void};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::OnceLock;
+
+use candle_core::{DType, Result, bail};
+use libloading::Library;
+
+use super::launch::{Arg, Engine, Upload};
+use super::source::{SOURCES, Source};
+
+/// Elements before and after a buffer that no kernel may touch.
+const GUARD: usize = 64;
+
+/// Memory of the processor with a guard on both sides. Everything is kept as bytes.
+pub(crate) struct HostBuffer {
+    kind: DType,
+    len: usize,
+    /// Of 16 bytes each, so that packs are aligned.
+    bytes: Vec<u128>,
+}
+
+/// A byte pattern that reads as NaN in `f32` and bfloat16.
+const UNTOUCHED: u128 = u128::MAX;
+
+impl HostBuffer {
+    fn new(kind: DType, len: usize) -> Self {
+        let size = (len * kind.size_in_bytes()).div_ceil(16) + 2 * GUARD;
+        Self { kind, len, bytes: vec![UNTOUCHED; size] }
+    }
+
+    fn start(&self) -> *const u8 {
+        // A guard's elements are 16 bytes long.
+        self.bytes[GUARD..].as_ptr().cast()
+    }
+
+    fn start_mut(&mut self) -> *mut u8 {
+        self.bytes[GUARD..].as_mut_ptr().cast()
+    }
+
+    fn raw<T: Copy>(&self) -> Vec<T> {
+        assert!(size_of::<T>() * self.len <= (self.bytes.len() - 2 * GUARD) * 16);
+        // SAFETY: the buffer holds `len` elements of `T`'s size, aligned to 16 bytes, and `T` is a number.
+        (0..self.len).map(|i| unsafe { self.start().cast::<T>().add(i).read() }).collect()
+    }
+
+    fn write<T: Copy>(&mut self, values: &[T]) {
+        assert!(size_of_val(values) <= (self.bytes.len() - 2 * GUARD) * 16);
+        // SAFETY: the buffer has room for the values.
+        unsafe { std::ptr::copy_nonoverlapping(values.as_ptr(), self.start_mut().cast(), values.len()) };
+    }
+
+    /// Its values, after a look at the guards.
+    pub fn read(&self) -> Vec<f32> {
+        self.check();
+        match self.kind {
+            DType::F32 => self.raw(),
+            DType::BF16 => self.raw::<u16>().into_iter().map(|b| f32::from_bits(u32::from(b) << 16)).collect(),
+            DType::U32 => self.raw::<u32>().into_iter().map(|v| v as f32).collect(),
+            other => panic!("{other:?} is read by no test"),
+        }
+    }
+
+    fn check(&self) {
+        let used = (self.len * self.kind.size_in_bytes()) % 16;
+        let end = GUARD + self.len * self.kind.size_in_bytes() / 16;
+        assert!(self.bytes[..GUARD].iter().all(|&b| b == UNTOUCHED), "something before a buffer was written");
+        let tail = &self.bytes[end..];
+        assert_eq!(tail[0] >> (8 * used), UNTOUCHED >> (8 * used), "something behind a buffer was written");
+        assert!(tail[1..].iter().all(|&b| b == UNTOUCHED), "something behind a buffer was written");
+    }
+}
+
+/// The sources, compiled once for a process.
+pub(crate) struct Host(&'static HashMap<&'static str, Library>);
+
+impl Host {
+    pub fn new() -> Self {
+        static LIBRARIES: OnceLock<HashMap<&'static str, Library>> = OnceLock::new();
+        Self(LIBRARIES.get_or_init(|| {
+            let folder = std::env::temp_dir().join(format!("twinsight-kernels-{}", std::process::id()));
+            std::fs::create_dir_all(&folder).expect("a temporary folder");
+            let built = SOURCES.iter().map(|source| (source.name, compiled(source, &folder))).collect();
+            std::fs::remove_dir_all(&folder).expect("removed again");
+            built
+        }))
+    }
+
+    /// A buffer of these numbers, rounded to `kind`, after `offset` others.
+    pub fn floats(&self, kind: DType, values: &[f32], offset: usize) -> HostBuffer {
+        let mut buffer = HostBuffer::new(kind, offset + values.len());
+        let mut all = vec![f32::NAN; offset];
+        all.extend_from_slice(values);
+        match kind {
+            DType::F32 => buffer.write(&all),
+            DType::BF16 => buffer.write(&crate::cpu::half::narrowed(&all)),
+            other => panic!("{other:?} is written by no test"),
+        }
+        buffer
+    }
+}
+
+fn compiled(source: &Source, folder: &Path) -> Library {
+    let here = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/cuda/host.h");
+    let kernels: String = source.kernels.iter().map(|k| format!("HOST_KERNEL({k})\n")).collect();
+    let text = format!("#include \"{}\"\n{}\n{kernels}", here.display(), source.text);
+    let (file, library) = (folder.join(format!("{}.cpp", source.name)), folder.join(format!("{}.so", source.name)));
+    std::fs::write(&file, text).expect("a source is written");
+    let compiler = std::env::var("CXX").unwrap_or_else(|_| "c++".into());
+    let mut command = Command::new(&compiler);
+    command
+        .args(["-std=c++17", "-O1", "-g0", "-shared", "-fPIC", "-Wall", "-Wno-unused-function", "-o"])
+        .arg(&library)
+        .arg(&file);
+    let output = command.output().unwrap_or_else(|e| panic!("{compiler}: {e}; a C++ compiler is needed, name one by CXX"));
+    assert!(output.status.success(), "{}: {}", source.name, String::from_utf8_lossy(&output.stderr));
+    // SAFETY: the library is the one just made, which runs nothing when it is loaded.
+    unsafe { Library::new(&library) }.expect("the library is loaded")
+}
+
+type Run = unsafe extern "C" fn(*const c_char, *const u32, *const u32, *mut *mut c_void) -> c_int;
+
+impl Engine for Host {
+    type Buffer = HostBuffer;
+
+    fn alloc(&self, kind: DType, len: usize) -> Result<HostBuffer> {
+        Ok(HostBuffer::new(kind, len))
+    }
+
+    fn upload(&self, values: Upload<'_>) -> Result<HostBuffer> {
+        let (kind, len) = match values {
+            Upload::U32(v) => (DType::U32, v.len()),
+            Upload::I64(v) => (DType::I64, v.len()),
+        };
+        let mut buffer = HostBuffer::new(kind, len);
+        match values {
+            Upload::U32(v) => buffer.write(v),
+            Upload::I64(v) => buffer.write(v),
+        }
+        Ok(buffer)
+    }
+
+    fn address(&self, buffer: &HostBuffer, offset: usize) -> Result<u64> {
+        Ok(buffer.start() as u64 + (offset * buffer.kind.size_in_bytes()) as u64)
+    }
+
+    unsafe fn start(
+        &self,
+        source: &'static Source,
+        kernel: &str,
+        grid: [u32; 3],
+        block: u32,
+        args: Vec<Arg<'_, HostBuffer>>,
+    ) -> Result<()> {
+        let signature: String = args.iter().map(Arg::letter).collect();
+        let signature = CString::new(signature).expect("letters");
+        let mut room: Vec<u64> = args
+            .into_iter()
+            .map(|arg| match arg {
+                Arg::In(b, offset) | Arg::Changed(b, offset) => b.start() as u64 + (offset * b.kind.size_in_bytes()) as u64,
+                Arg::Out(b) => b.start_mut() as u64,
+                Arg::Null => 0,
+                Arg::Int(v) => u64::from(v as u32),
+                Arg::Long(v) => v as u64,
+                Arg::Float(v) => u64::from(v.to_bits()),
+            })
+            .collect();
+        let mut pointers: Vec<*mut c_void> = room.iter_mut().map(|v| std::ptr::from_mut(v).cast()).collect();
+        let block = [block, 1, 1];
+        // SAFETY: every kernel has a function of this name and type (HOST_KERNEL); it compares the parameters' kinds with the signature
+        // before it reads one, and the caller answers for the bounds.
+        let error = unsafe {
+            let run = self.0[source.name].get::<Run>(format!("run_{kernel}").as_bytes()).expect("every kernel is exported");
+            run(signature.as_ptr(), grid.as_ptr(), block.as_ptr(), pointers.as_mut_ptr())
+        };
+        match error {
+            0 => Ok(()),
+            1 => bail!("{kernel}: threads of a block part at a barrier"),
+            _ => bail!("{kernel}: its parameters are not {}", signature.to_string_lossy()),
+        }
+    }
+}
+
+/// Values in [-1, 1).
+pub(crate) fn values(count: usize, seed: u64) -> Vec<f32> {
+    (0..count as u64)
+        .map(|i| {
+            let z = (i + 1).wrapping_add(seed << 32).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+            let z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+            ((z ^ (z >> 31)) >> 40) as f32 / (1u64 << 23) as f32 - 1.0
+        })
+        .collect()
+}
+
+/// Fails unless the difference's norm is at most `tolerance` of the reference's.
+pub(crate) fn close(what: &str, got: &[f32], want: &[f32], tolerance: f64) {
+    assert_eq!(got.len(), want.len(), "{what}: lengths");
+    let norm = |x: &mut dyn Iterator<Item = f64>| x.map(|v| v * v).sum::<f64>().sqrt();
+    let off = norm(&mut got.iter().zip(want).map(|(&g, &w)| f64::from(g) - f64::from(w)));
+    let size = norm(&mut want.iter().map(|&w| f64::from(w)));
+    assert!(off <= tolerance * size + 1e-7, "{what}: off by {off:e} of {size:e}: {:?} for {:?}", head(got), head(want));
+}
+
+fn head(x: &[f32]) -> &[f32] {
+    &x[..x.len().min(6)]
+}
+
+/// NVIDIA's run-time compiler.
+struct Nvrtc(Library);
+
+impl Nvrtc {
+    fn open() -> Option<Self> {
+        let path = PathBuf::from(std::env::var_os("TWINSIGHT_NVRTC")?);
+        // SAFETY: the library is NVIDIA's, named by who runs the test; it runs nothing of ours when it is loaded.
+        Some(Self(unsafe { Library::new(&path) }.unwrap_or_else(|e| panic!("{}: {e}", path.display()))))
+    }
+
+    fn symbol<T: Copy>(&self, name: &str) -> T {
+        // SAFETY: the callers name the types of NVRTC's documented functions.
+        *unsafe { self.0.get::<T>(name.as_bytes()) }.unwrap_or_else(|e| panic!("{name}: {e}"))
+    }
+
+    /// The PTX of a source, or the compiler's words.
+    fn compile(&self, source: &Source, capability: &str) -> std::result::Result<String, String> {
+        type Program = *mut c_void;
+        type Create = unsafe extern "C" fn(
+            *mut Program,
+            *const c_char,
+            *const c_char,
+            c_int,
+            *const *const c_char,
+            *const *const c_char,
+        ) -> c_int;
+        type Compile = unsafe extern "C" fn(Program, c_int, *const *const c_char) -> c_int;
+        type Size = unsafe extern "C" fn(Program, *mut usize) -> c_int;
+        type Get = unsafe extern "C" fn(Program, *mut c_char) -> c_int;
+        let text = |size: &str, get: &str, program: Program| {
+            let mut length = 0;
+            // SAFETY: the program is one that was created, and the buffer has the length that was asked for.
+            unsafe {
+                assert_eq!(self.symbol::<Size>(size)(program, &raw mut length), 0);
+                let mut room = vec![0 as c_char; length.max(1)];
+                assert_eq!(self.symbol::<Get>(get)(program, room.as_mut_ptr()), 0);
+                CStr::from_ptr(room.as_ptr()).to_string_lossy().into_owned()
+            }
+        };
+        let (name, body) = (CString::new(source.name).expect("a name"), CString::new(source.text).expect("a text"));
+        let option = CString::new(format!("--gpu-architecture=compute_{capability}")).expect("an option");
+        let mut program: Program = std::ptr::null_mut();
+        // SAFETY: the arguments are those of NVRTC's documentation, and outlive the calls.
+        let status = unsafe {
+            let create = self.symbol::<Create>("nvrtcCreateProgram");
+            assert_eq!(create(&raw mut program, body.as_ptr(), name.as_ptr(), 0, std::ptr::null(), std::ptr::null()), 0);
+            self.symbol::<Compile>("nvrtcCompileProgram")(program, 1, [option.as_ptr()].as_ptr())
+        };
+        match status {
+            0 => Ok(text("nvrtcGetPTXSize", "nvrtcGetPTX", program)),
+            _ => Err(text("nvrtcGetProgramLogSize", "nvrtcGetProgramLog", program)),
+        }
+    }
+}
+
+#[test]
+#[ignore = "needs NVRTC (TWINSIGHT_NVRTC); `cargo xtask check-cuda` runs it"]
+fn nvrtc_compiles_every_source() {
+    let nvrtc = Nvrtc::open().expect("TWINSIGHT_NVRTC names libnvrtc.so");
+    let capability = std::env::var("CUDA_COMPUTE_CAP").unwrap_or_else(|_| "90".into());
+    for source in SOURCES {
+        let ptx = nvrtc.compile(source, &capability).unwrap_or_else(|log| panic!("{}: {log}", source.name));
+        let entries: Vec<&str> =
+            ptx.split(".visible .entry ").skip(1).map(|rest| rest.split('(').next().unwrap_or_default()).collect();
+        for kernel in source.kernels {
+            assert!(entries.contains(kernel), "{}: no entry {kernel} in the PTX, which has {entries:?}", source.name);
+        }
+        assert_eq!(entries.len(), source.kernels.len(), "{}: {entries:?}", source.name);
+        assert!(!ptx.contains(".f64") || source.name == "batch_norm", "{}: double precision where none was meant", source.name);
+    }
+    let wrong = Source { name: "wrong", text: "__global__ void f() { nothing(); }", kernels: &[] };
+    assert!(nvrtc.compile(&wrong, &capability).expect_err("does not compile").contains("nothing"));
+}
+
+#[test]
+#[ignore = "needs a C++ compiler; `cargo xtask check-cuda` runs it"]
+fn a_launch_with_other_arguments_than_the_kernel_takes_is_refused() {
+    let host = Host::new();
+    let mut y = host.alloc(DType::F32, 4).expect("room");
+    let args = vec![Arg::Null, Arg::Out(&mut y), Arg::Int(4)];
+    // SAFETY: the kernel is not run.
+    let error =
+        unsafe { host.start(SOURCES[0], "relu_f32", [1, 1, 1], 32, args) }.expect_err("an int for a long long").to_string();
+    assert!(error.contains("parameters are not ppi"), "{error}");
+    y.bytes[GUARD + 1] = 0;
+    assert!(std::panic::catch_unwind(|| y.check()).is_err(), "a write behind a buffer is seen");
+}

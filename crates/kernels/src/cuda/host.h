@@ -1,0 +1,183 @@
+// A C++ compiler in the place of NVRTC: CUDA's words for sources of this folder that are run by tests on the processor.
+// Every CUDA thread is a fibre; the blocks run one after the other. A barrier that some threads of a block pass and others have left
+// is reported, as is a kernel's parameter list, so that the caller's can be held against it.
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <mutex>
+#include <tuple>
+#include <type_traits>
+#include <utility>
+#include <vector>
+#include <ucontext.h>
+
+#define __global__
+#define __device__
+#define __host__
+#define __forceinline__ inline
+#define __restrict__
+#define __shared__ static
+#define __launch_bounds__(...)
+
+struct dim3 {
+    unsigned x, y, z;
+};
+
+static dim3 gridDim, blockDim, blockIdx, threadIdx;
+
+static inline float __uint_as_float(unsigned x) { float y; std::memcpy(&y, &x, 4); return y; }
+static inline float __int_as_float(int x) { float y; std::memcpy(&y, &x, 4); return y; }
+static inline unsigned __float_as_uint(float x) { unsigned y; std::memcpy(&y, &x, 4); return y; }
+static inline int __float_as_int(float x) { int y; std::memcpy(&y, &x, 4); return y; }
+static inline float rsqrtf(float x) { return 1.0f / std::sqrt(x); }
+static inline int min(int a, int b) { return a < b ? a : b; }
+static inline int max(int a, int b) { return a > b ? a : b; }
+static inline long long min(long long a, long long b) { return a < b ? a : b; }
+static inline long long max(long long a, long long b) { return a > b ? a : b; }
+// Fibres change at barriers only, so that a plain addition is an atomic one.
+template <class T> static inline T atomicAdd(T *at, T value) { T old = *at; *at = old + value; return old; }
+
+namespace host {
+
+enum Wait { Ready, Block, Warp, Done };
+
+struct Fibre {
+    ucontext_t context;
+    std::vector<char> stack;
+    Wait wait = Done;
+    float shared = 0;
+};
+
+static std::vector<Fibre> fibres;
+static ucontext_t scheduler;
+static unsigned current;
+static void (*body)(void **);
+static void **body_args;
+
+static void entry() {
+    body(body_args);
+    fibres[current].wait = Done;
+    swapcontext(&fibres[current].context, &scheduler);
+}
+
+static void pause(Wait wait) {
+    fibres[current].wait = wait;
+    swapcontext(&fibres[current].context, &scheduler);
+}
+
+static void resume(unsigned i) {
+    current = i;
+    threadIdx = {i % blockDim.x, i / blockDim.x % blockDim.y, i / blockDim.x / blockDim.y};
+    fibres[i].wait = Ready;
+    swapcontext(&scheduler, &fibres[i].context);
+}
+
+// Whether threads first to last all wait for `wait`; -1 if some do while others have left.
+static int all_wait(unsigned first, unsigned last, Wait wait) {
+    unsigned waiting = 0, done = 0;
+    for (unsigned i = first; i < last; i++) {
+        waiting += fibres[i].wait == wait;
+        done += fibres[i].wait == Done;
+    }
+    if (waiting > 0 && waiting + done == last - first && done > 0) return -1;
+    return waiting == last - first;
+}
+
+// 0, or 1 where threads of a block or warp part at a barrier.
+static int run_block() {
+    unsigned threads = blockDim.x * blockDim.y * blockDim.z;
+    if (fibres.size() < threads) fibres.resize(threads);
+    for (unsigned i = 0; i < threads; i++) {
+        Fibre &f = fibres[i];
+        f.stack.resize(64 * 1024);
+        getcontext(&f.context);
+        f.context.uc_stack.ss_sp = f.stack.data();
+        f.context.uc_stack.ss_size = f.stack.size();
+        f.context.uc_link = nullptr;
+        makecontext(&f.context, entry, 0);
+        f.wait = Ready;
+    }
+    for (unsigned i = 0; i < threads; i++) resume(i);
+    for (;;) {
+        bool moved = false;
+        for (unsigned first = 0; first < threads; first += 32) {
+            unsigned last = first + 32 < threads ? first + 32 : threads;
+            int at = all_wait(first, last, Warp);
+            if (at < 0) return 1;
+            if (at == 0) continue;
+            moved = true;
+            for (unsigned i = first; i < last; i++) resume(i);
+        }
+        if (moved) continue;
+        int at = all_wait(0, threads, Block);
+        if (at < 0) return 1;
+        if (at == 1) {
+            for (unsigned i = 0; i < threads; i++) resume(i);
+            continue;
+        }
+        for (unsigned i = 0; i < threads; i++)
+            if (fibres[i].wait != Done) return 1;
+        return 0;
+    }
+}
+
+template <class T> constexpr char letter() {
+    if (std::is_pointer<T>::value) return 'p';
+    if (std::is_same<T, float>::value) return 'f';
+    if (std::is_same<T, int>::value) return 'i';
+    if (std::is_same<T, long long>::value) return 'l';
+    return '?';
+}
+
+template <class... A> struct Call {
+    template <void (*f)(A...), std::size_t... I> static void unpacked(void **args, std::index_sequence<I...>) {
+        f(*static_cast<typename std::remove_reference<A>::type *>(args[I])...);
+    }
+    template <void (*f)(A...)> static void call(void **args) { unpacked<f>(args, std::index_sequence_for<A...>{}); }
+};
+
+template <class... A> static const char *letters(void (*)(A...)) {
+    static const char text[] = {letter<A>()..., 0};
+    return text;
+}
+
+template <class... A> static Call<A...> call_of(void (*)(A...)) { return {}; }
+
+static std::mutex one_at_a_time;
+
+// 0, 1 as run_block, 2 for another parameter list than `signature`.
+static int run(void (*f)(void **), const char *letters, const char *signature, const unsigned *grid, const unsigned *block, void **args) {
+    std::lock_guard<std::mutex> lock(one_at_a_time);
+    if (std::strcmp(letters, signature) != 0) return 2;
+    body = f;
+    body_args = args;
+    gridDim = {grid[0], grid[1], grid[2]};
+    blockDim = {block[0], block[1], block[2]};
+    for (unsigned z = 0; z < grid[2]; z++)
+        for (unsigned y = 0; y < grid[1]; y++)
+            for (unsigned x = 0; x < grid[0]; x++) {
+                blockIdx = {x, y, z};
+                if (int error = run_block()) return error;
+            }
+    return 0;
+}
+
+}  // namespace host
+
+static inline void __syncthreads() { host::pause(host::Block); }
+
+static inline float __shfl_xor_sync(unsigned, float x, int step) {
+    unsigned me = host::current;
+    host::fibres[me].shared = x;
+    host::pause(host::Warp);
+    float other = host::fibres[me ^ (unsigned)step].shared;
+    host::pause(host::Warp);
+    return other;
+}
+
+// Written by the tests for every kernel of a source.
+#define HOST_KERNEL(name)                                                                                                     \
+    extern "C" int run_##name(const char *signature, const unsigned *grid, const unsigned *block, void **args) {             \
+        return host::run(&decltype(host::call_of(name))::template call<name>, host::letters(name), signature, grid, block, args); \
+    }

@@ -1,0 +1,21 @@
+//! The operations as CUDA kernels, compiled at run time by NVRTC, and the convolutions of cuDNN.
+//!
+//! What is launched, with which grid and arguments, is written against [`launch::Engine`]: a CUDA device of candle, or, in the tests, the
+//! same sources behind a C++ compiler on the processor, with a fibre for every CUDA thread. So sources, launches and bounds are tested
+//! where there is no GPU.
+
+// Without the feature only the tests use this module.
+#![cfg_attr(not(feature = "cuda"), allow(dead_code))]
+
+pub(crate) mod batch_norm;
+#[cfg(feature = "cudnn")]
+pub(crate) mod conv;
+#[cfg(feature = "cuda")]
+mod device;
+pub(crate) mod elementwise;
+#[cfg(test)]
+mod emulated;
+pub(crate) mod launch;
+mod source;
+#[cfg(feature = "cuda")]
+pub(crate) mod tensor;

@@ -1,0 +1,223 @@
+//! Between candle's tensors on a CUDA device and the kernels' buffers.
+
+use std::sync::{Mutex, OnceLock, PoisonError};
+
+use candle_core::op::BackpropOp;
+use candle_core::{
+    CpuStorage, CudaDevice, CudaStorage, CustomOp1, CustomOp2, CustomOp3, Device, Layout, Result, Shape, Storage, StorageRef,
+    Tensor, bail,
+};
+
+use super::device::Gpu;
+use super::launch::View;
+
+/// Whether the kernels of this module take the tensor: it is on a CUDA device, and `TWINSIGHT_CUDA_KERNELS` is not 0, which leaves
+/// everything to candle's own operations.
+pub(crate) fn serves(t: &Tensor) -> bool {
+    static ON: OnceLock<bool> = OnceLock::new();
+    t.device().is_cuda() && *ON.get_or_init(|| std::env::var_os("TWINSIGHT_CUDA_KERNELS").is_none_or(|v| v != "0"))
+}
+
+/// The device of a tensor for which [`serves`] is true.
+pub(crate) fn gpu(t: &Tensor) -> Result<Gpu<'_>> {
+    match t.device() {
+        Device::Cuda(device) => Ok(Gpu(device)),
+        other => bail!("internal: a tensor is on {other:?}, not on a CUDA device"),
+    }
+}
+
+/// A contiguous tensor's storage, locked for reading.
+pub(crate) struct Reading<'a> {
+    storage: StorageRef<'a>,
+    offset: usize,
+}
+
+impl<'a> Reading<'a> {
+    /// Locks the storage of `t`, which must be contiguous.
+    pub fn of(t: &'a Tensor) -> Result<Self> {
+        let (storage, layout) = t.storage_and_layout();
+        if !layout.is_contiguous() {
+            bail!("internal: a tensor of shape {:?} is not contiguous", t.dims());
+        }
+        Ok(Self { offset: layout.start_offset(), storage })
+    }
+
+    /// The tensor's elements.
+    pub fn view(&self) -> Result<View<'_, CudaStorage>> {
+        match &*self.storage {
+            Storage::Cuda(buffer) => Ok(View { buffer, offset: self.offset }),
+            _ => bail!("internal: a tensor is not on a CUDA device"),
+        }
+    }
+}
+
+/// A tensor without a graph that takes over `buffer`.
+pub(crate) fn tensor(buffer: CudaStorage, shape: impl Into<Shape>) -> Tensor {
+    Tensor::from_storage(Storage::Cuda(buffer), shape, BackpropOp::none(), false)
+}
+
+/// A result that was computed already, on its way into the graph, and its backward pass.
+pub(crate) struct Recorded<F> {
+    name: &'static str,
+    result: Mutex<Option<(CudaStorage, Shape)>>,
+    back: F,
+}
+
+impl<F> Recorded<F> {
+    fn new(name: &'static str, buffer: CudaStorage, shape: Shape, back: F) -> Self {
+        Self { name, result: Mutex::new(Some((buffer, shape))), back }
+    }
+
+    fn take(&self) -> Result<(CudaStorage, Shape)> {
+        match self.result.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            Some(result) => Ok(result),
+            None => bail!("{}: the forward pass of one operation ran a second time", self.name),
+        }
+    }
+
+    fn elsewhere<T>(&self) -> Result<T> {
+        bail!("internal: {} was recorded on a CUDA device and runs on another", self.name)
+    }
+}
+
+/// The result as a function of `x`; `back` gets the input, the result and the gradient to the result.
+pub(crate) fn recorded1<F>(
+    name: &'static str,
+    x: &Tensor,
+    buffer: CudaStorage,
+    shape: impl Into<Shape>,
+    back: F,
+) -> Result<Tensor>
+where
+    F: Fn(&Tensor, &Tensor, &Tensor) -> Result<Option<Tensor>> + Send + Sync + 'static,
+{
+    let shape = shape.into();
+    match x.track_op() {
+        true => x.apply_op1(Recorded::new(name, buffer, shape, back)),
+        false => Ok(tensor(buffer, shape)),
+    }
+}
+
+/// As [`recorded1`], of two tensors.
+pub(crate) fn recorded2<F>(
+    name: &'static str,
+    [a, b]: [&Tensor; 2],
+    buffer: CudaStorage,
+    shape: impl Into<Shape>,
+    back: F,
+) -> Result<Tensor>
+where
+    F: Fn([&Tensor; 2], &Tensor, &Tensor) -> Result<[Option<Tensor>; 2]> + Send + Sync + 'static,
+{
+    let shape = shape.into();
+    match a.track_op() || b.track_op() {
+        true => a.apply_op2(b, Recorded::new(name, buffer, shape, back)),
+        false => Ok(tensor(buffer, shape)),
+    }
+}
+
+/// As [`recorded1`], of three tensors.
+pub(crate) fn recorded3<F>(
+    name: &'static str,
+    [a, b, c]: [&Tensor; 3],
+    buffer: CudaStorage,
+    shape: impl Into<Shape>,
+    back: F,
+) -> Result<Tensor>
+where
+    F: Fn([&Tensor; 3], &Tensor, &Tensor) -> Result<[Option<Tensor>; 3]> + Send + Sync + 'static,
+{
+    let shape = shape.into();
+    match a.track_op() || b.track_op() || c.track_op() {
+        true => a.apply_op3(b, c, Recorded::new(name, buffer, shape, back)),
+        false => Ok(tensor(buffer, shape)),
+    }
+}
+
+impl<F> CustomOp1 for Recorded<F>
+where
+    F: Fn(&Tensor, &Tensor, &Tensor) -> Result<Option<Tensor>>,
+{
+    fn name(&self) -> &'static str {
+        self.name
+    }
+
+    fn cpu_fwd(&self, _: &CpuStorage, _: &Layout) -> Result<(CpuStorage, Shape)> {
+        self.elsewhere()
+    }
+
+    fn cuda_fwd(&self, _: &CudaStorage, _: &Layout) -> Result<(CudaStorage, Shape)> {
+        self.take()
+    }
+
+    fn bwd(&self, x: &Tensor, y: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
+        (self.back)(&x.detach(), &y.detach(), &grad.detach().contiguous()?)
+    }
+}
+
+impl<F> CustomOp2 for Recorded<F>
+where
+    F: Fn([&Tensor; 2], &Tensor, &Tensor) -> Result<[Option<Tensor>; 2]>,
+{
+    fn name(&self) -> &'static str {
+        self.name
+    }
+
+    fn cpu_fwd(&self, _: &CpuStorage, _: &Layout, _: &CpuStorage, _: &Layout) -> Result<(CpuStorage, Shape)> {
+        self.elsewhere()
+    }
+
+    fn cuda_fwd(&self, _: &CudaStorage, _: &Layout, _: &CudaStorage, _: &Layout) -> Result<(CudaStorage, Shape)> {
+        self.take()
+    }
+
+    fn bwd(&self, a: &Tensor, b: &Tensor, y: &Tensor, grad: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        let [da, db] = (self.back)([a, b], &y.detach(), &grad.detach().contiguous()?)?;
+        Ok((da, db))
+    }
+}
+
+impl<F> CustomOp3 for Recorded<F>
+where
+    F: Fn([&Tensor; 3], &Tensor, &Tensor) -> Result<[Option<Tensor>; 3]>,
+{
+    fn name(&self) -> &'static str {
+        self.name
+    }
+
+    fn cpu_fwd(
+        &self,
+        _: &CpuStorage,
+        _: &Layout,
+        _: &CpuStorage,
+        _: &Layout,
+        _: &CpuStorage,
+        _: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        self.elsewhere()
+    }
+
+    fn cuda_fwd(
+        &self,
+        _: &CudaStorage,
+        _: &Layout,
+        _: &CudaStorage,
+        _: &Layout,
+        _: &CudaStorage,
+        _: &Layout,
+    ) -> Result<(CudaStorage, Shape)> {
+        self.take()
+    }
+
+    fn bwd(
+        &self,
+        a: &Tensor,
+        b: &Tensor,
+        c: &Tensor,
+        y: &Tensor,
+        grad: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
+        let [da, db, dc] = (self.back)([a, b, c], &y.detach(), &grad.detach().contiguous()?)?;
+        Ok((da, db, dc))
+    }
+}
