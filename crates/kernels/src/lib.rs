@@ -21,7 +21,7 @@ pub mod composed;
 mod contrast;
 mod conv;
 mod cpu;
-#[cfg(any(feature = "cuda", test))]
+#[cfg(any(feature = "cuda", feature = "emulation", test))]
 mod cuda;
 mod epps_pulley;
 mod layer_norm;

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use candle_core::{Device, Result, Shape, Tensor, bail};
 
 #[cfg(feature = "cuda")]
-use crate::cuda::copies::{Copies, Copy, Pinned};
+use crate::cuda::copies::{Begun, Copies, Pinned};
 
 /// Memory for `f32` values on their way to a device.
 pub struct HostBuffer(Kind);
@@ -27,7 +27,7 @@ enum Way {
     /// The copy begins when the tensor is wanted.
     Later(Vec<f32>),
     #[cfg(feature = "cuda")]
-    Begun(Copy),
+    Begun(Begun),
 }
 
 /// The way to one device.

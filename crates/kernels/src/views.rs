@@ -132,6 +132,22 @@ impl DeviceImages {
     }
 }
 
+/// The views of `table`, of images that are `bytes`, by the kernels' sources behind a C++ compiler (`c++`, or what `CXX` names): what a
+/// device would make of them.
+///
+/// # Errors
+/// A table of images beyond the bytes.
+///
+/// # Panics
+/// When there is no such compiler.
+#[cfg(any(test, feature = "emulation"))]
+pub fn emulated(bytes: &[u8], table: &ViewTable) -> Result<Vec<f32>> {
+    use crate::cuda::{emulated::Host, launch::Engine, launch::Upload, views};
+    let host = Host::new();
+    let images = host.upload(Upload::U32(&views::words(bytes)))?;
+    Ok(views::render(&host, &images, bytes.len(), table, candle_core::DType::F32)?.read())
+}
+
 /// Bytes that are free on a CUDA device; `None` for other devices.
 ///
 /// # Errors

@@ -31,14 +31,14 @@ impl Pinned {
 }
 
 /// A copy that was begun.
-pub(crate) struct Copy {
+pub(crate) struct Begun {
     to: ManuallyDrop<CudaSlice<f32>>,
     from: Option<Pinned>,
     done: CudaEvent,
     taken: bool,
 }
 
-impl Drop for Copy {
+impl Drop for Begun {
     fn drop(&mut self) {
         if !self.taken {
             // The memory goes back to the device's stream, which knows nothing of the copy. If the wait fails, it is leaked rather than
@@ -102,19 +102,26 @@ impl Copies {
     }
 
     /// Begins to copy. The device's memory is allocated on the stream of the calling thread, which must be the one that computes.
-    pub fn begin(&self, from: Pinned) -> Result<Copy> {
+    pub fn begin(&self, from: Pinned) -> Result<Begun> {
         let compute = self.device.cuda_stream();
         // SAFETY: the copy writes every element before `finish` lets the stream read them.
         let mut to = unsafe { compute.alloc::<f32>(from.memory.len()) }.map_err(failed)?;
         // Allocation is ordered on the computing stream.
         self.stream.join(&compute).map_err(failed)?;
         let copied = self.stream.memcpy_htod(&from.memory, &mut to);
-        let done = copied.and_then(|()| self.stream.record_event(None)).map_err(failed)?;
-        Ok(Copy { to: ManuallyDrop::new(to), from: Some(from), done, taken: false })
+        let done = match copied.and_then(|()| self.stream.record_event(None)) {
+            Ok(done) => done,
+            Err(error) => {
+                // Whatever was begun must not write to memory that others get.
+                self.stream.synchronize().map_err(failed)?;
+                return Err(failed(error));
+            }
+        };
+        Ok(Begun { to: ManuallyDrop::new(to), from: Some(from), done, taken: false })
     }
 
     /// The tensor; the calling thread's stream waits for the copy, the host does not.
-    pub fn finish(&self, mut copy: Copy, shape: Shape) -> Result<Tensor> {
+    pub fn finish(&self, mut copy: Begun, shape: Shape) -> Result<Tensor> {
         self.device.cuda_stream().wait(&copy.done).map_err(failed)?;
         copy.taken = true;
         // SAFETY: it is taken once: `taken` keeps `drop` from it.

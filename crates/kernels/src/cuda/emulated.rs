@@ -1,6 +1,9 @@
 //! The kernels on the processor: their sources behind a C++ compiler, with CUDA's words from `host.h`. And NVRTC, which compiles them for
 //! a device where there is none.
 
+// The programs that ask for the feature use the engine alone.
+#![cfg_attr(not(test), allow(dead_code))]
+
 use std::collections::HashMap;
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::path::{Path, PathBuf};
@@ -113,7 +116,7 @@ fn compiled(source: &Source, folder: &Path) -> Library {
     let compiler = std::env::var("CXX").unwrap_or_else(|_| "c++".into());
     let mut command = Command::new(&compiler);
     command
-        .args(["-std=c++17", "-O1", "-g0", "-shared", "-fPIC", "-Wall", "-Wno-unused-function", "-o"])
+        .args(["-std=c++17", "-O1", "-ffp-contract=off", "-g0", "-shared", "-fPIC", "-Wall", "-Wno-unused-function", "-o"])
         .arg(&library)
         .arg(&file);
     let output = command.output().unwrap_or_else(|e| panic!("{compiler}: {e}; a C++ compiler is needed, name one by CXX"));
@@ -277,7 +280,11 @@ fn nvrtc_compiles_every_source() {
             assert!(entries.contains(kernel), "{}: no entry {kernel} in the PTX, which has {entries:?}", source.name);
         }
         assert_eq!(entries.len(), source.kernels.len(), "{}: {entries:?}", source.name);
-        assert!(!ptx.contains(".f64") || source.name == "batch_norm", "{}: double precision where none was meant", source.name);
+        assert!(
+            !ptx.contains(".f64") || ["batch_norm", "views"].contains(&source.name),
+            "{}: double precision where none was meant",
+            source.name
+        );
     }
     let wrong = Source { name: "wrong", text: "__global__ void f() { nothing(); }", kernels: &[] };
     assert!(nvrtc.compile(&wrong, &capability).expect_err("does not compile").contains("nothing"));

@@ -11,11 +11,14 @@ pub(crate) mod batch_norm;
 #[cfg(feature = "cudnn")]
 pub(crate) mod conv;
 #[cfg(feature = "cuda")]
-mod device;
+pub(crate) mod copies;
+#[cfg(feature = "cuda")]
+pub(crate) mod device;
 pub(crate) mod elementwise;
-#[cfg(test)]
-mod emulated;
+#[cfg(any(test, feature = "emulation"))]
+pub(crate) mod emulated;
 pub(crate) mod launch;
 mod source;
 #[cfg(feature = "cuda")]
 pub(crate) mod tensor;
+pub(crate) mod views;

@@ -62,8 +62,10 @@ source!(
     "bn_running",
 );
 
+source!(VIEWS, "views", "view_weights", "render_views_f32", "render_views_bf16");
+
 /// All of them.
-pub(crate) static SOURCES: &[&Source] = &[&ELEMENTWISE, &BATCH_NORM];
+pub(crate) static SOURCES: &[&Source] = &[&ELEMENTWISE, &BATCH_NORM, &VIEWS];
 
 #[cfg(test)]
 mod tests {
