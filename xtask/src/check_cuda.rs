@@ -47,6 +47,8 @@ pub fn run(args: &CheckCudaArgs) -> Result<()> {
         for key in ["CUDA_HOME", "CUDA_PATH", "CUDA_ROOT", "CUDA_TOOLKIT_ROOT_DIR"] {
             command.env(key, &toolkit);
         }
+        // candle's kernels are compiled to be there, not to be run: without optimisation that takes a fraction of the time.
+        command.env("NVCC_APPEND_FLAGS", "-Xcicc -O0 -Xptxas -O0");
         command.env("CUDA_COMPUTE_CAP", &args.capability).env("PATH", &path);
         command
     };

@@ -197,7 +197,9 @@ pub struct SettingArgs {
 pub enum PrecisionArg {
     /// Everything in 32 bits.
     F32,
-    /// ResNets keep what the backward pass needs as bfloat16, in half the memory.
+    /// As f32, but GPUs may multiply in TF32.
+    Tf32,
+    /// On a GPU, products and the encoder's activations in bfloat16; on the CPU, ResNets keep what the backward pass needs so, in half the memory.
     Bf16,
 }
 
@@ -206,6 +208,7 @@ impl PrecisionArg {
     pub fn name(self) -> &'static str {
         match self {
             Self::F32 => "f32",
+            Self::Tf32 => "tf32",
             Self::Bf16 => "bf16",
         }
     }
@@ -408,6 +411,9 @@ pub struct KnnArgs {
     /// Where vectors come from: pooled, patch-mean, class+mean, last-N, last-N+mean or depth-N.
     #[arg(long, default_value = "pooled")]
     pub features: String,
+    /// Where the encoder runs.
+    #[command(flatten)]
+    pub on: DeviceArgs,
 }
 
 /// What nearness means.
@@ -442,6 +448,14 @@ pub struct EmbedArgs {
     /// Where vectors come from: pooled, patch-mean, class+mean, last-N, last-N+mean or depth-N.
     #[arg(long, default_value = "pooled")]
     pub features: String,
+    /// Where the encoder runs.
+    #[command(flatten)]
+    pub on: DeviceArgs,
+}
+
+/// What computes a trained encoder's vectors.
+#[derive(Debug, Args)]
+pub struct DeviceArgs {
     /// What computes: cpu, cuda, cuda:N or metal, where the program was built for it.
     #[arg(long, default_value = "cpu")]
     pub device: String,
@@ -502,6 +516,9 @@ pub struct ExportArgs {
 pub struct AttentionArgs {
     /// A run folder, or an encoder file.
     pub run: PathBuf,
+    /// Where the encoder runs.
+    #[command(flatten)]
+    pub on: DeviceArgs,
     /// The image.
     pub image: PathBuf,
     /// The folder for the pictures.
@@ -564,6 +581,9 @@ pub struct EvalArgs {
     /// Where vectors come from: pooled, patch-mean, class+mean, last-N, last-N+mean or depth-N.
     #[arg(long, default_value = "pooled")]
     pub features: String,
+    /// Where the encoder runs.
+    #[command(flatten)]
+    pub on: DeviceArgs,
 }
 
 /// `classify`.
@@ -607,6 +627,9 @@ pub struct ClassifyArgs {
     /// Where vectors come from: pooled, patch-mean, class+mean, last-N, last-N+mean or depth-N.
     #[arg(long, default_value = "pooled")]
     pub features: String,
+    /// Where the encoder runs.
+    #[command(flatten)]
+    pub on: DeviceArgs,
 }
 
 /// `search`.
@@ -628,6 +651,9 @@ pub struct SearchArgs {
     /// Where vectors come from: pooled, patch-mean, class+mean, last-N, last-N+mean or depth-N.
     #[arg(long, default_value = "pooled")]
     pub features: String,
+    /// Where the encoder runs.
+    #[command(flatten)]
+    pub on: DeviceArgs,
 }
 
 /// `duplicates`.
@@ -651,6 +677,9 @@ pub struct DuplicatesArgs {
     /// Where vectors come from: pooled, patch-mean, class+mean, last-N, last-N+mean or depth-N.
     #[arg(long, default_value = "pooled")]
     pub features: String,
+    /// Where the encoder runs.
+    #[command(flatten)]
+    pub on: DeviceArgs,
 }
 
 /// `cluster`.
@@ -673,6 +702,9 @@ pub struct ClusterArgs {
     /// Where vectors come from: pooled, patch-mean, class+mean, last-N, last-N+mean or depth-N.
     #[arg(long, default_value = "pooled")]
     pub features: String,
+    /// Where the encoder runs.
+    #[command(flatten)]
+    pub on: DeviceArgs,
 }
 
 /// `report`.

@@ -5,7 +5,7 @@
 //! the 3×3 convolution, as torchvision's do ("v1.5"). Convolutions start by He et al.'s normal distribution (fan out), batch
 //! norms at 1 and 0.
 
-use candle_core::Tensor;
+use candle_core::{DType, Tensor};
 use twinsight_kernels::{global_avg_pool, max_pool2d};
 use twinsight_nn::{BlockShortcut, Builder, ConvNorm, Mode, NormKind, Parameter, ResidualBlock, recomputed, residual_blocks};
 
@@ -130,7 +130,7 @@ impl ResNet {
     pub(crate) fn maps(&self, x: &Tensor, mode: &Mode) -> Result<Tensor> {
         let x = self.entry(x)?;
         let layers = self.blocks.iter().map(|block| &block.layers);
-        Ok(if self.config.checkpoint_activations && mode.grad {
+        let maps = if self.config.checkpoint_activations && mode.grad {
             self.blocks.iter().try_fold(self.stem(&x, mode)?, |x, block| {
                 let own = block.layers.clone();
                 recomputed(&x, mode, block.params.clone(), move |x, mode| own.forward(x, mode))
@@ -140,7 +140,9 @@ impl ResNet {
         } else {
             // Blocks without anything between them are one operation.
             residual_blocks([&self.stem].into_iter().chain(layers), &x, mode)?
-        })
+        };
+        // Blocks at half precision give bfloat16.
+        Ok(maps.to_dtype(DType::F32)?)
     }
 }
 

@@ -11,7 +11,7 @@ use crate::{check, composed};
 /// # Errors
 /// When `x` is not `f32`.
 pub fn relu(x: &Tensor) -> Result<Tensor> {
-    check::f32("relu", "x", x)?;
+    check::float("relu", "x", x)?;
     if on_cpu(x) {
         return x.contiguous()?.apply_op1(Relu);
     }
@@ -28,7 +28,7 @@ pub fn relu(x: &Tensor) -> Result<Tensor> {
 /// # Errors
 /// When `x` is not `f32`.
 pub fn gelu(x: &Tensor) -> Result<Tensor> {
-    check::f32("gelu", "x", x)?;
+    check::float("gelu", "x", x)?;
     if on_cpu(x) {
         return x.contiguous()?.apply_op1(Gelu);
     }

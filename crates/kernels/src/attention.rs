@@ -16,7 +16,7 @@ use crate::{check, composed};
 /// When `qkv` is not `f32`, has not three axes, or its last axis is not a multiple of 3 · `heads`.
 pub fn attention(qkv: &Tensor, heads: usize) -> Result<Tensor> {
     const OP: &str = "attention";
-    check::f32(OP, "qkv", qkv)?;
+    check::float(OP, "qkv", qkv)?;
     let [n, t, packed] = *qkv.dims() else {
         bail!("{OP}: qkv has shape {:?}, expected three axes (N, T, 3 · heads · D)", qkv.dims());
     };
@@ -25,6 +25,10 @@ pub fn attention(qkv: &Tensor, heads: usize) -> Result<Tensor> {
     }
     if on_cpu(qkv) {
         return qkv.contiguous()?.apply_op1(Attention { n, t, heads, d: packed / (3 * heads) });
+    }
+    #[cfg(feature = "cuda")]
+    if crate::cuda::tensor::serves(qkv) {
+        return crate::cuda::attention::attention(qkv, heads);
     }
     composed::attention::attention(qkv, heads)
 }

@@ -146,7 +146,7 @@ fn checked(op: &str, x: &Tensor, weight: Option<&Tensor>, bias: Option<&Tensor>,
         }
     }
     if let Some(r) = residual {
-        check::shaped(op, "residual", r, x.dims(), x)?;
+        check::alike(op, "residual", r, x)?;
     }
     Ok(c)
 }

@@ -1,6 +1,6 @@
 //! Residual blocks: convolutions, each with its batch norm and ReLU, beside a shortcut, as one operation.
 
-use candle_core::{Result, Tensor, bail};
+use candle_core::{DType, Result, Tensor, bail};
 
 use crate::conv::Geometry;
 use crate::cpu::block::{ConvBlocks, Layer, Layers, Settings};
@@ -66,7 +66,9 @@ pub enum Keep {
     /// As they are.
     #[default]
     F32,
-    /// Rounded to bfloat16, in half the memory. The forward pass is not touched by it; gradients see the rounded values.
+    /// Rounded to bfloat16, in half the memory. On the CPU the forward pass is not touched by it, and gradients see the rounded values. Where
+    /// [`crate::takes_bf16`] says so, activations are bfloat16 in both passes, with sums and statistics in `f32`, and so is the result of
+    /// residual blocks.
     Bf16,
 }
 
@@ -144,7 +146,8 @@ pub fn conv_blocks(x: &Tensor, blocks: &[BlockParts<'_>], eps: f64, groups: usiz
         all.push(Layers { all: layers, path: path.len(), identity: matches!(shortcut, Shortcut::Identity) });
     }
     if !on_cpu(x) {
-        let (mut y, mut statistics) = (x.clone(), Vec::new());
+        let half = keep == Keep::Bf16 && crate::takes_bf16(x.device());
+        let (mut y, mut statistics) = (if half { x.to_dtype(DType::BF16)? } else { x.clone() }, Vec::new());
         for block in blocks {
             let out = composed(&y, &block.path, block.shortcut, eps, groups)?;
             statistics.extend(out.statistics);

@@ -10,6 +10,14 @@ pub(crate) fn f32(op: &str, name: &str, t: &Tensor) -> Result<()> {
     Ok(())
 }
 
+/// Refuses a tensor that is neither `f32` nor, where [`crate::takes_bf16`] says so, bfloat16.
+pub(crate) fn float(op: &str, name: &str, t: &Tensor) -> Result<()> {
+    match t.dtype() {
+        DType::BF16 if crate::takes_bf16(t.device()) => Ok(()),
+        _ => f32(op, name, t),
+    }
+}
+
 /// Refuses a tensor that is not `f32` or lies on another device than `on`.
 pub(crate) fn f32_on(op: &str, name: &str, t: &Tensor, on: &Tensor) -> Result<()> {
     f32(op, name, t)?;
@@ -28,18 +36,27 @@ pub(crate) fn shaped(op: &str, name: &str, t: &Tensor, shape: &[usize], on: &Ten
     Ok(())
 }
 
-/// The sizes of an image batch (N, H, W, C) of `f32`.
+/// Refuses a tensor of another shape, element type or device than `like`.
+pub(crate) fn alike(op: &str, name: &str, t: &Tensor, like: &Tensor) -> Result<()> {
+    if t.dims() != like.dims() || t.dtype() != like.dtype() || !t.device().same_device(like.device()) {
+        let of = |t: &Tensor| format!("shape {:?} of {:?} on {:?}", t.dims(), t.dtype(), t.device());
+        bail!("{op}: {name} has {}, expected {}", of(t), of(like));
+    }
+    Ok(())
+}
+
+/// The sizes of an image batch (N, H, W, C) of numbers that [`float`] takes.
 pub(crate) fn nhwc(op: &str, x: &Tensor) -> Result<(usize, usize, usize, usize)> {
-    f32(op, "x", x)?;
+    float(op, "x", x)?;
     match *x.dims() {
         [n, h, w, c] => Ok((n, h, w, c)),
         ref other => bail!("{op}: x has shape {other:?}, expected four axes (N, H, W, C)"),
     }
 }
 
-/// The size of the last axis of an `f32` tensor of one or more axes.
+/// The size of the last axis of a tensor of one or more axes, of numbers that [`float`] takes.
 pub(crate) fn last(op: &str, name: &str, x: &Tensor) -> Result<usize> {
-    f32(op, name, x)?;
+    float(op, name, x)?;
     match x.dims().last() {
         Some(&c) => Ok(c),
         None => bail!("{op}: {name} is a scalar, expected one axis or more"),

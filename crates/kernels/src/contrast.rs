@@ -23,6 +23,10 @@ pub fn log_sum_exp(x: &Tensor, except: &[[u32; 2]]) -> Result<Tensor> {
     if on_cpu(x) {
         return x.contiguous()?.apply_op1(LogSumExp { except: except.into() });
     }
+    #[cfg(feature = "cuda")]
+    if crate::cuda::tensor::serves(x) {
+        return crate::cuda::rows::on_device::log_sum_exp(x, except);
+    }
     composed::softmax::log_sum_exp(x, except)
 }
 
@@ -34,6 +38,10 @@ pub fn row_max(x: &Tensor, except: &[[u32; 2]]) -> Result<Tensor> {
     check_rows("row_max", x, except)?;
     if on_cpu(x) {
         return crate::cpu::contrast::row_max(&x.detach().contiguous()?, except);
+    }
+    #[cfg(feature = "cuda")]
+    if crate::cuda::tensor::serves(x) {
+        return crate::cuda::rows::on_device::row_max(x, except);
     }
     composed::softmax::without(&x.detach(), except)?.max(D::Minus1)
 }

@@ -27,5 +27,9 @@ pub fn epps_pulley(x: &Tensor, knots: usize, max: f64) -> Result<Tensor> {
     if on_cpu(x) {
         return x.contiguous()?.apply_op1(EppsPulley { knots, max });
     }
+    #[cfg(feature = "cuda")]
+    if crate::cuda::tensor::serves(x) {
+        return crate::cuda::epps_pulley::epps_pulley(x, knots, max);
+    }
     composed::epps_pulley(x, knots, max)
 }

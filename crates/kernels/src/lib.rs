@@ -23,6 +23,7 @@ mod conv;
 mod cpu;
 #[cfg(any(feature = "cuda", feature = "emulation", test))]
 mod cuda;
+mod device_memory;
 mod epps_pulley;
 mod layer_norm;
 mod linear;
@@ -44,12 +45,13 @@ pub use block::{BlockParts, ConvBlockOutput, ConvNorm, Keep, NormStatistics, Sho
 pub use contrast::{log_sum_exp, row_max};
 pub use conv::{Conv2dConfig, conv2d};
 pub use cpu::simd::instruction_set;
+pub use device_memory::{DeviceMemory, device_memory};
 pub use epps_pulley::epps_pulley;
 pub use layer_norm::layer_norm;
 pub use linear::linear;
 pub use loss::cross_entropy_soft;
 pub use pool::{global_avg_pool, max_pool2d};
-pub use precision::{allow_tf32, tf32_allowed};
+pub use precision::{allow_tf32, takes_bf16, tf32_allowed};
 pub use softmax::{l2_normalize, log_softmax, softmax};
 pub use transformer::{Affine, TransformerParameters, transformer_block, transformer_blocks};
 pub use update::ema;

@@ -32,5 +32,9 @@ pub fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tens
             None => x.apply_op2(&weight, op),
         };
     }
+    #[cfg(feature = "cuda")]
+    if crate::cuda::tensor::serves(x) {
+        return crate::cuda::columns::linear(x, weight, bias);
+    }
     composed::linear::linear(x, weight, bias)
 }

@@ -24,5 +24,9 @@ pub fn cross_entropy_soft(logits: &Tensor, targets: &Tensor) -> Result<Tensor> {
     if on_cpu(logits) {
         return logits.contiguous()?.apply_op2(&targets.detach().contiguous()?, CrossEntropy);
     }
+    #[cfg(feature = "cuda")]
+    if crate::cuda::tensor::serves(logits) {
+        return crate::cuda::rows::on_device::cross_entropy_soft(logits, targets);
+    }
     composed::softmax::cross_entropy_soft(logits, &targets.detach())
 }

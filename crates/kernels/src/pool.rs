@@ -27,10 +27,14 @@ pub fn max_pool2d(x: &Tensor, kernel: usize, stride: usize, padding: usize) -> R
     }
     let oh = check::output_size(OP, "the height", h, padding, kernel, stride)?;
     let ow = check::output_size(OP, "the width", w, padding, kernel, stride)?;
+    let sizes = MaxPoolSizes { n, h, w, c, kernel, stride, padding, oh, ow };
     if on_cpu(x) {
         let x = x.contiguous()?;
-        let sizes = MaxPoolSizes { n, h, w, c, kernel, stride, padding, oh, ow };
         return x.apply_op1(MaxPool { sizes, track: x.track_op(), winners: OnceLock::new() });
+    }
+    #[cfg(feature = "cuda")]
+    if crate::cuda::tensor::serves(x) {
+        return crate::cuda::pool::max_pool2d(x, sizes);
     }
     composed::pool::max_pool2d(x, kernel, stride, padding, (oh, ow))
 }
@@ -47,6 +51,10 @@ pub fn global_avg_pool(x: &Tensor) -> Result<Tensor> {
     }
     if on_cpu(x) {
         return x.contiguous()?.apply_op1(GlobalAvgPool { pixels: h * w, c });
+    }
+    #[cfg(feature = "cuda")]
+    if crate::cuda::tensor::serves(x) {
+        return crate::cuda::pool::global_avg_pool(x);
     }
     composed::pool::global_avg_pool(x)
 }

@@ -1,10 +1,10 @@
 //! Blocks of a transformer: attention and an MLP, each behind a layer norm and beside a shortcut.
 
-use candle_core::{Result, Tensor, bail};
+use candle_core::{DType, Result, Tensor, bail};
 
 use crate::cpu::memory::on_cpu;
 use crate::cpu::transformer::{Sizes, TransformerBlocks};
-use crate::{attention, check, gelu, layer_norm, linear};
+use crate::{Keep, attention, check, gelu, layer_norm, linear};
 
 /// A weight and its bias.
 #[derive(Debug, Clone, Copy)]
@@ -45,17 +45,24 @@ pub struct TransformerParameters<'a> {
 /// When a tensor is not `f32`, shapes do not fit, or `heads` do not divide C. The backward pass fails when it runs a second
 /// time.
 pub fn transformer_block(x: &Tensor, parameters: &TransformerParameters<'_>, heads: usize, eps: f64) -> Result<Tensor> {
-    transformer_blocks(x, std::slice::from_ref(parameters), heads, eps)
+    transformer_blocks(x, std::slice::from_ref(parameters), heads, eps, Keep::F32)
 }
 
-/// Blocks as [`transformer_block`], one after the other, as one operation on the CPU; `x` itself if there are none.
+/// Blocks as [`transformer_block`], one after the other, as one operation on the CPU; `x` itself if there are none. With [`Keep::Bf16`], where
+/// [`crate::takes_bf16`] says so, the branches are computed in bfloat16 from the norms' results on; what they are added to stays `f32`.
 ///
 /// # Shapes
 /// As [`transformer_block`]; all blocks have the same hidden size.
 ///
 /// # Errors
 /// As [`transformer_block`].
-pub fn transformer_blocks(x: &Tensor, blocks: &[TransformerParameters<'_>], heads: usize, eps: f64) -> Result<Tensor> {
+pub fn transformer_blocks(
+    x: &Tensor,
+    blocks: &[TransformerParameters<'_>],
+    heads: usize,
+    eps: f64,
+    keep: Keep,
+) -> Result<Tensor> {
     check::f32(OP, "x", x)?;
     let [n, t, c] = *x.dims() else {
         bail!("{OP}: x has shape {:?}, expected three axes (N, T, C)", x.dims());
@@ -78,7 +85,8 @@ pub fn transformer_blocks(x: &Tensor, blocks: &[TransformerParameters<'_>], head
         }
     }
     if !on_cpu(x) {
-        return blocks.iter().try_fold(x.clone(), |x, block| composed(&x, block, heads, eps));
+        let kind = if keep == Keep::Bf16 && crate::takes_bf16(x.device()) { DType::BF16 } else { DType::F32 };
+        return blocks.iter().try_fold(x.clone(), |x, block| composed(&x, block, heads, eps, kind));
     }
     let flat = blocks
         .iter()
@@ -102,12 +110,18 @@ impl<'a> TransformerParameters<'a> {
     }
 }
 
-/// One block as a chain of this crate's operations.
-fn composed(x: &Tensor, block: &TransformerParameters<'_>, heads: usize, eps: f64) -> Result<Tensor> {
-    let norm = |x: &Tensor, layer: Affine<'_>| layer_norm(x, layer.weight, layer.bias, eps);
+/// One block as a chain of this crate's operations, its branches in `kind`.
+fn composed(x: &Tensor, block: &TransformerParameters<'_>, heads: usize, eps: f64, kind: DType) -> Result<Tensor> {
+    let norm = |x: &Tensor, layer: Affine<'_>| {
+        #[cfg(feature = "cuda")]
+        if crate::cuda::tensor::serves(x) {
+            return crate::cuda::layer_norm::layer_norm(x, layer.weight, layer.bias, eps, kind);
+        }
+        layer_norm(x, layer.weight, layer.bias, eps)?.to_dtype(kind)
+    };
     let affine = |x: &Tensor, layer: Affine<'_>| linear(x, layer.weight, Some(layer.bias));
     let y = attention(&affine(&norm(x, block.norm1)?, block.qkv)?, heads)?;
-    let middle = (x + affine(&y, block.proj)?)?;
+    let middle = (x + affine(&y, block.proj)?.to_dtype(x.dtype())?)?;
     let y = gelu(&affine(&norm(&middle, block.norm2)?, block.fc1)?)?;
-    &middle + affine(&y, block.fc2)?
+    &middle + affine(&y, block.fc2)?.to_dtype(x.dtype())?
 }

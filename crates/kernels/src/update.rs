@@ -34,6 +34,17 @@ pub struct SgdConfig {
     pub nesterov: bool,
 }
 
+/// The rule of [`lars`].
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct LarsConfig {
+    /// η: the trust ratio is η · ‖param‖ / (‖grad‖ + weight_decay · ‖param‖ + eps).
+    pub trust_coefficient: f64,
+    /// Added to the denominator of the ratio.
+    pub eps: f64,
+    /// Whether the ratio over the learning rate, at most 1, takes the ratio's place.
+    pub clip: bool,
+}
+
 /// One parameter of [`adamw`].
 #[derive(Debug, Clone, Copy)]
 pub struct AdamwTensor<'a> {
@@ -76,6 +87,10 @@ pub fn ema(pairs: &[(&Var, &Tensor)], momentum: f64) -> Result<()> {
     if pairs.iter().all(|(t, _)| on_cpu(t)) {
         return cpu::update::ema(pairs, momentum);
     }
+    #[cfg(feature = "cuda")]
+    if crate::cuda::update::on_device::all_served(pairs.iter().map(|(t, _)| t.as_tensor())) {
+        return crate::cuda::update::on_device::ema(pairs, momentum);
+    }
     composed::update::ema(pairs, momentum)
 }
 
@@ -86,15 +101,48 @@ pub fn ema(pairs: &[(&Var, &Tensor)], momentum: f64) -> Result<()> {
 /// # Errors
 /// When a tensor is not `f32`, shapes or devices differ, or tensors share storage.
 pub fn sgd(tensors: &[SgdTensor<'_>], config: SgdConfig) -> Result<()> {
-    for (i, t) in tensors.iter().enumerate() {
-        check::f32("sgd", &format!("param {i}"), t.param)?;
-        check::shaped("sgd", &format!("grad {i}"), t.grad, t.param.dims(), t.param)?;
-        check::shaped("sgd", &format!("momentum {i}"), t.momentum, t.param.dims(), t.param)?;
-    }
+    check_sgd("sgd", tensors)?;
     if tensors.iter().all(|t| on_cpu(t.param)) {
         return cpu::update::sgd(tensors, config);
     }
+    #[cfg(feature = "cuda")]
+    if crate::cuda::update::on_device::all_served(tensors.iter().map(|t| t.param.as_tensor())) {
+        return crate::cuda::update::on_device::sgd(tensors, config);
+    }
     composed::update::sgd(tensors, config)
+}
+
+fn check_sgd(op: &str, tensors: &[SgdTensor<'_>]) -> Result<()> {
+    for (i, t) in tensors.iter().enumerate() {
+        check::f32(op, &format!("param {i}"), t.param)?;
+        check::shaped(op, &format!("grad {i}"), t.grad, t.param.dims(), t.param)?;
+        check::shaped(op, &format!("momentum {i}"), t.momentum, t.param.dims(), t.param)?;
+    }
+    Ok(())
+}
+
+/// One step of LARS (You et al. 2017): [`sgd`] with each tensor's trust ratio as its scale. A tensor without weight decay, or of which parameter
+/// or gradient are all zeros, is neither scaled nor decayed. The tensors' own `scale` is not read.
+///
+/// # Errors
+/// As [`sgd`].
+pub fn lars(tensors: &[SgdTensor<'_>], config: SgdConfig, rule: LarsConfig) -> Result<()> {
+    check_sgd("lars", tensors)?;
+    #[cfg(feature = "cuda")]
+    if crate::cuda::update::on_device::all_served(tensors.iter().map(|t| t.param.as_tensor())) {
+        return crate::cuda::update::on_device::lars(tensors, config, rule);
+    }
+    let norms = |tensors: Vec<&Tensor>| -> Result<Vec<f64>> { Ok(square_sums(&tensors)?.into_iter().map(f64::sqrt).collect()) };
+    let weights = norms(tensors.iter().map(|t| t.param.as_tensor()).collect())?;
+    let gradients = norms(tensors.iter().map(|t| t.grad).collect())?;
+    let scaled = tensors.iter().zip(weights.iter().zip(&gradients)).map(|(t, (&w, &g))| {
+        let adapted = t.weight_decay != 0.0 && w != 0.0 && g != 0.0;
+        let ratio = rule.trust_coefficient * w / (g + w * t.weight_decay + rule.eps);
+        let ratio = if rule.clip { (ratio / t.lr).min(1.0) } else { ratio };
+        // lightly's rule: without a ratio there is no decay either.
+        SgdTensor { weight_decay: if adapted { t.weight_decay } else { 0.0 }, scale: if adapted { ratio } else { 1.0 }, ..*t }
+    });
+    sgd(&scaled.collect::<Vec<_>>(), config)
 }
 
 /// One step of AdamW (Loshchilov and Hutter 2019) as `torch.optim.AdamW`: param −= lr · weight_decay · param, then Adam's
@@ -115,6 +163,10 @@ pub fn adamw(tensors: &[AdamwTensor<'_>], config: AdamwConfig) -> Result<()> {
     if tensors.iter().all(|t| on_cpu(t.param)) {
         return cpu::update::adamw(tensors, config);
     }
+    #[cfg(feature = "cuda")]
+    if crate::cuda::update::on_device::all_served(tensors.iter().map(|t| t.param.as_tensor())) {
+        return crate::cuda::update::on_device::adamw(tensors, config);
+    }
     composed::update::adamw(tensors, config)
 }
 
@@ -129,5 +181,46 @@ pub fn square_sums(tensors: &[&Tensor]) -> Result<Vec<f64>> {
     if tensors.iter().all(|t| on_cpu(t)) {
         return cpu::update::square_sums(tensors);
     }
+    #[cfg(feature = "cuda")]
+    if crate::cuda::update::on_device::all_served(tensors.iter().copied()) {
+        return crate::cuda::update::on_device::square_sums(tensors);
+    }
     composed::update::square_sums(tensors)
+}
+
+/// Moves batch norm's running statistics by those that a pass saw, block after block as separate passes would:
+/// running = (1 − momentum) · running + momentum · seen, for the variance with the unbiased one, of `count` values each.
+///
+/// # Shapes
+/// `mean` and `var` (groups, C), the variance biased; `running_mean` and `running_var` (C).
+///
+/// # Errors
+/// When a tensor is not `f32`, shapes or devices differ, or `count` is below 2.
+pub fn running_statistics(
+    [mean, var]: [&Tensor; 2],
+    [running_mean, running_var]: [&Var; 2],
+    momentum: f64,
+    count: usize,
+) -> Result<()> {
+    const OP: &str = "running_statistics";
+    check::f32(OP, "mean", mean)?;
+    let [groups, c] = *mean.dims() else { bail!("{OP}: mean has shape {:?}, expected (groups, C)", mean.dims()) };
+    check::shaped(OP, "var", var, &[groups, c], mean)?;
+    check::shaped(OP, "running_mean", running_mean, &[c], mean)?;
+    check::shaped(OP, "running_var", running_var, &[c], mean)?;
+    if count < 2 {
+        bail!("{OP}: count is {count}, an unbiased variance needs two values or more");
+    }
+    let unbiased = count as f64 / (count as f64 - 1.0);
+    #[cfg(feature = "cuda")]
+    if crate::cuda::tensor::serves(mean) {
+        return crate::cuda::batch_norm::take_up([mean, var], [running_mean, running_var], momentum, unbiased);
+    }
+    let (mut m, mut v) = (running_mean.detach().copy()?, running_var.detach().copy()?);
+    for group in 0..groups {
+        m = ((m * (1.0 - momentum))? + (mean.detach().get(group)? * momentum)?)?;
+        v = ((v * (1.0 - momentum))? + ((var.detach().get(group)? * unbiased)? * momentum)?)?;
+    }
+    running_mean.set(&m)?;
+    running_var.set(&v)
 }

@@ -85,6 +85,9 @@ pub struct DeviceImages {
     device: candle_core::CudaDevice,
     #[cfg(feature = "cuda")]
     bytes: candle_core::CudaStorage,
+    /// The way of the tables.
+    #[cfg(feature = "cuda")]
+    transfers: crate::transfer::Transfers,
     len: usize,
 }
 
@@ -96,10 +99,11 @@ impl DeviceImages {
     pub fn new(device: &Device, bytes: &[u8]) -> Result<Self> {
         match device {
             #[cfg(feature = "cuda")]
-            Device::Cuda(device) => {
+            Device::Cuda(cuda) => {
                 use crate::cuda::{device::Gpu, launch::Engine, launch::Upload, views::words};
-                let words = Gpu(device).upload(Upload::U32(&words(bytes)))?;
-                Ok(Self { device: device.clone(), bytes: words, len: bytes.len() })
+                let words = Gpu(cuda).upload(Upload::U32(&words(bytes)))?;
+                let transfers = crate::transfer::Transfers::new(device)?;
+                Ok(Self { device: cuda.clone(), bytes: words, transfers, len: bytes.len() })
             }
             other => bail!("views: {} bytes of images can lie on a CUDA device only, not on {:?}", bytes.len(), other.location()),
         }
@@ -123,8 +127,16 @@ impl DeviceImages {
         table.check_within(self.len)?;
         #[cfg(feature = "cuda")]
         {
-            use crate::cuda::{device::Gpu, tensor::tensor, views::render};
-            let out = render(&Gpu(&self.device), &self.bytes, self.len, table, candle_core::DType::F32)?;
+            use crate::cuda::{device::Gpu, tensor::Reading, tensor::tensor, views::render};
+            // The table goes as one page-locked copy, for which the host does not wait; in rooms of few sizes, so that they are used again.
+            let words = table.words();
+            let room = words.len().next_power_of_two();
+            let mut buffer = self.transfers.buffer(room)?;
+            buffer.as_mut_slice()?.iter_mut().zip(&words).for_each(|(to, &word)| *to = f32::from_bits(word));
+            let words = self.transfers.finish(self.transfers.begin(buffer, room.into())?)?;
+            let reading = Reading::of(&words)?;
+            let gpu = Gpu(&self.device);
+            let out = render(&gpu, &self.bytes, self.len, table, reading.view()?, candle_core::DType::F32)?;
             Ok(tensor(out, (table.len(), table.channels(), table.size(), table.size())))
         }
         #[cfg(not(feature = "cuda"))]
@@ -142,25 +154,11 @@ impl DeviceImages {
 /// When there is no such compiler.
 #[cfg(any(test, feature = "emulation"))]
 pub fn emulated(bytes: &[u8], table: &ViewTable) -> Result<Vec<f32>> {
-    use crate::cuda::{emulated::Host, launch::Engine, launch::Upload, views};
+    use crate::cuda::{emulated::Host, launch::Engine, launch::Upload, launch::View, views};
     let host = Host::new();
     let images = host.upload(Upload::U32(&views::words(bytes)))?;
-    Ok(views::render(&host, &images, bytes.len(), table, candle_core::DType::F32)?.read())
-}
-
-/// Bytes that are free on a CUDA device; `None` for other devices.
-///
-/// # Errors
-/// When CUDA can't tell.
-pub fn free_bytes(device: &Device) -> Result<Option<u64>> {
-    match device {
-        #[cfg(feature = "cuda")]
-        Device::Cuda(device) => {
-            let (free, _) = device.cuda_stream().context().mem_get_info().map_err(|e| candle_core::Error::Cuda(Box::new(e)))?;
-            Ok(Some(free as u64))
-        }
-        _ => Ok(None),
-    }
+    let words = host.upload(Upload::U32(&table.words()))?;
+    Ok(views::render(&host, &images, bytes.len(), table, View::all(&words), candle_core::DType::F32)?.read())
 }
 
 /// Words of a view and of a step, as `views.cu` has them.
@@ -273,19 +271,18 @@ impl ViewTable {
         &self.views
     }
 
-    /// The words of all steps; never none, so that there is memory to point to.
-    pub fn step_words(&self) -> Vec<u32> {
-        if self.steps.is_empty() { vec![0; STEP_WORDS] } else { self.steps.clone() }
+    /// Everything that the kernels read, as words: views, steps, weights of blurs, and factor, offset and level of nothing a channel.
+    pub(crate) fn words(&self) -> Vec<u32> {
+        let normal = self.channels.iter().flat_map(|c| [c.factor, c.offset, c.nothing.into()]);
+        let floats = self.taps.iter().copied().chain(normal).map(f32::to_bits);
+        self.views.iter().chain(&self.steps).copied().chain(floats).collect()
     }
 
-    /// The weights of all blurs; never none.
-    pub fn taps(&self) -> Vec<f32> {
-        if self.taps.is_empty() { vec![0.0] } else { self.taps.clone() }
-    }
-
-    /// Factor, offset and level of nothing, a channel.
-    pub fn normal(&self) -> Vec<f32> {
-        self.channels.iter().flat_map(|c| [c.factor, c.offset, c.nothing.into()]).collect()
+    /// Where steps, weights and channels begin among the words.
+    pub(crate) fn places(&self) -> [usize; 3] {
+        let steps = self.views.len();
+        let taps = steps + self.steps.len();
+        [steps, taps, taps + self.taps.len()]
     }
 
     /// Pixels that weigh in one output pixel along an axis, at most: the stride of the table of weights.
@@ -342,11 +339,14 @@ mod tests {
         assert_eq!((table.len(), &words[..LAST + 1]), (3, &[5, 7, 6, 1, 0, 5, 4, 1, 0, 1][..]));
         assert_eq!([words[VIEW_WORDS + 8], words[VIEW_WORDS + LAST]], [1, 3]);
         assert_eq!([words[2 * VIEW_WORDS + 8], words[2 * VIEW_WORDS + LAST]], [3, 3]);
-        let steps = table.step_words();
+        let (words, [steps, taps, normal]) = (table.words(), table.places());
+        assert_eq!(words[..steps], *table.view_words());
+        assert_eq!((steps, taps, normal, words.len()), (3 * VIEW_WORDS, 3 * VIEW_WORDS + 3 * STEP_WORDS, taps + 2, normal + 9));
+        assert_eq!(words[taps..], [0.5, 0.25, 1.0, 0.0, 7.0, 1.0, 0.0, 7.0, 1.0, 0.0, 7.0_f32].map(f32::to_bits));
+        let steps = &words[steps..];
         assert_eq!(steps[..3], [5, 0, 1]);
         assert_eq!(steps[STEP_WORDS..STEP_WORDS + 2], [0, 1.5f32.to_bits()]);
         assert_eq!(steps[2 * STEP_WORDS..2 * STEP_WORDS + 5], [7, 1, u32::MAX, 4, u32::MAX]);
-        assert_eq!((table.taps(), table.normal()), (vec![0.5, 0.25], [1.0, 0.0, 7.0].repeat(3)));
         // 5 pixels become 3: a radius of 5/3.
         assert_eq!(table.window(), 5);
         assert_eq!(ViewTable::new(3, true, &[CHANNEL])?.window(), 5);
@@ -373,7 +373,7 @@ mod tests {
         ] {
             assert!(table.step(&step).is_err(), "{step:?}");
         }
-        assert_eq!((table.len(), table.step_words().len()), (1, STEP_WORDS));
+        assert_eq!((table.len(), table.steps.len(), table.taps.len()), (1, 0, 0));
         Ok(())
     }
 }

@@ -6,7 +6,7 @@ use anyhow::Result;
 use candle_core::{DType, Device, Tensor, Var};
 use common::{agree, differentiate, same_bits_for_any_threads, var};
 use twinsight_kernels::{
-    Affine, TransformerParameters, attention, gelu, layer_norm, linear, transformer_block, transformer_blocks,
+    Affine, Keep, TransformerParameters, attention, gelu, layer_norm, linear, transformer_block, transformer_blocks,
 };
 
 const EPS: f64 = 1e-6;
@@ -69,7 +69,7 @@ fn blocks_are_one_block_after_the_other() -> Result<()> {
     let (n, t, c, hidden) = (5, 17, 36, 50);
     let mut all = inputs(n, t, c, hidden)?;
     all.extend(inputs(n, t, c, hidden)?.into_iter().skip(1));
-    let several = |t: &[Tensor]| transformer_blocks(&t[0], &[parameters(t), parameters(&t[12..])], 2, EPS);
+    let several = |t: &[Tensor]| transformer_blocks(&t[0], &[parameters(t), parameters(&t[12..])], 2, EPS, Keep::F32);
     let each = |t: &[Tensor]| {
         let mut second = t[12..].to_vec();
         second[0] = fused(t, 2)?;
@@ -77,7 +77,7 @@ fn blocks_are_one_block_after_the_other() -> Result<()> {
     };
     agree("two blocks", &all, 1e-6, several, each)?;
     let x = all[0].as_tensor();
-    assert_eq!(transformer_blocks(x, &[], 2, EPS)?.id(), x.id());
+    assert_eq!(transformer_blocks(x, &[], 2, EPS, Keep::F32)?.id(), x.id());
     Ok(())
 }
 

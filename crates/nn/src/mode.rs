@@ -1,12 +1,13 @@
 //! How a forward pass is run: training or not, with a graph or not, and where its random draws come from.
 
+use candle_core::{DType, Tensor};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng;
 use serde::{Deserialize, Serialize};
 
 use crate::init::standard_normal;
 
-/// The precision of a training step.
+/// The precision of a training step. Weights, statistics, losses and the optimizer's state are `f32` in all of them.
 ///
 /// On the CPU, products are computed in `f32` either way: bfloat16 dot products (`avx512_bf16`) were measured at half the rate of
 /// `f32` multiply-adds on the processors at hand, and Winograd's algorithm needs fewer of them.
@@ -16,16 +17,24 @@ pub enum Precision {
     /// Everything as it is.
     #[default]
     F32,
-    /// What fused blocks keep for the backward pass is rounded to bfloat16, in half the memory; weights, statistics, losses and
-    /// sums stay `f32`.
+    /// Products of `f32` numbers may round their factors to TF32 on CUDA devices that have it; elsewhere as `F32`.
+    Tf32,
+    /// On the CPU, what fused blocks keep for the backward pass is rounded to bfloat16, in half the memory. On CUDA, convolutions and linear
+    /// layers multiply bfloat16 numbers, and the activations of ResNets' blocks and of transformers' branches are bfloat16; sums stay `f32`.
     Bf16,
 }
 
 impl Precision {
+    /// Tells the kernels, for the whole process, whether products may run in TF32. To be called before a step at this precision.
+    pub fn apply(self) {
+        // Where products are bfloat16, the few that are left need no more.
+        twinsight_kernels::allow_tf32(self != Self::F32);
+    }
+
     /// How the kernels keep values.
     pub(crate) fn keep(self) -> twinsight_kernels::Keep {
         match self {
-            Self::F32 => twinsight_kernels::Keep::F32,
+            Self::F32 | Self::Tf32 => twinsight_kernels::Keep::F32,
             Self::Bf16 => twinsight_kernels::Keep::Bf16,
         }
     }
@@ -86,6 +95,14 @@ impl Mode {
     /// The same for a part of the step's batch.
     pub const fn with_slice(self, slice: BatchSlice) -> Self {
         Self { slice: Some(slice), ..self }
+    }
+
+    /// `x` in the type that products of this pass take: bfloat16 if the precision says so and the device does it, otherwise as it is.
+    pub(crate) fn rounded(&self, x: &Tensor) -> candle_core::Result<Tensor> {
+        match self.precision == Precision::Bf16 && twinsight_kernels::takes_bf16(x.device()) {
+            true => x.to_dtype(DType::BF16),
+            false => Ok(x.clone()),
+        }
     }
 
     /// For each of `rows` rows of the batch axis, which hold the mode's blocks one after the other, its place among all rows of the whole

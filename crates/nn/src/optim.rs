@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use candle_core::{DType, Tensor, Var};
 use serde::{Deserialize, Serialize};
-use twinsight_kernels::update::{self, AdamwConfig, AdamwTensor, SgdConfig, SgdTensor};
+use twinsight_kernels::update::{self, AdamwConfig, AdamwTensor, LarsConfig, SgdConfig, SgdTensor};
 
 use crate::{Error, Gradients, ParamStore, Parameter, Result, Role, StateVisitor};
 
@@ -168,31 +168,18 @@ impl Optimizer {
                 update::sgd(&tensors, SgdConfig { momentum, nesterov })?;
             }
             OptimizerConfig::Lars { momentum, nesterov, trust_coefficient, eps, clip, .. } => {
-                let weights: Vec<&Tensor> = active.iter().map(|(s, _)| s.parameter.value()).collect();
-                let grads: Vec<&Tensor> = active.iter().map(|(_, g)| *g).collect();
-                let norms =
-                    |t: &[&Tensor]| -> Result<Vec<f64>> { Ok(update::square_sums(t)?.into_iter().map(f64::sqrt).collect()) };
-                let (w_norm, g_norm) = (norms(&weights)?, norms(&grads)?);
                 let tensors: Vec<_> = active
                     .iter()
-                    .zip(w_norm.iter().zip(&g_norm))
-                    .map(|((s, grad), (&w, &g))| {
-                        let decay = decayed(&s.parameter);
-                        let adapted = s.parameter.role() == Role::Weight && decay != 0.0 && w != 0.0 && g != 0.0;
-                        // lightly's rule: without a ratio there is no decay either.
-                        let ratio = trust_coefficient * w / (g + w * decay + eps);
-                        let ratio = if clip { (ratio / lr).min(1.0) } else { ratio };
-                        SgdTensor {
-                            param: s.parameter.var(),
-                            grad,
-                            momentum: &s.first,
-                            lr,
-                            weight_decay: if adapted { decay } else { 0.0 },
-                            scale: if adapted { ratio } else { 1.0 },
-                        }
+                    .map(|(s, grad)| SgdTensor {
+                        param: s.parameter.var(),
+                        grad,
+                        momentum: &s.first,
+                        lr,
+                        weight_decay: decayed(&s.parameter),
+                        scale: 1.0,
                     })
                     .collect();
-                update::sgd(&tensors, SgdConfig { momentum, nesterov })?;
+                update::lars(&tensors, SgdConfig { momentum, nesterov }, LarsConfig { trust_coefficient, eps, clip })?;
             }
             OptimizerConfig::AdamW { beta1, beta2, eps, .. } => {
                 // Parameters that were frozen for a while have taken fewer steps, which the bias correction counts.

@@ -3,7 +3,8 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use candle_core::{CpuStorage, CustomOp2, DType, Layout, Result as CandleResult, Shape, Tensor, Var, bail};
+use candle_core::backend::BackendStorage;
+use candle_core::{CpuStorage, CudaStorage, CustomOp2, DType, Layout, Result as CandleResult, Shape, Storage, Tensor, Var, bail};
 
 use crate::{Mode, Parameter, Result};
 
@@ -51,6 +52,19 @@ impl CustomOp2 for Recomputed {
         match self.result.lock().unwrap_or_else(PoisonError::into_inner).take() {
             Some(y) => Ok((CpuStorage::F32(y.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?), y.shape().clone())),
             None => bail!("{}: the forward pass runs once", self.name()),
+        }
+    }
+
+    fn cuda_fwd(&self, _: &CudaStorage, _: &Layout, _: &CudaStorage, _: &Layout) -> CandleResult<(CudaStorage, Shape)> {
+        let Some(y) = self.result.lock().unwrap_or_else(PoisonError::into_inner).take() else {
+            bail!("{}: the forward pass runs once", self.name())
+        };
+        // A copy of its own, so that the storage holds nothing else.
+        let y = y.force_contiguous()?;
+        let (storage, layout) = y.storage_and_layout();
+        match &*storage {
+            Storage::Cuda(storage) => Ok((storage.try_clone(layout)?, y.shape().clone())),
+            _ => bail!("{}: the result is not on the device of its input", self.name()),
         }
     }
 

@@ -118,7 +118,8 @@ pub struct NetworkConfig {
     /// Of ResNets: `batch` norm, or `group` norm, whose statistics are each image's own.
     #[serde(default)]
     pub norm: NormKind,
-    /// `f32`, or `bf16` to keep what ResNets' blocks need for the backward pass in half the memory.
+    /// `f32`; `tf32`, which lets GPUs multiply in TF32; or `bf16`, with which GPUs multiply bfloat16 numbers, and the CPU keeps what ResNets' blocks
+    /// need for the backward pass in half the memory.
     #[serde(default)]
     pub precision: Precision,
     /// Keep only what goes into each block, and compute the rest again in the backward pass: less memory, more time.

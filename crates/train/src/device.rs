@@ -73,20 +73,26 @@ fn opened(
     })
 }
 
-/// The words for what a device ran out of, and what to do, where `error` says that its memory was too small.
-pub(crate) fn out_of_memory(error: &Error, device: &str, batch: usize, micro_batch: usize) -> Option<Error> {
+/// Whether `error` says that a device's memory was too small.
+pub(crate) fn is_out_of_memory(error: &Error) -> bool {
     let text = error.to_string();
-    if !["OUT_OF_MEMORY", "out of memory"].iter().any(|words| text.contains(words)) {
-        return None;
-    }
-    let part = if micro_batch == 0 { batch } else { micro_batch.min(batch) };
-    let advice = match part / 2 {
+    ["OUT_OF_MEMORY", "out of memory", "ALLOC_FAILED"].iter().any(|words| text.contains(words))
+}
+
+/// The words for a device whose memory was too small for `part` images in the encoder at a time, and what to do; `fits`: how many would fit, where
+/// that was measured.
+pub(crate) fn out_of_memory(device: &str, part: usize, fits: Option<usize>) -> Error {
+    let (size, known) = match fits {
+        Some(fits) => (fits, format!("the largest batch that would fit is about {fits} (measured); ")),
+        None => (part / 2, String::new()),
+    };
+    let advice = match size {
         0 | 1 => "a smaller encoder or smaller views are needed".to_string(),
-        half => format!(
-            "try --micro-batch {half}, which gives the gradients of the same batch from parts of it, or a smaller --batch"
+        size => format!(
+            "{known}try --micro-batch {size}, which gives the gradients of the same batch from parts of it, or a smaller --batch"
         ),
     };
-    Some(Error::Config(format!("{device} has not enough memory for {part} images in the encoder at a time: {advice}")))
+    Error::Config(format!("{device} has not enough memory for {part} images in the encoder at a time: {advice}"))
 }
 
 #[cfg(test)]
@@ -116,11 +122,12 @@ mod tests {
 
     #[test]
     fn too_little_memory_names_the_part_that_may_fit() {
-        let full = Error::Config("DriverError(CUDA_ERROR_OUT_OF_MEMORY, \"out of memory\")".into());
-        let words = |batch, micro| out_of_memory(&full, "cuda", batch, micro).expect("recognised").to_string();
-        assert!(words(256, 0).contains("--micro-batch 128"), "{}", words(256, 0));
-        assert!(words(256, 64).contains("--micro-batch 32"));
-        assert!(words(256, 2).contains("smaller encoder"));
-        assert!(out_of_memory(&Error::Config("a full disk".into()), "cuda", 2, 0).is_none());
+        let full = |text: &str| is_out_of_memory(&Error::Config(text.into()));
+        assert!(full("DriverError(CUDA_ERROR_OUT_OF_MEMORY, \"out of memory\")") && full("CUDNN_STATUS_ALLOC_FAILED"));
+        assert!(!full("a full disk"));
+        let words = |part, fits| out_of_memory("cuda", part, fits).to_string();
+        assert!(words(256, None).contains("256 images") && words(256, None).contains("--micro-batch 128"));
+        assert!(words(256, Some(96)).contains("about 96 (measured)") && words(256, Some(96)).contains("--micro-batch 96"));
+        assert!(words(2, None).contains("smaller encoder") && words(64, Some(1)).contains("smaller encoder"));
     }
 }

@@ -22,6 +22,7 @@ pub mod layers;
 mod linear;
 pub mod loader;
 pub mod machine;
+mod memory;
 pub mod observe;
 pub mod picture;
 pub mod probe;

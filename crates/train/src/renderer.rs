@@ -10,7 +10,8 @@ use candle_core::{Device, Tensor};
 use twinsight_augment::ops::gaussian_half;
 use twinsight_augment::{DrawnView, Excerpt, Interpolation, Step, Transform, ViewPlan, Window, render_drawn};
 use twinsight_datasets::Dataset;
-use twinsight_kernels::views::{DeviceImages, ViewChannel, ViewCrop, ViewStep, ViewTable, free_bytes};
+use twinsight_kernels::device_memory;
+use twinsight_kernels::views::{DeviceImages, ViewChannel, ViewCrop, ViewStep, ViewTable};
 
 use crate::resident::Resident;
 use crate::{Error, Result};
@@ -123,7 +124,7 @@ pub fn choose(on: &str, dataset: &dyn Dataset, plan: &ViewPlan, device: &Device)
         return Ok(Choice::default());
     }
     let images = if device.is_cuda() {
-        let most = free_bytes(device)?.unwrap_or(0) / 2;
+        let most = device_memory(device).map_or(0, |memory| memory.free / 2);
         supported(plan).and_then(|()| Resident::of(dataset, plan.channels, most))
     } else {
         Err("it is no CUDA device".into())

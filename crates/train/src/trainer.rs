@@ -17,7 +17,7 @@ use candle_core::{DType, Device, Tensor};
 use serde_json::json;
 use twinsight_encoders::weights::ImportReport;
 use twinsight_nn::{Mode, Optimizer, Schedule, Shape as ScheduleShape, StateLoader, StateSaver, StateVisitor};
-use twinsight_ssl_methods::{Method, MethodContext, method};
+use twinsight_ssl_methods::{At, Method, MethodContext, method};
 
 use crate::config::RunConfig;
 use crate::data::{RunData, fingerprint, normalize};
@@ -264,8 +264,22 @@ impl Trainer {
         let result = self.run_inner(observer, stop);
         observer.event(&Event::End);
         result.map_err(|error| {
-            let RunConfig { device, batch, micro_batch, .. } = &self.config;
-            crate::device::out_of_memory(&error, device, *batch, *micro_batch).unwrap_or(error)
+            let RunConfig { batch, micro_batch, .. } = self.config;
+            if !crate::device::is_out_of_memory(&error) {
+                return error;
+            }
+            let part = if micro_batch == 0 { batch } else { micro_batch.min(batch) };
+            let step = self.state.step;
+            let at = At {
+                step,
+                epoch: step / self.per_epoch,
+                steps_per_epoch: self.per_epoch,
+                epochs: self.config.epochs,
+                seed: self.config.seed,
+                precision: self.config.network.precision,
+            };
+            let fits = crate::memory::measure(&mut *self.method, &self.device, &at, part);
+            crate::device::out_of_memory(&self.config.device, part, fits)
         })
     }
 
@@ -494,6 +508,7 @@ fn build_probe(config: &RunConfig, data: &RunData, method: &dyn Method, device: 
 /// Builds method and optimizer from a resolved configuration.
 fn build(config: &RunConfig, data: &RunData) -> Result<(Box<dyn Method>, Optimizer, u64, Device)> {
     let device = crate::device::open(&config.device)?;
+    config.network.precision.apply();
     let per_epoch = steps_per_epoch(data.train.len(), config.batch)?;
     let context = MethodContext {
         encoder: twinsight_encoders::encoder(&config.encoder)?,

@@ -109,8 +109,11 @@ fn apart(got: &[f32], want: &[f32]) -> (usize, usize, f32) {
     (off.count(), got.len(), most)
 }
 
-/// The plans that are compared, with sizes of images.
-fn cases() -> Vec<(&'static str, ViewPlan, Vec<(u32, u32)>)> {
+/// A name, a plan, and sizes of images.
+type Case = (&'static str, ViewPlan, Vec<(u32, u32)>);
+
+/// What is compared.
+fn cases() -> Vec<Case> {
     let byol = ByolViews { interpolation: Interpolation::Bicubic, ..ByolViews::default() };
     let small = vec![(32, 32); 6];
     let mixed = vec![(32, 32), (97, 61), (40, 130), (1, 9), (5, 1), (64, 64)];

@@ -6,9 +6,9 @@ use anyhow::{Context, Result};
 use serde_json::json;
 use twinsight_datasets::SingleImage;
 use twinsight_nn::write_atomic;
-use twinsight_train::Trained;
 use twinsight_train::attention::attention_maps;
 
+use super::trained;
 use crate::cli::AttentionArgs;
 use crate::output::Output;
 
@@ -17,7 +17,7 @@ use crate::output::Output;
 /// # Errors
 /// An encoder without attention, an image that can't be read, a folder that can't be written.
 pub fn run(args: &AttentionArgs, output: &Output) -> Result<ExitCode> {
-    let trained = Trained::load(&args.run)?;
+    let trained = trained(&args.run, &args.on)?;
     let maps = attention_maps(&trained, &SingleImage::open(&args.image)?, 0, args.size)?;
     std::fs::create_dir_all(&args.out).with_context(|| args.out.display().to_string())?;
     let mut pictures =

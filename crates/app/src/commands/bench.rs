@@ -24,6 +24,7 @@ pub fn step(args: &BenchStepArgs, output: &Output) -> Result<ExitCode> {
         micro_batch: args.micro_batch,
         precision: match args.precision {
             PrecisionArg::F32 => Precision::F32,
+            PrecisionArg::Tf32 => Precision::Tf32,
             PrecisionArg::Bf16 => Precision::Bf16,
         },
         steps: args.steps,

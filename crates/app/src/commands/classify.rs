@@ -9,11 +9,10 @@ use anyhow::{Result, bail};
 use serde_json::json;
 use twinsight_datasets::{Dataset, LabelMode, OpenOptions, Subset, folder, open};
 use twinsight_knn::spread_of_seeds;
-use twinsight_train::Trained;
 use twinsight_train::evaluate::Features;
 use twinsight_train::few::{FewLabels, Guess, ImageFiles, Share, balanced, identity};
 
-use super::write_table;
+use super::{trained, write_table};
 use crate::cli::ClassifyArgs;
 use crate::output::Output;
 
@@ -28,7 +27,7 @@ const WANTED: f64 = 0.9;
 /// Labels that name no image or one class only, nothing to classify, more neighbours than labelled images.
 pub fn run(args: &ClassifyArgs, output: &Output) -> Result<ExitCode> {
     let abstain = abstain(&args.abstain)?;
-    let trained = Trained::load(&args.run)?.with_features(args.features.parse()?)?;
+    let trained = trained(&args.run, &args.on)?.with_features(args.features.parse()?)?;
     let channels = trained.plan.channels;
     let source = labelled(args, channels)?;
     let queries = queries(args, channels)?;

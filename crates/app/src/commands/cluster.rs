@@ -8,10 +8,9 @@ use serde_json::json;
 use twinsight_knn::agreement::Contingency;
 use twinsight_knn::cluster::{Distances, KMeansConfig, k_means, sweep_clusters};
 use twinsight_knn::{Matrix, health};
-use twinsight_train::Trained;
 use twinsight_train::evaluate::sample_rows;
 
-use super::{open_for, write_table};
+use super::{open_for, trained, write_table};
 use crate::cli::ClusterArgs;
 use crate::output::Output;
 
@@ -28,7 +27,7 @@ const MEASURED: usize = 10_000;
 /// # Errors
 /// Fewer images than clusters, a table that can't be written.
 pub fn run(args: &ClusterArgs, output: &Output) -> Result<ExitCode> {
-    let trained = Trained::load(&args.run)?.with_features(args.features.parse()?)?;
+    let trained = trained(&args.run, &args.on)?.with_features(args.features.parse()?)?;
     let (data, opened) = open_for(&trained, args.data.as_deref(), false, |_| None)?;
     let mut skipped = Output::skipped(&opened.report.bad_files);
     let dataset = opened.train;

@@ -6,9 +6,8 @@ use std::process::ExitCode;
 use anyhow::{Result, bail};
 use serde_json::json;
 use twinsight_knn::Metric;
-use twinsight_train::Trained;
 
-use super::{open_for, write_table};
+use super::{open_for, trained, write_table};
 use crate::cli::DuplicatesArgs;
 use crate::output::Output;
 
@@ -23,7 +22,7 @@ pub fn run(args: &DuplicatesArgs, output: &Output) -> Result<ExitCode> {
     if !(args.similarity > -1.0 && args.similarity <= 1.0) {
         bail!("--similarity {}: expected a cosine above -1, up to 1", args.similarity);
     }
-    let trained = Trained::load(&args.run)?.with_features(args.features.parse()?)?;
+    let trained = trained(&args.run, &args.on)?.with_features(args.features.parse()?)?;
     let (data, opened) = open_for(&trained, args.data.as_deref(), false, |_| None)?;
     let mut skipped = Output::skipped(&opened.report.bad_files);
     let dataset = opened.train;

@@ -4,10 +4,9 @@ use std::process::ExitCode;
 
 use anyhow::{Result, bail};
 use serde_json::json;
-use twinsight_train::Trained;
 use twinsight_train::export::{write_csv, write_npy};
 
-use super::open_for;
+use super::{open_for, trained};
 use crate::cli::EmbedArgs;
 use crate::output::Output;
 
@@ -23,8 +22,7 @@ pub fn run(args: &EmbedArgs, output: &Output) -> Result<ExitCode> {
     if ending == "parquet" && cfg!(not(feature = "parquet")) {
         bail!("--out {}: this program was built without the feature `parquet`", args.out.display());
     }
-    let trained =
-        Trained::load_on(&args.run, twinsight_train::device::open(&args.device)?)?.with_features(args.features.parse()?)?;
+    let trained = trained(&args.run, &args.on)?.with_features(args.features.parse()?)?;
     let (data, opened) = open_for(&trained, args.data.as_deref(), args.strict, |_| None)?;
     let named = Output::skipped(&opened.report.bad_files);
     let dataset = match (args.test, opened.test) {

@@ -16,7 +16,7 @@ use twinsight_train::folder::read_metrics;
 use twinsight_train::protocols::{Encoded, Measured, PROTOCOLS, ProtocolSpec, measure, over_draws};
 use twinsight_train::{RunConfig, RunFolder, Trained};
 
-use super::{LabelledImages, classes_table, grid, labelled_evaluation};
+use super::{LabelledImages, classes_table, grid, labelled_evaluation, trained};
 use crate::cli::EvalArgs;
 use crate::output::Output;
 
@@ -129,7 +129,7 @@ struct OfRun {
 }
 
 fn of_run(args: &EvalArgs, run: &Path, protocols: &[&ProtocolSpec], depth: Option<Depth>, output: &Output) -> Result<OfRun> {
-    let trained = Trained::load(run)?.with_features(args.features.parse()?)?;
+    let trained = trained(run, &args.on)?.with_features(args.features.parse()?)?;
     let found = labelled_evaluation(&trained, args.data.as_deref(), args.limit)?;
     let LabelledImages { evaluation, whole, classes, mut skipped, .. } = found;
     output.say(format!("{}:", run.display()));

@@ -5,11 +5,10 @@ use std::process::ExitCode;
 use anyhow::{Result, bail};
 use serde_json::json;
 use twinsight_knn::Metric;
-use twinsight_train::Trained;
 use twinsight_train::evaluate::Evaluation;
 use twinsight_train::protocols::{Encoded, Measured};
 
-use super::{classes_table, grid, labelled_evaluation};
+use super::{classes_table, grid, labelled_evaluation, trained};
 use crate::cli::{KnnArgs, MetricArg};
 use crate::output::Output;
 
@@ -21,7 +20,7 @@ pub fn run(args: &KnnArgs, output: &Output) -> Result<ExitCode> {
     if args.k.contains(&0) || args.temperature.iter().any(|&t| !(t > 0.0 && t.is_finite())) {
         bail!("--k and --temperature take numbers above 0");
     }
-    let trained = Trained::load(&args.run)?.with_features(args.features.parse()?)?;
+    let trained = trained(&args.run, &args.on)?.with_features(args.features.parse()?)?;
     let mut found = labelled_evaluation(&trained, args.data.as_deref(), args.limit)?;
     let (ks, temperatures) = (args.k.clone(), args.temperature.clone());
     let eval = &mut found.evaluation.config;

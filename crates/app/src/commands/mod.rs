@@ -32,7 +32,7 @@ use twinsight_train::layers::parse_assignment;
 use twinsight_train::protocols::Measured;
 use twinsight_train::{Layer, RunConfig, Trained};
 
-use crate::cli::{BenchCommand, Command, SettingArgs};
+use crate::cli::{BenchCommand, Command, DeviceArgs, SettingArgs};
 use crate::output::Output;
 
 /// Does what was asked for.
@@ -92,6 +92,11 @@ fn layers(settings: &SettingArgs, mut options: toml::Table) -> Result<Vec<Layer>
         layers.push(Layer::new(format!("--set {text}"), parse_assignment(text)?));
     }
     Ok(layers)
+}
+
+/// The trained encoder of a run folder or file, on the device that was named.
+fn trained(run: &Path, on: &DeviceArgs) -> Result<Trained> {
+    Ok(Trained::load_on(run, twinsight_train::device::open(&on.device)?)?)
 }
 
 /// Opens the images of a command on a trained encoder: those named, or the run's own, understood as the run understood them, and

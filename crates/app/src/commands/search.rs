@@ -8,9 +8,8 @@ use image::{DynamicImage, RgbImage, imageops};
 use serde_json::json;
 use twinsight_datasets::{Dataset, SingleImage};
 use twinsight_knn::Metric;
-use twinsight_train::Trained;
 
-use super::open_for;
+use super::{open_for, trained};
 use crate::cli::SearchArgs;
 use crate::output::Output;
 
@@ -22,7 +21,7 @@ pub fn run(args: &SearchArgs, output: &Output) -> Result<ExitCode> {
     if !args.image.is_file() {
         bail!("{}: no such image", args.image.display());
     }
-    let trained = Trained::load(&args.run)?.with_features(args.features.parse()?)?;
+    let trained = trained(&args.run, &args.on)?.with_features(args.features.parse()?)?;
     let query = SingleImage::open(&args.image)?;
     let (data, opened) = open_for(&trained, args.data.as_deref(), false, |_| None)?;
     let mut skipped = Output::skipped(&opened.report.bad_files);

@@ -22,10 +22,11 @@ pub fn conv2d(x: &Tensor, weight: &Tensor, config: Conv2dConfig) -> Result<Tenso
         .permute((2, 0, 1, 3))?
         .contiguous()?
         .reshape((groups, n * oh * ow, taps * c / groups))?;
-    let weight = weight.reshape((groups, o / groups, c / groups, taps))?.permute((0, 3, 2, 1))?.contiguous()?.reshape((
-        groups,
-        taps * c / groups,
-        o / groups,
-    ))?;
+    let weight = weight
+        .to_dtype(x.dtype())?
+        .reshape((groups, o / groups, c / groups, taps))?
+        .permute((0, 3, 2, 1))?
+        .contiguous()?
+        .reshape((groups, taps * c / groups, o / groups))?;
     patches.matmul(&weight)?.permute((1, 0, 2))?.contiguous()?.reshape((n, oh, ow, o))
 }

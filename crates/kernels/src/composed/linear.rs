@@ -13,9 +13,9 @@ pub fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tens
         *last = outputs;
     }
     let rows: usize = x.dims()[..x.rank() - 1].iter().product();
-    let y = x.contiguous()?.reshape((rows, inputs))?.matmul(&weight.t()?)?;
+    let y = x.contiguous()?.reshape((rows, inputs))?.matmul(&weight.to_dtype(x.dtype())?.t()?)?;
     let y = match bias {
-        Some(bias) => y.broadcast_add(bias)?,
+        Some(bias) => y.broadcast_add(&bias.to_dtype(x.dtype())?)?,
         None => y,
     };
     y.reshape(shape)

@@ -1,39 +1,5 @@
-// Batch normalisation over rows of c channels, the rows cut into groups with statistics of their own; sums of columns alike.
-//
-// Every kernel here maps a block of 256 threads to `lanes` packs of V neighbouring channels and 256 / lanes rows at a time (lanes a power of
-// two). Grid: (tiles of channels, chunks of a group's rows, groups). Partial sums go by chunk and are added in the chunks' order, so that
-// results have the same bits every time.
-
-#define THREADS 256
-
-struct Tile {
-    int lane, sub, subs, c;
-    i64 first, last, base;  // rows of the chunk within the group; the group's first row
-};
-
-template <int V> __device__ inline Tile tile(int c, i64 rows, i64 chunk, int lanes) {
-    Tile t;
-    t.lane = threadIdx.x % lanes;
-    t.sub = threadIdx.x / lanes;
-    t.subs = THREADS / lanes;
-    t.c = (blockIdx.x * lanes + t.lane) * V;
-    t.first = (i64)blockIdx.y * chunk;
-    t.last = min(t.first + chunk, rows);
-    t.base = (i64)blockIdx.z * rows;
-    return t;
-}
-
-// Adds the subs' values of a lane in their order; the result is there for sub 0.
-template <int V> __device__ inline void over_subs(float (&a)[V], const Tile &t, int lanes, float *room) {
-    for (int v = 0; v < V; v++) {
-        room[threadIdx.x] = a[v];
-        __syncthreads();
-        if (t.sub == 0) {
-            for (int s = 1; s < t.subs; s++) a[v] += room[s * lanes + t.lane];
-        }
-        __syncthreads();
-    }
-}
+// Batch normalisation over rows of c channels, the rows cut into groups with statistics of their own.
+// Tiles, chunks and groups are those of the prelude.
 
 // Mean and sum of squared deviations of a chunk, (groups, chunks, c) each. Sums are of differences from the chunk's first row, so that a
 // large mean cancels nothing.

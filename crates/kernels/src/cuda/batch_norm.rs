@@ -2,65 +2,9 @@
 
 use candle_core::{DType, Result};
 
-use super::launch::{Arg, Engine, THREADS, View, int, kernel_of, launch};
+use super::launch::{Arg, Engine, THREADS, View, int, launch};
 use super::source::BATCH_NORM;
-
-/// Rows of `c` channels, in `groups` of `rows` each.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Sizes {
-    pub c: usize,
-    pub rows: usize,
-    pub groups: usize,
-}
-
-/// How a kernel cuts the rows: see `batch_norm.cu`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Tiling {
-    /// Neighbouring channels that a thread takes at once.
-    width: usize,
-    /// Threads side by side along the channels.
-    lanes: usize,
-    /// Rows of a chunk.
-    chunk: usize,
-    /// Chunks of a group.
-    chunks: usize,
-    /// Blocks side by side along the channels.
-    tiles: usize,
-}
-
-/// Blocks that fill a large device several times over.
-const BLOCKS: usize = 132 * 8;
-
-impl Sizes {
-    pub fn len(&self) -> usize {
-        self.c * self.rows * self.groups
-    }
-
-    fn tiling(&self, aligned: bool) -> Tiling {
-        let width = if aligned && self.c.is_multiple_of(4) { 4 } else { 1 };
-        let packs = self.c / width;
-        let lanes = packs.next_power_of_two().clamp(1, 64);
-        let (tiles, subs) = (packs.div_ceil(lanes), THREADS as usize / lanes);
-        let wanted = (BLOCKS / (tiles * self.groups).max(1)).max(1);
-        let chunk = self.rows.div_ceil(wanted).max(8 * subs);
-        Tiling { width, lanes, chunk, chunks: self.rows.div_ceil(chunk), tiles }
-    }
-}
-
-impl Tiling {
-    fn kernel(&self, base: &str, kind: DType) -> Result<String> {
-        Ok(format!("{}_v{}", kernel_of(base, kind)?, self.width))
-    }
-
-    fn grid(&self, sizes: Sizes) -> [u32; 3] {
-        [self.tiles as u32, self.chunks as u32, sizes.groups as u32]
-    }
-
-    fn args<'a, B>(&self, sizes: Sizes) -> Result<[Arg<'a, B>; 4]> {
-        let c = int("the number of channels", sizes.c)?;
-        Ok([Arg::Int(c), Arg::Long(sizes.rows as i64), Arg::Long(self.chunk as i64), Arg::Int(self.lanes as i32)])
-    }
-}
+use super::tiles::Sizes;
 
 /// Statistics of every group and channel, (groups, c) each.
 pub(crate) struct Statistics<B> {
@@ -309,7 +253,7 @@ mod on_device {
     ) -> Result<Tensor> {
         let (x, var) = (x.contiguous()?, var.detach().contiguous()?);
         let c = x.dim(D::Minus1)?;
-        let sizes = Sizes { c, rows: if c == 0 { 0 } else { x.elem_count() / c }, groups: 1 };
+        let sizes = Sizes { c, rows: x.elem_count().checked_div(c).unwrap_or(0), groups: 1 };
         let scale = tensor(scale(&gpu(&x)?, Reading::of(&var)?.view()?, c, config.eps)?, c);
         let affine = Affine { weight: made(weight)?, bias: made(bias)?, mean: mean.detach().contiguous()?, scale };
         affine.graph(&x, [weight, bias], residual, sizes, config.relu, false)

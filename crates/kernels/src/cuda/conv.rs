@@ -5,6 +5,7 @@ use std::cell::RefCell;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use candle_core::backend::BackendStorage;
 use candle_core::cuda_backend::cudarc::cudnn::sys::{
     cudnnConvolutionBwdDataAlgo_t as DataAlgorithm, cudnnConvolutionBwdFilterAlgo_t as WeightAlgorithm,
     cudnnConvolutionFwdAlgo_t as ForwardAlgorithm, cudnnConvolutionMode_t, cudnnMathType_t, cudnnTensorFormat_t,
@@ -16,7 +17,7 @@ use candle_core::cuda_backend::cudarc::cudnn::{
 use candle_core::cuda_backend::cudarc::driver::sys::CUevent_flags;
 use candle_core::cuda_backend::cudarc::driver::{CudaSlice, CudaView, DeviceRepr};
 use candle_core::cuda_backend::{CudaDType, DeviceId};
-use candle_core::{CudaDevice, CudaStorage, DType, Error, Result, Tensor, WithDType, bail};
+use candle_core::{CudaDevice, CudaStorage, DType, Error, Result, Storage, Tensor, WithDType, bail};
 use half::bf16;
 
 use super::launch::{View, int};
@@ -36,35 +37,67 @@ pub(crate) fn conv2d(x: &Tensor, weight: &Tensor, geometry: Geometry) -> Result<
     let (x, kind) = (x.contiguous()?, x.dtype());
     let Geometry { n, o, oh, ow, .. } = geometry;
     let shape = (n, oh, ow, o);
-    let device = gpu(&x)?.0;
     if n * o * geometry.c == 0 {
         return Tensor::zeros(shape, kind, x.device());
     }
     // (O, C / groups, kh, kw) as PyTorch keeps it; cuDNN's channels-last order is (O, kh, kw, C / groups).
     let filter = weight.detach().to_dtype(kind)?.permute((0, 2, 3, 1))?.contiguous()?;
-    let y = {
-        let (x, w) = (Reading::of(&x)?, Reading::of(&filter)?);
-        run(device, kind, geometry, Pass::Forward, [x.view()?, w.view()?])?
-    };
+    let y = any_layout(geometry, Pass::Forward, [&x.detach(), &filter])?;
     recorded2("conv2d", [&x, weight], y, shape, move |[x, weight], _, grad| {
-        let device = gpu(grad)?.0;
-        let dx = if x.track_op() {
-            let (g, w) = (Reading::of(grad)?, Reading::of(&filter)?);
-            let dx = run(device, kind, geometry, Pass::Data, [g.view()?, w.view()?])?;
-            Some(tensor(dx, x.shape().clone()))
-        } else {
-            None
+        let dx = match x.track_op() {
+            true => Some(tensor(any_layout(geometry, Pass::Data, [grad, &filter])?, x.shape().clone())),
+            false => None,
         };
-        let dw = if weight.track_op() {
-            let x = x.detach();
-            let (x, g) = (Reading::of(&x)?, Reading::of(grad)?);
-            let dw = tensor(run(device, kind, geometry, Pass::Weight, [x.view()?, g.view()?])?, filter.shape().clone());
-            Some(dw.permute((0, 3, 1, 2))?.contiguous()?.to_dtype(weight.dtype())?)
-        } else {
-            None
+        let dw = match weight.track_op() {
+            true => {
+                let dw = tensor(any_layout(geometry, Pass::Weight, [&x.detach(), grad])?, filter.shape().clone());
+                Some(dw.permute((0, 3, 1, 2))?.contiguous()?.to_dtype(weight.dtype())?)
+            }
+            false => None,
         };
         Ok([dx, dw])
     })
+}
+
+/// A pass over contiguous channels-last tensors of one type. Where cuDNN has no algorithm for them, in planes of `f32` instead, which it has for
+/// everything, between copies.
+fn any_layout(geometry: Geometry, pass: Pass, inputs: [&Tensor; 2]) -> Result<CudaStorage> {
+    let kind = inputs[0].dtype();
+    let device = gpu(inputs[0])?.0;
+    let run = |[a, b]: [&Tensor; 2], layout: Layout| {
+        let (kind, a, b) = (a.dtype(), Reading::of(a)?, Reading::of(b)?);
+        run(device, kind, geometry, pass, layout, [a.view()?, b.view()?])
+    };
+    if let Some(out) = run(inputs, Layout::ChannelsLast)? {
+        return Ok(out);
+    }
+    let plane = |t: &Tensor| t.to_dtype(DType::F32)?.permute((0, 3, 1, 2))?.contiguous();
+    let (a, b) = (plane(inputs[0])?, plane(inputs[1])?);
+    let Some(out) = run([&a, &b], Layout::Planes)? else {
+        bail!("conv2d: cuDNN has no algorithm for {geometry:?}; build without the feature `cudnn`")
+    };
+    let Geometry { n, h, w, c, o, kh, kw, oh, ow, config } = geometry;
+    let out = tensor(
+        out,
+        match pass {
+            Pass::Forward => (n, o, oh, ow),
+            Pass::Data => (n, c, h, w),
+            Pass::Weight => (o, c / config.groups, kh, kw),
+        },
+    );
+    let out = out.permute((0, 2, 3, 1))?.to_dtype(kind)?.force_contiguous()?;
+    let (storage, layout) = out.storage_and_layout();
+    match &*storage {
+        Storage::Cuda(storage) => storage.try_clone(layout),
+        _ => bail!("internal: a tensor left the CUDA device"),
+    }
+}
+
+/// The order of axes in memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum Layout {
+    ChannelsLast,
+    Planes,
 }
 
 /// What is computed of what.
@@ -79,26 +112,34 @@ enum Pass {
 }
 
 /// What an algorithm was measured for.
-type Key = (DeviceId, Pass, Geometry, DType, bool);
+type Key = (DeviceId, Pass, Layout, Geometry, DType, bool);
 
-/// The fastest algorithms, by their numbers in cuDNN.
-static FASTEST: Mutex<Option<HashMap<Key, u32>>> = Mutex::new(None);
+/// The fastest algorithms, by their numbers in cuDNN; none where there is none.
+static FASTEST: Mutex<Option<HashMap<Key, Option<u32>>>> = Mutex::new(None);
 
+/// The result, if cuDNN has an algorithm.
 fn run(
     device: &CudaDevice,
     kind: DType,
     geometry: Geometry,
     pass: Pass,
+    layout: Layout,
     inputs: [View<'_, CudaStorage>; 2],
-) -> Result<CudaStorage> {
+) -> Result<Option<CudaStorage>> {
     match kind {
-        DType::F32 => typed::<f32>(device, geometry, pass, inputs),
-        DType::BF16 => typed::<bf16>(device, geometry, pass, inputs),
+        DType::F32 => typed::<f32>(device, geometry, pass, layout, inputs),
+        DType::BF16 => typed::<bf16>(device, geometry, pass, layout, inputs),
         other => bail!("conv2d: x has element type {other:?}, expected F32 or BF16"),
     }
 }
 
-fn typed<T>(device: &CudaDevice, geometry: Geometry, pass: Pass, inputs: [View<'_, CudaStorage>; 2]) -> Result<CudaStorage>
+fn typed<T>(
+    device: &CudaDevice,
+    geometry: Geometry,
+    pass: Pass,
+    layout: Layout,
+    inputs: [View<'_, CudaStorage>; 2],
+) -> Result<Option<CudaStorage>>
 where
     T: CudaDType + CudnnDataType + DeviceRepr + WithDType,
 {
@@ -120,8 +161,8 @@ where
     let (a, b) = (part(0)?, part(1)?);
     // SAFETY: every algorithm writes its whole result.
     let mut out = unsafe { device.alloc::<T>(len)? };
-    let call = Call::<T>::new(device, geometry)?;
-    let key = (device.id(), pass, geometry, T::DTYPE, tf32_allowed());
+    let call = Call::<T>::new(device, geometry, layout)?;
+    let key = (device.id(), pass, layout, geometry, T::DTYPE, tf32_allowed());
     let known = FASTEST.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert_default().get(&key).copied();
     let algorithm = match known {
         Some(algorithm) => algorithm,
@@ -131,8 +172,9 @@ where
             fastest
         }
     };
+    let Some(algorithm) = algorithm else { return Ok(None) };
     call.run(device, pass, algorithm, &a, &b, &mut out).map_err(Attempt::into_error)?;
-    Ok(CudaStorage::wrap_cuda_slice(out, device.clone()))
+    Ok(Some(CudaStorage::wrap_cuda_slice(out, device.clone())))
 }
 
 /// Why an algorithm did not run.
@@ -230,13 +272,16 @@ struct Call<T> {
 }
 
 impl<T: CudaDType + CudnnDataType + DeviceRepr + WithDType> Call<T> {
-    fn new(device: &CudaDevice, geometry: Geometry) -> Result<Self> {
+    fn new(device: &CudaDevice, geometry: Geometry, layout: Layout) -> Result<Self> {
         let Geometry { n, h, w, c, o, kh, kw, oh, ow, config } = geometry;
         let size = |size: usize| int("conv2d: a size", size);
         let both = |value: usize| Ok::<_, Error>([size(value)?; 2]);
         let dims = |d: [usize; 4]| Ok::<_, Error>([size(d[0])?, size(d[1])?, size(d[2])?, size(d[3])?]);
         let cudnn = handle(device)?;
-        let last = cudnnTensorFormat_t::CUDNN_TENSOR_NHWC;
+        let order = match layout {
+            Layout::ChannelsLast => cudnnTensorFormat_t::CUDNN_TENSOR_NHWC,
+            Layout::Planes => cudnnTensorFormat_t::CUDNN_TENSOR_NCHW,
+        };
         let mut conv = cudnn.create_conv2d::<f32>(
             both(config.padding)?,
             both(config.stride)?,
@@ -253,9 +298,9 @@ impl<T: CudaDType + CudnnDataType + DeviceRepr + WithDType> Call<T> {
         // Sizes are named in the order N, C, H, W whatever the format.
         Ok(Self {
             conv,
-            x: cudnn.create_4d_tensor(last, dims([n, c, h, w])?)?,
-            filter: cudnn.create_4d_filter(last, dims([o, c / config.groups, kh, kw])?)?,
-            y: cudnn.create_4d_tensor(last, dims([n, o, oh, ow])?)?,
+            x: cudnn.create_4d_tensor(order, dims([n, c, h, w])?)?,
+            filter: cudnn.create_4d_filter(order, dims([o, c / config.groups, kh, kw])?)?,
+            y: cudnn.create_4d_tensor(order, dims([n, o, oh, ow])?)?,
         })
     }
 
@@ -293,7 +338,7 @@ impl<T: CudaDType + CudnnDataType + DeviceRepr + WithDType> Call<T> {
                     CUDNN_CONVOLUTION_FWD_ALGO_WINOGRAD_NONFUSED,
                 );
                 let mut room = room(op.get_workspace_size(algorithm)?)?;
-                // SAFETY: `a`, `b` and `out` have the sizes and types of the descriptors, dense and channels last.
+                // SAFETY: `a`, `b` and `out` have the sizes and types of the descriptors, dense and in their order.
                 unsafe { op.launch(algorithm, room.as_mut(), scales, a, b, out)? };
             }
             Pass::Data => {
@@ -332,7 +377,7 @@ impl<T: CudaDType + CudnnDataType + DeviceRepr + WithDType> Call<T> {
         Ok(())
     }
 
-    /// The number of the algorithm with the shortest time, each after a run that is not timed.
+    /// The number of the algorithm with the shortest time, each after a run that is not timed; none where none runs.
     fn fastest(
         &self,
         device: &CudaDevice,
@@ -340,18 +385,14 @@ impl<T: CudaDType + CudnnDataType + DeviceRepr + WithDType> Call<T> {
         a: &CudaView<'_, T>,
         b: &CudaView<'_, T>,
         out: &mut CudaSlice<T>,
-    ) -> Result<u32> {
+    ) -> Result<Option<u32>> {
         let stream = device.cuda_stream();
-        let mut why = String::from("no algorithm was tried");
         for group in candidates(pass) {
             let mut best: Option<(f32, u32)> = None;
             for &algorithm in group {
                 match self.run(device, pass, algorithm, a, b, out) {
                     Ok(()) => {}
-                    Err(Attempt::Unfit(words)) => {
-                        why = words;
-                        continue;
-                    }
+                    Err(Attempt::Unfit(_)) => continue,
                     Err(Attempt::Failed(error)) => return Err(error),
                 }
                 let start = stream.record_event(Some(CUevent_flags::CU_EVENT_DEFAULT))?;
@@ -365,10 +406,10 @@ impl<T: CudaDType + CudnnDataType + DeviceRepr + WithDType> Call<T> {
                 }
             }
             if let Some((_, algorithm)) = best {
-                return Ok(algorithm);
+                return Ok(Some(algorithm));
             }
         }
-        bail!("conv2d: cuDNN has no algorithm for these sizes ({why})")
+        Ok(None)
     }
 }
 

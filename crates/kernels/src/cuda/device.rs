@@ -136,7 +136,9 @@ fn pointer_mut<'a>(buffer: &'a mut CudaStorage, stream: &'a CudaStream) -> Resul
 
 /// The source compiled for the device, once in a process.
 fn ptx(device: &CudaDevice, source: &'static Source) -> Result<Arc<str>> {
-    static COMPILED: Mutex<Option<HashMap<(&'static str, (i32, i32)), Arc<str>>>> = Mutex::new(None);
+    /// By the source's name and the device's compute capability.
+    type Compiled = HashMap<(&'static str, (i32, i32)), Arc<str>>;
+    static COMPILED: Mutex<Option<Compiled>> = Mutex::new(None);
     let capability = device.cuda_stream().context().compute_capability().map_err(|e| Error::Cuda(Box::new(e)))?;
     let mut compiled = COMPILED.lock().unwrap_or_else(PoisonError::into_inner);
     let compiled = compiled.get_or_insert_default();

@@ -7,7 +7,9 @@
 // Without the feature only the tests use this module.
 #![cfg_attr(not(feature = "cuda"), allow(dead_code))]
 
+pub(crate) mod attention;
 pub(crate) mod batch_norm;
+pub(crate) mod columns;
 #[cfg(feature = "cudnn")]
 pub(crate) mod conv;
 #[cfg(feature = "cuda")]
@@ -17,8 +19,14 @@ pub(crate) mod device;
 pub(crate) mod elementwise;
 #[cfg(any(test, feature = "emulation"))]
 pub(crate) mod emulated;
+pub(crate) mod epps_pulley;
 pub(crate) mod launch;
+pub(crate) mod layer_norm;
+pub(crate) mod pool;
+pub(crate) mod rows;
 mod source;
 #[cfg(feature = "cuda")]
 pub(crate) mod tensor;
+mod tiles;
+pub(crate) mod update;
 pub(crate) mod views;

@@ -76,3 +76,38 @@ __device__ inline float block_max(float x, float *room) {
     __syncthreads();
     return top;
 }
+
+// Columns of a matrix whose rows are cut into groups: a block of 256 threads takes `lanes` packs of V neighbouring columns and
+// 256 / lanes rows at a time (lanes a power of two). Grid: (tiles of columns, chunks of a group's rows, groups). Partial sums go by chunk and
+// are added in the chunks' order, so that results have the same bits every time.
+
+#define THREADS 256
+
+struct Tile {
+    int lane, sub, subs, c;
+    i64 first, last, base;  // rows of the chunk within the group; the group's first row
+};
+
+template <int V> __device__ inline Tile tile(int c, i64 rows, i64 chunk, int lanes) {
+    Tile t;
+    t.lane = threadIdx.x % lanes;
+    t.sub = threadIdx.x / lanes;
+    t.subs = THREADS / lanes;
+    t.c = (blockIdx.x * lanes + t.lane) * V;
+    t.first = (i64)blockIdx.y * chunk;
+    t.last = min(t.first + chunk, rows);
+    t.base = (i64)blockIdx.z * rows;
+    return t;
+}
+
+// Adds the subs' values of a lane in their order; the result is there for sub 0.
+template <int V> __device__ inline void over_subs(float (&a)[V], const Tile &t, int lanes, float *room) {
+    for (int v = 0; v < V; v++) {
+        room[threadIdx.x] = a[v];
+        __syncthreads();
+        if (t.sub == 0) {
+            for (int s = 1; s < t.subs; s++) a[v] += room[s * lanes + t.lane];
+        }
+        __syncthreads();
+    }
+}

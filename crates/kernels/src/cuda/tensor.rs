@@ -2,10 +2,10 @@
 
 use std::sync::{Mutex, OnceLock, PoisonError};
 
+use candle_core::backend::{BackendDevice, BackendStorage};
 use candle_core::op::BackpropOp;
 use candle_core::{
-    CpuStorage, CudaDevice, CudaStorage, CustomOp1, CustomOp2, CustomOp3, Device, Layout, Result, Shape, Storage, StorageRef,
-    Tensor, bail,
+    CpuStorage, CudaStorage, CustomOp1, CustomOp2, CustomOp3, Device, Layout, Result, Shape, Storage, StorageRef, Tensor, bail,
 };
 
 use super::device::Gpu;
@@ -14,8 +14,13 @@ use super::launch::View;
 /// Whether the kernels of this module take the tensor: it is on a CUDA device, and `TWINSIGHT_CUDA_KERNELS` is not 0, which leaves
 /// everything to candle's own operations.
 pub(crate) fn serves(t: &Tensor) -> bool {
+    served(t.device())
+}
+
+/// As [`serves`], of tensors on the device.
+pub(crate) fn served(device: &Device) -> bool {
     static ON: OnceLock<bool> = OnceLock::new();
-    t.device().is_cuda() && *ON.get_or_init(|| std::env::var_os("TWINSIGHT_CUDA_KERNELS").is_none_or(|v| v != "0"))
+    device.is_cuda() && *ON.get_or_init(|| std::env::var_os("TWINSIGHT_CUDA_KERNELS").is_none_or(|v| v != "0"))
 }
 
 /// The device of a tensor for which [`serves`] is true.
@@ -54,6 +59,26 @@ impl<'a> Reading<'a> {
 /// A tensor without a graph that takes over `buffer`.
 pub(crate) fn tensor(buffer: CudaStorage, shape: impl Into<Shape>) -> Tensor {
     Tensor::from_storage(Storage::Cuda(buffer), shape, BackpropOp::none(), false)
+}
+
+/// a (…, m, k) times b (…, k, n), by cuBLAS, outside of any graph; the axes before the last two are equal. What strides it takes is cuBLAS's
+/// affair: matrices that are contiguous, or transposed ones.
+pub(crate) fn product(a: &Tensor, b: &Tensor) -> Result<CudaStorage> {
+    let rank = a.rank();
+    if rank < 2 || b.rank() != rank || a.dims()[..rank - 2] != b.dims()[..rank - 2] || a.dims()[rank - 1] != b.dims()[rank - 2] {
+        bail!("internal: matrices of shapes {:?} and {:?} were to be multiplied", a.dims(), b.dims());
+    }
+    let batch: usize = a.dims()[..rank - 2].iter().product();
+    let (m, k, n) = (a.dims()[rank - 2], a.dims()[rank - 1], b.dims()[rank - 1]);
+    if batch * m * k * n == 0 {
+        let device = gpu(a)?.0;
+        return device.zeros_impl(&Shape::from((batch * m * n).max(1)), a.dtype());
+    }
+    let ((sa, la), (sb, lb)) = (a.storage_and_layout(), b.storage_and_layout());
+    match (&*sa, &*sb) {
+        (Storage::Cuda(sa), Storage::Cuda(sb)) => sa.matmul(sb, (batch, m, n, k), la, lb),
+        _ => bail!("internal: a tensor is not on a CUDA device"),
+    }
 }
 
 /// A result that was computed already, on its way into the graph, and its backward pass.

@@ -2,7 +2,7 @@
 
 use candle_core::{DType, Result};
 
-use super::launch::{Arg, Engine, Upload, int, launch};
+use super::launch::{Arg, Engine, View, int, launch};
 use super::source::VIEWS;
 use crate::views::ViewTable;
 
@@ -21,18 +21,23 @@ pub(crate) fn words(bytes: &[u8]) -> Vec<u32> {
     bytes.chunks(4).map(word).collect()
 }
 
-/// The views of `table`, (count, channels, size, size) of `kind` (`f32` or bfloat16), of images whose `len` bytes are `images`.
-pub(crate) fn render<E: Engine>(engine: &E, images: &E::Buffer, len: usize, table: &ViewTable, kind: DType) -> Result<E::Buffer> {
+/// The views of `table`, (count, channels, size, size) of `kind` (`f32` or bfloat16), of images whose `len` bytes are `images`; `tables` are
+/// the table's words on the device.
+pub(crate) fn render<E: Engine>(
+    engine: &E,
+    images: &E::Buffer,
+    len: usize,
+    table: &ViewTable,
+    tables: View<'_, E::Buffer>,
+    kind: DType,
+) -> Result<E::Buffer> {
     table.check_within(len)?;
     let (count, channels, size, window) = (table.len(), table.channels(), table.size(), table.window());
     let area = size * size;
     let mut out = engine.alloc(kind, count * channels * area)?;
     let blocks = count.min(MOST_BLOCKS);
-    let bits = |values: Vec<f32>| values.into_iter().map(f32::to_bits).collect::<Vec<u32>>();
-    let views = engine.upload(Upload::U32(table.view_words()))?;
-    let steps = engine.upload(Upload::U32(&table.step_words()))?;
-    let taps = engine.upload(Upload::U32(&bits(table.taps())))?;
-    let normal = engine.upload(Upload::U32(&bits(table.normal())))?;
+    let at = |place: usize| Arg::In(tables.buffer, tables.offset + place);
+    let [steps, taps, normal] = table.places();
     let mut weights = engine.alloc(DType::U32, 2 * count * size * window)?;
     let mut spans = engine.alloc(DType::U32, 2 * count * size * 2)?;
     let mut places = engine.alloc(DType::U32, 2 * count)?;
@@ -41,7 +46,7 @@ pub(crate) fn render<E: Engine>(engine: &E, images: &E::Buffer, len: usize, tabl
     let (size_arg, window_arg) = (int("a view's side", size)?, int("a crop's weights", window)?);
     let axes = int("the number of views", 2 * count)? as u32;
     let args = vec![
-        Arg::In(&views, 0),
+        at(0),
         Arg::Int(size_arg),
         Arg::Int(i32::from(table.is_cubic())),
         Arg::Int(window_arg),
@@ -55,10 +60,10 @@ pub(crate) fn render<E: Engine>(engine: &E, images: &E::Buffer, len: usize, tabl
     let kernel = super::launch::kernel_of("render_views", kind)?;
     let args = vec![
         Arg::In(images, 0),
-        Arg::In(&views, 0),
-        Arg::In(&steps, 0),
-        Arg::In(&taps, 0),
-        Arg::In(&normal, 0),
+        at(0),
+        at(steps),
+        at(taps),
+        at(normal),
         Arg::In(&weights, 0),
         Arg::In(&spans, 0),
         Arg::In(&places, 0),
@@ -79,16 +84,23 @@ pub(crate) fn render<E: Engine>(engine: &E, images: &E::Buffer, len: usize, tabl
 
 #[cfg(test)]
 mod tests {
-    use super::super::emulated::Host;
+    use super::super::emulated::{Host, HostBuffer};
+    use super::super::launch::Upload;
     use super::*;
     use crate::views::{ViewChannel, ViewCrop, ViewStep};
 
     const AS_IS: ViewChannel = ViewChannel { factor: 1.0, offset: 0.0, nothing: 9 };
 
     fn rendered(table: &ViewTable, bytes: &[u8], kind: DType) -> Vec<f32> {
+        tried(table, bytes, kind).expect("views").read()
+    }
+
+    fn tried(table: &ViewTable, bytes: &[u8], kind: DType) -> Result<HostBuffer> {
         let host = Host::new();
-        let images = host.upload(Upload::U32(&words(bytes))).expect("room");
-        render(&host, &images, bytes.len(), table, kind).expect("views").read()
+        let images = host.upload(Upload::U32(&words(bytes)))?;
+        // Behind something else, as in a larger buffer.
+        let tables = host.upload(Upload::U32(&[vec![7; 5], table.words()].concat()))?;
+        render(&host, &images, bytes.len(), table, View { buffer: &tables, offset: 5 }, kind)
     }
 
     #[test]
@@ -139,8 +151,6 @@ mod tests {
         }
         let mut beyond = ViewTable::new(2, false, &[AS_IS]).expect("a table");
         beyond.push(&ViewCrop { place: 12, image: (11, 9), crop: (0, 0, 1, 1), flip: false }).expect("fits the image");
-        let host = Host::new();
-        let images = host.upload(Upload::U32(&words(&bytes))).expect("room");
-        assert!(render(&host, &images, bytes.len(), &beyond, DType::F32).is_err());
+        assert!(tried(&beyond, &bytes, DType::F32).is_err());
     }
 }

@@ -37,8 +37,8 @@ impl Attention {
     /// # Errors
     /// Tensors of other shapes.
     pub fn forward(&self, x: &Tensor, mode: &Mode) -> Result<Tensor> {
-        let qkv = self.qkv.forward(x, mode)?;
-        self.proj.forward(&twinsight_kernels::attention(&qkv, self.heads)?, mode)
+        let qkv = self.qkv.forward(&mode.rounded(x)?, mode)?;
+        Ok(self.proj.forward(&twinsight_kernels::attention(&qkv, self.heads)?, mode)?.to_dtype(x.dtype())?)
     }
 
     /// (N, T, dim) → (N, heads, T, T): how much each token (the first T) looks at each other, summing to 1 over the last axis.
@@ -79,7 +79,8 @@ impl Mlp {
     /// # Errors
     /// A last axis of another size.
     pub fn forward(&self, x: &Tensor, mode: &Mode) -> Result<Tensor> {
-        self.fc2.forward(&twinsight_kernels::gelu(&self.fc1.forward(x, mode)?)?, mode)
+        let inside = twinsight_kernels::gelu(&self.fc1.forward(&mode.rounded(x)?, mode)?)?;
+        Ok(self.fc2.forward(&inside, mode)?.to_dtype(x.dtype())?)
     }
 }
 
@@ -175,5 +176,5 @@ pub fn transformer_blocks(x: &Tensor, blocks: &[TransformerLayers<'_>], mode: &M
             }
         })
         .collect();
-    Ok(twinsight_kernels::transformer_blocks(x, &parameters, heads, eps)?)
+    Ok(twinsight_kernels::transformer_blocks(x, &parameters, heads, eps, mode.precision.keep())?)
 }

@@ -54,7 +54,7 @@ impl Conv2d {
     /// # Errors
     /// Another number of channels, an image smaller than the kernel.
     pub fn forward(&self, x: &Tensor, mode: &Mode) -> Result<Tensor> {
-        let y = twinsight_kernels::conv2d(x, self.weight.get(mode), self.config)?;
+        let y = twinsight_kernels::conv2d(&mode.rounded(x)?, self.weight.get(mode), self.config)?.to_dtype(x.dtype())?;
         Ok(match &self.bias {
             Some(bias) => y.broadcast_add(bias.get(mode))?,
             None => y,

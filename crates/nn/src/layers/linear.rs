@@ -53,7 +53,8 @@ impl Linear {
     /// A last axis of another size.
     pub fn forward(&self, x: &Tensor, mode: &Mode) -> Result<Tensor> {
         let weight = self.weight.get(mode).flatten_from(1)?;
-        Ok(twinsight_kernels::linear(x, &weight, self.bias.as_ref().map(|b| b.get(mode)))?)
+        let y = twinsight_kernels::linear(&mode.rounded(x)?, &weight, self.bias.as_ref().map(|b| b.get(mode)))?;
+        Ok(y.to_dtype(x.dtype())?)
     }
 
     /// Weight and bias, if it has one.
@@ -93,6 +94,6 @@ impl WeightNormLinear {
     pub fn forward(&self, x: &Tensor, mode: &Mode) -> Result<Tensor> {
         let unit = twinsight_kernels::l2_normalize(self.direction.get(mode), 0.0)?;
         let weight = if self.fixed { unit } else { unit.broadcast_mul(self.gain.get(mode))? };
-        Ok(twinsight_kernels::linear(x, &weight, None)?)
+        Ok(twinsight_kernels::linear(&mode.rounded(x)?, &weight, None)?.to_dtype(x.dtype())?)
     }
 }

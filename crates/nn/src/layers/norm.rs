@@ -99,17 +99,8 @@ impl BatchNorm {
         if !mode.observe {
             return Ok(());
         }
-        let groups = seen.mean.dims()[0];
-        let unbiased = seen.count as f64 / (seen.count as f64 - 1.0);
-        let (mut mean, mut var) = (self.mean.value().copy()?, self.var.value().copy()?);
-        for group in 0..groups {
-            let new_mean = seen.mean.detach().get(group)?;
-            let new_var = (seen.var.detach().get(group)? * unbiased)?;
-            mean = ((mean * (1.0 - MOMENTUM))? + (new_mean * MOMENTUM)?)?;
-            var = ((var * (1.0 - MOMENTUM))? + (new_var * MOMENTUM)?)?;
-        }
-        self.mean.set(&mean)?;
-        self.var.set(&var)?;
+        let running = [self.mean.var(), self.var.var()];
+        twinsight_kernels::update::running_statistics([&seen.mean, &seen.var], running, MOMENTUM, seen.count)?;
         Ok(())
     }
 }

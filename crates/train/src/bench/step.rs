@@ -105,6 +105,7 @@ pub fn bench_step(bench: &BenchStep, tick: &mut dyn FnMut(usize)) -> Result<Benc
         }
     }
     let device = crate::device::open(&bench.device)?;
+    bench.precision.apply();
     let context = MethodContext {
         encoder: twinsight_encoders::encoder(&bench.encoder)?,
         encoder_config: EncoderConfig { channels: 3, image_size: bench.size, ..EncoderConfig::default() },

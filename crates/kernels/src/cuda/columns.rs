@@ -1,0 +1,121 @@
+//! Sums over the rows of a matrix, and a row added to all of them: biases and their gradients.
+
+use candle_core::{DType, Result};
+
+use super::launch::{Arg, Engine, THREADS, View, int, launch};
+use super::source::COLUMNS;
+use super::tiles::Sizes;
+
+/// The sums of the columns of `x` (rows, c): (c) of `f32`.
+pub(crate) fn sums<E: Engine>(e: &E, kind: DType, x: View<'_, E::Buffer>, rows: usize, c: usize) -> Result<E::Buffer> {
+    let sizes = Sizes { c, rows, groups: 1 };
+    let t = sizes.tiling(x.aligned(4));
+    let mut parts = e.alloc(DType::F32, t.chunks * c)?;
+    let mut args = vec![x.arg(), Arg::Out(&mut parts)];
+    args.extend(t.args(sizes)?);
+    // SAFETY: threads take columns below `c` and rows below `rows`; the parts have a place for each chunk and column.
+    unsafe { launch(e, &COLUMNS, &t.kernel("column_sums", kind)?, t.grid(sizes), THREADS, args)? };
+    finish(e, &parts, t.chunks, c)
+}
+
+/// Adds the chunks of `parts`, (chunks, c) of `f32`.
+pub(crate) fn finish<E: Engine>(e: &E, parts: &E::Buffer, chunks: usize, c: usize) -> Result<E::Buffer> {
+    let mut out = e.alloc(DType::F32, c)?;
+    let args = vec![Arg::In(parts, 0), Arg::Out(&mut out), Arg::Int(int("the number of columns", c)?), Arg::Int(chunks as i32)];
+    // SAFETY: threads take columns below `c` and chunks below `chunks`.
+    unsafe { launch(e, &COLUMNS, "column_finish", [c.div_ceil(32) as u32, 1, 1], THREADS, args)? };
+    Ok(out)
+}
+
+/// Adds `row` (c) of `f32` to every row of `x` (rows, c), in place.
+pub(crate) fn add_row<E: Engine>(
+    e: &E,
+    kind: DType,
+    x: View<'_, E::Buffer>,
+    row: View<'_, E::Buffer>,
+    rows: usize,
+    c: usize,
+) -> Result<()> {
+    let sizes = Sizes { c, rows, groups: 1 };
+    let t = sizes.tiling(x.aligned(4));
+    let mut args = vec![Arg::Changed(x.buffer, x.offset), row.arg()];
+    args.extend(t.args(sizes)?);
+    // SAFETY: threads take columns below `c` and rows below `rows`.
+    unsafe { launch(e, &COLUMNS, &t.kernel("add_row", kind)?, t.grid(sizes), THREADS, args) }
+}
+
+#[cfg(feature = "cuda")]
+pub(crate) use on_device::linear;
+
+#[cfg(feature = "cuda")]
+mod on_device {
+    use candle_core::{DType, Result, Tensor};
+
+    use super::super::launch::View;
+    use super::super::tensor::{Reading, gpu, product, recorded3, tensor};
+    use super::{add_row, sums};
+
+    /// As [`crate::linear`], of checked tensors on a CUDA device: products by cuBLAS in the type of `x`, to which the weight is rounded, and
+    /// the bias added in place.
+    pub(crate) fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
+        let kind = x.dtype();
+        let x = x.contiguous()?;
+        let (outputs, inputs) = weight.dims2()?;
+        let rows: usize = x.dims()[..x.rank() - 1].iter().product();
+        let mut shape = x.dims().to_vec();
+        shape[x.rank() - 1] = outputs;
+        let cast = weight.detach().to_dtype(kind)?.contiguous()?;
+        let y = product(&x.detach().reshape((rows, inputs))?, &cast.t()?)?;
+        if let Some(bias) = bias {
+            let bias = bias.detach().contiguous()?;
+            add_row(&gpu(&x)?, kind, View::all(&y), Reading::of(&bias)?.view()?, rows, outputs)?;
+        }
+        let nothing = Tensor::zeros(0, DType::F32, x.device())?;
+        let with_bias = bias.is_some();
+        let bias = bias.unwrap_or(&nothing);
+        recorded3("linear", [&x, weight, bias], y, shape, move |[x, weight, bias], _, grad| {
+            let grad = grad.reshape((rows, outputs))?;
+            let dx = x.track_op().then(|| tensor(product(&grad, &cast)?, (rows, inputs)).reshape(x.shape())).transpose()?;
+            let dw = if weight.track_op() {
+                let x = x.detach().reshape((rows, inputs))?;
+                Some(tensor(product(&grad.t()?, &x)?, (outputs, inputs)).to_dtype(weight.dtype())?)
+            } else {
+                None
+            };
+            let db = if with_bias && bias.track_op() {
+                let sums = sums(&gpu(&grad)?, kind, Reading::of(&grad)?.view()?, rows, outputs)?;
+                Some(tensor(sums, outputs))
+            } else {
+                None
+            };
+            Ok([dx, dw, db])
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::emulated::{Host, close, values};
+    use super::*;
+
+    #[test]
+    #[ignore = "needs a C++ compiler; `cargo xtask check-cuda` runs it"]
+    fn rows_are_summed_and_added_to() -> Result<()> {
+        let host = Host::new();
+        for (rows, c) in [(0, 5), (1, 1), (7, 33), (300, 4), (129, 132)] {
+            for (kind, tolerance) in [(DType::F32, 1e-5), (DType::BF16, 1e-2)] {
+                let x = host.floats(kind, &values(rows * c, 1), 2);
+                let view = View { buffer: &x, offset: 2 };
+                let given = x.read()[2..].to_vec();
+                let mut want = vec![0.0f32; c];
+                given.chunks(c).for_each(|row| want.iter_mut().zip(row).for_each(|(w, x)| *w += x));
+                close(&format!("sums of {rows} x {c} {kind:?}"), &sums(&host, kind, view, rows, c)?.read(), &want, tolerance);
+                let row = values(c, 2);
+                add_row(&host, kind, view, View::all(&host.floats(DType::F32, &row, 0)), rows, c)?;
+                let want: Vec<f32> = given.iter().enumerate().map(|(i, x)| x + row[i % c]).collect();
+                close(&format!("row added to {rows} x {c} {kind:?}"), &x.read()[2..], &want, tolerance);
+            }
+        }
+        Ok(())
+    }
+}

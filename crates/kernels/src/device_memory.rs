@@ -1,0 +1,35 @@
+//! How much memory a device has left.
+
+use candle_core::Device;
+
+/// The memory of a device in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DeviceMemory {
+    /// Not in use by any process.
+    pub free: u64,
+    /// All of it.
+    pub total: u64,
+}
+
+/// The memory of a CUDA device, after it has done what it was told; `None` for other devices and where the driver does not say.
+pub fn device_memory(device: &Device) -> Option<DeviceMemory> {
+    #[cfg(feature = "cuda")]
+    if let Device::Cuda(cuda) = device {
+        // What was freed goes back to the driver when the device is waited for.
+        device.synchronize().ok()?;
+        let (free, total) = cuda.cuda_stream().context().mem_get_info().ok()?;
+        return Some(DeviceMemory { free: free as u64, total: total as u64 });
+    }
+    let _ = device;
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_processor_s_memory_is_not_asked_for() {
+        assert_eq!(device_memory(&Device::Cpu), None);
+    }
+}

@@ -1,0 +1,203 @@
+//! The operations on a CUDA device against those on the CPU, forward and backward. Where no device opens, each test says so and passes.
+
+#![cfg(feature = "cuda")]
+
+mod common;
+
+use anyhow::{Result, ensure};
+use candle_core::{DType, Device, Tensor, Var};
+use common::{flat, near, tensor};
+use twinsight_kernels::update::{self, AdamwConfig, AdamwTensor, LarsConfig, SgdConfig, SgdTensor};
+use twinsight_kernels::{
+    Affine, BatchNormConfig, BlockParts, Conv2dConfig, ConvNorm, Keep, Shortcut, TransformerParameters, attention,
+    batch_norm_eval, batch_norm_train, conv_blocks, conv2d, cross_entropy_soft, epps_pulley, gelu, global_avg_pool, l2_normalize,
+    layer_norm, linear, log_softmax, log_sum_exp, max_pool2d, relu, row_max, softmax, takes_bf16, transformer_blocks,
+};
+
+/// The first CUDA device, or a line that says why not.
+fn device() -> Option<Device> {
+    match Device::new_cuda(0) {
+        Ok(device) => Some(device),
+        Err(e) => {
+            eprintln!("skipped: no CUDA device opens ({})", e.to_string().lines().next().unwrap_or_default());
+            None
+        }
+    }
+}
+
+type Function = fn(&[Tensor]) -> candle_core::Result<Tensor>;
+
+/// The result of `f` and the gradients of Σ result · (random weights), with the inputs on `device`.
+fn differentiate(device: &Device, inputs: &[Tensor], f: Function) -> Result<(Vec<f32>, Vec<Vec<f32>>)> {
+    let vars = inputs.iter().map(|t| Ok(Var::from_tensor(&t.to_device(device)?)?)).collect::<Result<Vec<_>>>()?;
+    let tensors: Vec<Tensor> = vars.iter().map(|v| v.as_tensor().clone()).collect();
+    let y = f(&tensors)?.to_dtype(DType::F32)?;
+    let weights = tensor(y.dims(), 999)?.to_device(device)?;
+    let grads = (&y * weights)?.sum_all()?.backward()?;
+    let gradients = vars.iter().map(|v| grads.get(v).map_or_else(|| Ok(Vec::new()), flat)).collect::<Result<_>>()?;
+    Ok((flat(&y)?, gradients))
+}
+
+/// Fails unless both devices agree. A shape with a transposed first input is tried too, so that strides and offsets are met.
+fn agree(device: &Device, what: &str, shapes: &[&[usize]], tolerance: f64, f: Function) -> Result<()> {
+    let inputs = shapes.iter().enumerate().map(|(i, s)| tensor(s, i as u64 + 1)).collect::<Result<Vec<_>>>()?;
+    let (want, want_grads) = differentiate(&Device::Cpu, &inputs, f)?;
+    let (got, got_grads) = differentiate(device, &inputs, f)?;
+    near(what, &got, &want, tolerance)?;
+    for (i, (got, want)) in got_grads.iter().zip(&want_grads).enumerate() {
+        near(&format!("{what}: gradient to input {i}"), got, want, tolerance)?;
+    }
+    Ok(())
+}
+
+#[test]
+fn every_operation_gives_what_the_cpu_gives() -> Result<()> {
+    let Some(device) = device() else { return Ok(()) };
+    let d = &device;
+    agree(d, "relu", &[&[7, 33]], 1e-6, |t| relu(&t[0]))?;
+    agree(d, "relu of a part", &[&[7, 33]], 1e-6, |t| relu(&t[0].narrow(0, 2, 3)?))?;
+    agree(d, "gelu of a transposed tensor", &[&[7, 33]], 1e-5, |t| gelu(&(t[0].t()? * 4.0)?))?;
+    agree(d, "softmax", &[&[3, 5, 37]], 1e-5, |t| softmax(&(&t[0] * 5.0)?))?;
+    agree(d, "long softmax", &[&[3, 5000]], 1e-5, |t| softmax(&(&t[0] * 5.0)?))?;
+    agree(d, "log-softmax", &[&[11, 67]], 1e-5, |t| log_softmax(&t[0]))?;
+    agree(d, "l2", &[&[11, 67]], 1e-5, |t| l2_normalize(&t[0], 1e-12))?;
+    agree(d, "cross-entropy", &[&[9, 35], &[9, 35]], 1e-5, |t| cross_entropy_soft(&t[0], &t[1].abs()?.detach()))?;
+    agree(d, "log-sum-exp", &[&[9, 35]], 1e-5, |t| log_sum_exp(&t[0], &[[0, 3]; 9]))?;
+    agree(d, "row maximum", &[&[9, 35]], 1e-6, |t| (&t[0] * 0.0)?.sum(1)? + row_max(&t[0], &[[0, 3]; 9])?)?;
+    agree(d, "Epps-Pulley", &[&[2, 16, 9]], 1e-4, |t| epps_pulley(&t[0], 17, 3.0))?;
+    agree(d, "layer norm", &[&[6, 5, 33], &[33], &[33]], 1e-4, |t| layer_norm(&t[0], &t[1], &t[2], 1e-5))?;
+    agree(d, "linear", &[&[6, 5, 33], &[7, 33], &[7]], 1e-4, |t| linear(&t[0], &t[1], Some(&t[2])))?;
+    agree(d, "linear without bias", &[&[6, 33], &[7, 33]], 1e-4, |t| linear(&t[0], &t[1], None))?;
+    agree(d, "attention", &[&[2, 9, 3 * 4 * 8]], 1e-4, |t| attention(&t[0], 4))?;
+    agree(d, "max pool", &[&[2, 9, 7, 5]], 1e-6, |t| max_pool2d(&t[0], 3, 2, 1))?;
+    agree(d, "average pool", &[&[2, 9, 7, 5]], 1e-5, |t| global_avg_pool(&t[0]))?;
+    for groups in [1, 2] {
+        let train: Function = match groups {
+            1 => |t| norm(t, 1),
+            _ => |t| norm(t, 2),
+        };
+        for c in [19, 64] {
+            agree(d, "batch norm", &[&[4, 5, 7, c], &[c], &[c], &[4, 5, 7, c]], 1e-3, train)?;
+        }
+    }
+    agree(d, "batch norm by given statistics", &[&[9, 8], &[8], &[8]], 1e-4, |t| {
+        batch_norm_eval(&t[0], &t[1], &t[2].abs()?, None, None, None, BatchNormConfig::default())
+    })
+}
+
+fn norm(t: &[Tensor], groups: usize) -> candle_core::Result<Tensor> {
+    let config = BatchNormConfig { eps: 1e-5, relu: true, groups };
+    batch_norm_train(&t[0], Some(&t[1]), Some(&t[2]), Some(&t[3]), config).map(|out| out.y)
+}
+
+#[test]
+fn convolutions_give_what_the_cpu_gives() -> Result<()> {
+    let Some(device) = device() else { return Ok(()) };
+    let c = |stride, padding, dilation, groups| Conv2dConfig { stride, padding, dilation, groups };
+    let cases: [(&[usize], &[usize], Function); 6] = [
+        (&[2, 9, 8, 5], &[7, 5, 3, 3], |t| conv2d(&t[0], &t[1], Conv2dConfig { padding: 1, ..Conv2dConfig::default() })),
+        (&[2, 9, 8, 8], &[16, 8, 1, 1], |t| conv2d(&t[0], &t[1], Conv2dConfig { stride: 2, ..Conv2dConfig::default() })),
+        (&[2, 17, 17, 3], &[8, 3, 7, 7], |t| {
+            conv2d(&t[0], &t[1], Conv2dConfig { stride: 2, padding: 3, ..Conv2dConfig::default() })
+        }),
+        (&[2, 9, 8, 8], &[8, 4, 3, 3], |t| {
+            conv2d(&t[0], &t[1], Conv2dConfig { padding: 1, groups: 2, ..Conv2dConfig::default() })
+        }),
+        (&[2, 9, 8, 6], &[6, 1, 3, 3], |t| {
+            conv2d(&t[0], &t[1], Conv2dConfig { padding: 1, groups: 6, ..Conv2dConfig::default() })
+        }),
+        (&[1, 9, 8, 4], &[4, 4, 3, 3], |t| {
+            conv2d(&t[0], &t[1], Conv2dConfig { padding: 2, dilation: 2, ..Conv2dConfig::default() })
+        }),
+    ];
+    for (x, weight, f) in cases {
+        agree(&device, &format!("convolution of {x:?} with {weight:?}"), &[x, weight], 1e-4, f)?;
+    }
+    let empty = conv2d(
+        &Tensor::zeros((0, 9, 8, 5), DType::F32, &device)?,
+        &Tensor::zeros((7, 5, 3, 3), DType::F32, &device)?,
+        c(1, 1, 1, 1),
+    )?;
+    ensure!(empty.dims() == [0, 9, 8, 7]);
+    Ok(())
+}
+
+#[test]
+fn bfloat16_is_near_f32() -> Result<()> {
+    let Some(device) = device() else { return Ok(()) };
+    if !takes_bf16(&device) {
+        return Ok(());
+    }
+    let block = |t: &[Tensor], keep: Keep| {
+        let config = Conv2dConfig { padding: 1, ..Conv2dConfig::default() };
+        let layer = ConvNorm { weight: &t[1], scale: &t[2], shift: &t[3], config };
+        let parts = BlockParts { path: vec![layer, layer], shortcut: Shortcut::Identity };
+        conv_blocks(&t[0], &[parts], 1e-5, 2, keep).map(|out| out.y)
+    };
+    let shapes: [&[usize]; 4] = [&[4, 8, 8, 16], &[16, 16, 3, 3], &[16], &[16]];
+    let inputs =
+        shapes.iter().enumerate().map(|(i, s)| Ok(tensor(s, i as u64 + 1)?.to_device(&device)?)).collect::<Result<Vec<_>>>()?;
+    let (exact, half) = (block(&inputs, Keep::F32)?, block(&inputs, Keep::Bf16)?);
+    ensure!(half.dtype() == DType::BF16 && exact.dtype() == DType::F32);
+    near("block", &flat(&half.to_dtype(DType::F32)?)?, &flat(&exact)?, 3e-2)?;
+    let shapes: [&[usize]; 13] =
+        [&[2, 9, 32], &[32], &[32], &[96, 32], &[96], &[32, 32], &[32], &[32], &[32], &[64, 32], &[64], &[32, 64], &[32]];
+    let t =
+        shapes.iter().enumerate().map(|(i, s)| Ok(tensor(s, i as u64 + 1)?.to_device(&device)?)).collect::<Result<Vec<_>>>()?;
+    let affine = |i: usize| Affine { weight: &t[i], bias: &t[i + 1] };
+    let parameters = TransformerParameters {
+        norm1: affine(1),
+        qkv: affine(3),
+        proj: affine(5),
+        norm2: affine(7),
+        fc1: affine(9),
+        fc2: affine(11),
+    };
+    let of = |keep| transformer_blocks(&t[0], &[parameters], 4, 1e-6, keep);
+    let (exact, half) = (of(Keep::F32)?, of(Keep::Bf16)?);
+    ensure!(half.dtype() == DType::F32);
+    near("transformer block", &flat(&half)?, &flat(&exact)?, 3e-2)
+}
+
+#[test]
+fn updates_give_what_the_cpu_gives() -> Result<()> {
+    let Some(device) = device() else { return Ok(()) };
+    let state = |on: &Device| -> Result<Vec<Vec<Var>>> {
+        let lengths = [0, 1, 300, 20_000];
+        let var = |len: usize, seed: u64| Ok(Var::from_tensor(&tensor(&[len], seed)?.abs()?.to_device(on)?)?);
+        lengths.iter().enumerate().map(|(i, &len)| (0..4).map(|j| var(len, (10 * i + j) as u64)).collect()).collect()
+    };
+    let run = |on: &Device| -> Result<Vec<Vec<f32>>> {
+        let vars = state(on)?;
+        let config = SgdConfig { momentum: 0.9, nesterov: true };
+        let step = |v: &'_ Vec<Var>| (v[0].clone(), v[1].as_tensor().clone(), v[2].clone());
+        let owned: Vec<_> = vars.iter().map(step).collect();
+        let tensors: Vec<_> = owned
+            .iter()
+            .map(|(param, grad, momentum)| SgdTensor { param, grad, momentum, lr: 0.1, weight_decay: 0.01, scale: 1.0 })
+            .collect();
+        update::sgd(&tensors, config)?;
+        update::lars(&tensors, config, LarsConfig { trust_coefficient: 0.01, eps: 1e-8, clip: false })?;
+        let tensors: Vec<_> = vars
+            .iter()
+            .map(|v| AdamwTensor { param: &v[0], grad: &v[1], first: &v[2], second: &v[3], lr: 0.01, weight_decay: 0.1 })
+            .collect();
+        update::adamw(&tensors, AdamwConfig { beta1: 0.9, beta2: 0.99, eps: 1e-8, step: 2 })?;
+        let pairs: Vec<_> = vars.iter().map(|v| (&v[2], v[0].as_tensor())).collect();
+        update::ema(&pairs, 0.9)?;
+        update::running_statistics(
+            [&tensor(&[2, 300], 5)?.to_device(on)?, &tensor(&[2, 300], 6)?.to_device(on)?],
+            [&vars[2][0], &vars[2][3]],
+            0.1,
+            20,
+        )?;
+        let squares = update::square_sums(&vars.iter().map(|v| v[1].as_tensor()).collect::<Vec<_>>())?;
+        let mut found: Vec<Vec<f32>> = vars.iter().flatten().map(|v| flat(v)).collect::<Result<_>>()?;
+        found.push(squares.into_iter().map(|s| s as f32).collect());
+        Ok(found)
+    };
+    for (i, (got, want)) in run(&device)?.iter().zip(&run(&Device::Cpu)?).enumerate() {
+        near(&format!("tensor {i}"), got, want, 1e-5)?;
+    }
+    Ok(())
+}
