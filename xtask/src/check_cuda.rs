@@ -60,6 +60,9 @@ pub fn run(args: &CheckCudaArgs) -> Result<()> {
     // NVRTC looks for a second library of its own.
     tests.env("TWINSIGHT_NVRTC", &nvrtc).env("LD_LIBRARY_PATH", std::env::join_paths(libraries)?);
     shell::run(&mut tests)?;
+    println!("the kernels' views against the processor's");
+    let words = ["test", "--locked", "--package", "twinsight-train", "--test", "device_views", "--", "--include-ignored"];
+    shell::run(&mut cargo(&words))?;
     println!("the workspace with the features cuda and cudnn");
     let features = ["--features", "twinsight/cuda,twinsight/cudnn"];
     let words = [&["clippy", "--locked", "--workspace", "--all-targets"], &features[..], &["--", "-D", "warnings"]].concat();

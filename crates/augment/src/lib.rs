@@ -20,6 +20,10 @@
 //! give [`render_excerpt`] that much. Where the view is much smaller than what it is cut from, the reader may give means of squares of
 //! pixels instead of the pixels: see [`Needed::reduction`].
 //!
+//! # Drawing and rendering
+//! All that is random about a view is a [`DrawnView`]: plain data, from which [`render_drawn`] makes it. The functions above draw and render
+//! at once, through the same two steps. So another renderer of the same data (on a GPU, say) has the same distribution.
+//!
 //! # Kinds of images
 //! Views have 1 to 16 channels. Those of other than 1 and 3 (satellites' bands, say) are made of images with as many, by
 //! [`render_raster`] from a [`Raster`]; plans for them may hold no step that needs colour. For views of 1 and 3 channels
@@ -43,6 +47,7 @@
 //! ```
 
 mod draw;
+mod drawn;
 mod error;
 pub mod masks;
 mod normalize;
@@ -56,11 +61,12 @@ mod transform;
 mod views;
 
 pub use draw::{DrawKey, Draws};
+pub use drawn::{DrawnView, Step, Window};
 pub use error::{Error, Result};
 pub use normalize::Normalize;
 pub use pixels::Pixels;
 pub use plan::{ViewGroup, ViewPlan, ViewSpec};
 pub use raster::{Levels, Raster};
-pub use render::{Excerpt, Needed, needed, render, render_excerpt, render_image, render_raster};
+pub use render::{Excerpt, Needed, needed, render, render_drawn, render_excerpt, render_image, render_raster};
 pub use transform::{Interpolation, Transform};
 pub use views::{ByolViews, DinoViews, SimclrViews};

@@ -37,13 +37,16 @@ impl Normalize {
         self.mean.len()
     }
 
-    /// The factor and offset that take a level (0..255) of channel `c` to its normalised value.
-    pub(crate) fn affine(&self, c: usize) -> (f32, f32) {
+    /// The factor and offset that take a level (0..255) of channel `c` to its normalised value: level · factor + offset.
+    ///
+    /// # Panics
+    /// When there is no such channel; so does [`Normalize::zero_level`].
+    pub fn affine(&self, c: usize) -> (f32, f32) {
         (1.0 / (255.0 * self.std[c]), -self.mean[c] / self.std[c])
     }
 
-    /// The level nearest to normalised 0 in channel `c`.
-    pub(crate) fn zero_level(&self, c: usize) -> u8 {
+    /// The level nearest to normalised 0 in channel `c`: what stands for nothing where something is hidden.
+    pub fn zero_level(&self, c: usize) -> u8 {
         (self.mean[c] * 255.0).round_ties_even().clamp(0.0, 255.0) as u8
     }
 }

@@ -6,13 +6,13 @@ use fast_image_resize::CropBox;
 use image::DynamicImage;
 
 use crate::draw::{DrawKey, Draws};
+use crate::drawn::{DrawnView, Step, Window, draw_steps, window};
 use crate::error::{Error, Result};
-use crate::ops::{self, BlurScratch, Region, Resample, Window, vectorised};
+use crate::ops::{self, BlurScratch, Placed, Region, Resample, vectorised};
 use crate::pixels::Pixels;
 use crate::plan::{ViewPlan, ViewSpec};
 use crate::raster::Raster;
-use crate::transform::{Interpolation, Transform, default_kernel};
-use crate::{masks, sample};
+use crate::transform::Interpolation;
 
 /// Makes view `view` of `image` and writes it to `out`: channels × size × size, normalised.
 ///
@@ -66,8 +66,8 @@ const GAP: f64 = 2.0;
 pub fn needed(plan: &ViewPlan, view: usize, (width, height): (u32, u32), key: DrawKey) -> Result<Needed> {
     let spec = find(plan, view)?;
     let (region, width, height) = match window(spec, width, height, &mut Draws::new(key))?.0 {
-        Window::Part(part) => (None, part.width, part.height),
-        Window::Cut(r) | Window::Within(r, _) => (Some(r), f64::from(r.width), f64::from(r.height)),
+        Window::Part { width, height, .. } => (None, width, height),
+        Window::Cut(r) => (Some(r), f64::from(r.width), f64::from(r.height)),
     };
     let fits = |by: &u32| width.min(height) >= GAP * f64::from(*by) * spec.size as f64;
     Ok(Needed { region, reduction: [8, 4, 2].into_iter().find(fits).unwrap_or(1) })
@@ -82,6 +82,24 @@ pub fn render_excerpt(plan: &ViewPlan, view: usize, excerpt: &Excerpt<'_>, key: 
     render_from(plan, view, Source::Excerpt(excerpt), key, out)
 }
 
+/// Makes the view that was `drawn` for the excerpt's image: what [`render_excerpt`] with the same key gives, to the bit. Of `plan`, channels
+/// and normalisation are taken.
+///
+/// # Errors
+/// As [`render_excerpt`].
+pub fn render_drawn(plan: &ViewPlan, drawn: &DrawnView, excerpt: &Excerpt<'_>, out: &mut [f32]) -> Result<()> {
+    check_length(plan, drawn.size, out)?;
+    let DrawnView { size, window, interpolation, ref steps } = *drawn;
+    with_scratch(|Scratch { pixels, resample, blur, old, .. }| {
+        let source = Source::Excerpt(excerpt);
+        source.check(plan)?;
+        source.load(plan, window, interpolation, size, resample, pixels)?;
+        steps.iter().try_for_each(|step| apply(step, plan, pixels, blur, old))?;
+        normalise(plan, pixels, out);
+        Ok(())
+    })
+}
+
 /// What a view is made of.
 #[derive(Clone, Copy)]
 enum Source<'a> {
@@ -92,10 +110,10 @@ enum Source<'a> {
 
 impl Excerpt<'_> {
     /// Where `window` of the whole image lies in the excerpt.
-    fn place(&self, window: Window) -> Result<Window> {
+    fn place(&self, window: Window) -> Result<Placed> {
         let (width, height) = (self.image.width(), self.image.height());
         if self.place == (0, 0) && self.whole == (width, height) && self.reduction == 1 {
-            return Ok(window);
+            return Ok(window.into());
         }
         let by = f64::from(self.reduction);
         // Start and length of a part of the image in the excerpt's pixels, if it is there.
@@ -104,11 +122,11 @@ impl Excerpt<'_> {
             (start >= 0.0 && start + length / by <= f64::from(side)).then_some((start, length / by))
         };
         let (cut, part) = match window {
-            Window::Cut(r) | Window::Within(r, _) => {
+            Window::Cut(r) => {
                 let [left, top, width, height] = [r.left, r.top, r.width, r.height].map(f64::from);
                 (true, CropBox { left, top, width, height })
             }
-            Window::Part(part) => (false, part),
+            Window::Part { left, top, width, height } => (false, CropBox { left, top, width, height }),
         };
         // What reaches beyond a part needs the image around it.
         let around = || {
@@ -122,15 +140,15 @@ impl Excerpt<'_> {
         {
             let part = CropBox { left, top, width: across, height: down };
             if !cut {
-                return Ok(Window::Part(part));
+                return Ok(Placed::Part(part));
             }
             // Whole pixels that hold the part; the rest of the image does not count.
             let whole = |start: f64, length: f64| (start.floor(), (start + length).ceil() - start.floor());
             let ((x, across), (y, down)) = (whole(left, across), whole(top, down));
             let region = Region { left: x as u32, top: y as u32, width: across as u32, height: down as u32 };
             return Ok(match self.reduction {
-                1 => Window::Cut(region),
-                _ => Window::Within(region, CropBox { left: left - x, top: top - y, ..part }),
+                1 => Placed::Cut(region),
+                _ => Placed::Within(region, CropBox { left: left - x, top: top - y, ..part }),
             });
         }
         let at = format!("excerpt at {:?} that is reduced {} times", self.place, self.reduction);
@@ -139,26 +157,72 @@ impl Excerpt<'_> {
     }
 }
 
+impl Source<'_> {
+    /// Width and height of the whole image, and its channels.
+    fn size(&self) -> (u32, u32, usize) {
+        match self {
+            Source::Image(image) => (image.width(), image.height(), usize::from(image.color().channel_count())),
+            Source::Excerpt(e) => (e.whole.0, e.whole.1, usize::from(e.image.color().channel_count())),
+            Source::Raster(image) => (image.width, image.height, image.channels),
+        }
+    }
+
+    /// Refuses an image whose channels can't become the plan's.
+    fn check(&self, plan: &ViewPlan) -> Result<()> {
+        let (.., channels) = self.size();
+        if channels != plan.channels && (!matches!(plan.channels, 1 | 3) || matches!(self, Source::Raster(_))) {
+            return Err(Error::WrongChannels { found: channels, expected: plan.channels });
+        }
+        Ok(())
+    }
+
+    /// `window` of the image, resized to `size`, in `pixels`.
+    fn load(
+        &self,
+        plan: &ViewPlan,
+        window: Window,
+        interpolation: Interpolation,
+        size: usize,
+        resample: &mut Resample,
+        pixels: &mut Pixels,
+    ) -> Result<()> {
+        let to = (size, size, plan.channels);
+        match self {
+            Source::Image(image) => ops::load(image, window.into(), interpolation, to, resample, pixels),
+            Source::Excerpt(e) => ops::load(e.image, e.place(window)?, interpolation, to, resample, pixels),
+            Source::Raster(image) => ops::load_raster(image, window.into(), interpolation, (size, size), resample, pixels),
+        }
+    }
+}
+
 fn render_from(plan: &ViewPlan, view: usize, image: Source<'_>, key: DrawKey, out: &mut [f32]) -> Result<()> {
     let spec = find(plan, view)?;
-    let area = spec.size * spec.size;
-    if out.len() != plan.channels * area {
-        let (found, expected) = (out.len(), plan.channels * area);
-        return Err(Error::WrongLength { found, expected, channels: plan.channels, size: spec.size });
+    check_length(plan, spec.size, out)?;
+    with_pixels(plan, spec, image, key, |pixels| normalise(plan, pixels, out))
+}
+
+fn check_length(plan: &ViewPlan, size: usize, out: &[f32]) -> Result<()> {
+    let (found, expected) = (out.len(), plan.channels * size * size);
+    if found != expected {
+        return Err(Error::WrongLength { found, expected, channels: plan.channels, size });
     }
-    with_pixels(plan, spec, image, key, |pixels| {
-        for (c, (values, levels)) in out.chunks_exact_mut(area).zip(pixels.data().chunks_exact(area)).enumerate() {
-            let (factor, offset) = plan.normalize.affine(c);
-            vectorised(
-                #[inline(always)]
-                || {
-                    for (value, &level) in values.iter_mut().zip(levels) {
-                        *value = f32::from(level) * factor + offset;
-                    }
-                },
-            );
-        }
-    })
+    Ok(())
+}
+
+/// Writes levels as normalised values.
+fn normalise(plan: &ViewPlan, pixels: &Pixels, out: &mut [f32]) {
+    let area = (pixels.width() * pixels.height()).max(1);
+    for (c, (values, levels)) in out.chunks_exact_mut(area).zip(pixels.data().chunks_exact(area)).enumerate() {
+        let (factor, offset) = plan.normalize.affine(c);
+        vectorised(
+            #[inline(always)]
+            || {
+                for (value, &level) in values.iter_mut().zip(levels) {
+                    *value = f32::from(level) * factor + offset;
+                }
+            },
+        );
+    }
 }
 
 /// Makes the same view as [`render`], as a picture: `Luma8` or `Rgb8`, before normalisation.
@@ -181,6 +245,14 @@ struct Scratch {
     resample: Resample,
     blur: BlurScratch,
     old: Vec<u8>,
+    steps: Vec<Step>,
+}
+
+fn with_scratch<T>(work: impl FnOnce(&mut Scratch) -> T) -> T {
+    thread_local! {
+        static SCRATCH: RefCell<Scratch> = RefCell::default();
+    }
+    SCRATCH.with_borrow_mut(work)
 }
 
 fn with_pixels<T>(
@@ -190,163 +262,38 @@ fn with_pixels<T>(
     key: DrawKey,
     take: impl FnOnce(&Pixels) -> T,
 ) -> Result<T> {
-    thread_local! {
-        static SCRATCH: RefCell<Scratch> = RefCell::default();
-    }
-    SCRATCH.with_borrow_mut(|Scratch { pixels, resample, blur, old }| {
+    with_scratch(|Scratch { pixels, resample, blur, old, steps }| {
         let mut draws = Draws::new(key);
-        let (width, height, channels) = match image {
-            Source::Image(image) => (image.width(), image.height(), usize::from(image.color().channel_count())),
-            Source::Excerpt(e) => (e.whole.0, e.whole.1, usize::from(e.image.color().channel_count())),
-            Source::Raster(image) => (image.width, image.height, image.channels),
-        };
-        if channels != plan.channels && (!matches!(plan.channels, 1 | 3) || matches!(image, Source::Raster(_))) {
-            return Err(Error::WrongChannels { found: channels, expected: plan.channels });
-        }
+        image.check(plan)?;
+        let (width, height, _) = image.size();
         let (window, interpolation) = window(spec, width, height, &mut draws)?;
-        let size = (spec.size, spec.size);
-        match image {
-            Source::Image(image) => {
-                ops::load(image, window, interpolation, (size.0, size.1, plan.channels), resample, pixels)?;
-            }
-            Source::Excerpt(e) => {
-                let window = e.place(window)?;
-                ops::load(e.image, window, interpolation, (size.0, size.1, plan.channels), resample, pixels)?;
-            }
-            Source::Raster(image) => ops::load_raster(image, window, interpolation, size, resample, pixels)?,
-        }
-        for transform in &spec.transforms {
-            apply(transform, plan, &mut draws, pixels, blur, old)?;
-        }
+        steps.clear();
+        draw_steps(plan, spec, &mut draws, steps);
+        image.load(plan, window, interpolation, spec.size, resample, pixels)?;
+        steps.iter().try_for_each(|step| apply(step, plan, pixels, blur, old))?;
         Ok(take(pixels))
     })
 }
 
-/// The part of the image that the plan's geometry asks for.
-fn window(spec: &ViewSpec, width: u32, height: u32, draws: &mut Draws) -> Result<(Window, Interpolation)> {
-    if width == 0 || height == 0 {
-        return Err(Error::EmptyImage { width, height });
-    }
-    Ok(match spec.transforms.first() {
-        Some(&Transform::RandomResizedCrop { scale, ratio, interpolation }) => {
-            (Window::Cut(sample::crop_region(draws, width, height, scale, ratio)), interpolation)
-        }
-        Some(&Transform::Resize { shorter: Some(shorter), interpolation }) => {
-            let (left, top, width, height) = ops::center_window(width, height, shorter, spec.size);
-            (Window::Part(CropBox { left, top, width, height }), interpolation)
-        }
-        Some(&Transform::Resize { shorter: None, interpolation }) => (whole(width, height), interpolation),
-        _ => (whole(width, height), Interpolation::default()),
-    })
-}
-
-fn whole(width: u32, height: u32) -> Window {
-    Window::Cut(Region { left: 0, top: 0, width, height })
-}
-
 /// One step after the geometry.
-fn apply(
-    transform: &Transform,
-    plan: &ViewPlan,
-    draws: &mut Draws,
-    pixels: &mut Pixels,
-    scratch: &mut BlurScratch,
-    old: &mut Vec<u8>,
-) -> Result<()> {
-    let size = pixels.width() as u32;
+fn apply(step: &Step, plan: &ViewPlan, pixels: &mut Pixels, scratch: &mut BlurScratch, old: &mut Vec<u8>) -> Result<()> {
     // What is hidden: the level that normalisation takes to 0, a channel.
     let hidden = || (0..plan.channels).map(|c| plan.normalize.zero_level(c)).collect::<Vec<u8>>();
-    match *transform {
-        Transform::RandomResizedCrop { .. } | Transform::Resize { .. } | Transform::CenterCrop => {}
-        Transform::HorizontalFlip { p } => {
-            if draws.coin(p) {
-                ops::hflip(pixels);
-            }
-        }
-        Transform::ColorJitter { p, brightness, contrast, saturation, hue } => {
-            if draws.coin(p) {
-                let jitter = sample::jitter(draws, brightness, contrast, saturation, hue);
-                for part in jitter.order {
-                    match part {
-                        0 if brightness > 0.0 => ops::adjust_brightness(pixels, jitter.brightness),
-                        1 if contrast > 0.0 => ops::adjust_contrast(pixels, jitter.contrast),
-                        2 if saturation > 0.0 => ops::adjust_saturation(pixels, jitter.saturation),
-                        3 if hue > 0.0 => ops::adjust_hue(pixels, jitter.hue),
-                        _ => {}
-                    }
-                }
-            }
-        }
-        Transform::Grayscale { p } => {
-            if draws.coin(p) {
-                ops::grayscale(pixels);
-            }
-        }
-        Transform::GaussianBlur { p, sigma, kernel } => {
-            if draws.coin(p) {
-                let sigma = draws.uniform(f64::from(sigma.0), f64::from(sigma.1));
-                let kernel = kernel.unwrap_or_else(|| default_kernel(size as usize));
-                ops::gaussian_blur_with(pixels, kernel, sigma, scratch);
-            }
-        }
-        Transform::Solarize { p, threshold } => {
-            if draws.coin(p) {
-                ops::solarize(pixels, threshold);
-            }
-        }
-        Transform::RandomErasing { p, scale, ratio } => {
-            if draws.coin(p)
-                && let Some(region) = sample::erase_region(draws, size, size, scale, ratio)
-            {
-                ops::erase(pixels, region, &hidden());
-            }
-        }
-        Transform::Affine { p, degrees, translate, scale, shear } => {
-            if draws.coin(p) {
-                let affine = sample::affine(draws, (size, size), degrees, translate, scale, shear);
-                ops::affine_with(pixels, &affine, &hidden(), old);
-            }
-        }
-        Transform::ChannelDrop { p } => {
-            if draws.coin(p) {
-                let c = draws.below(plan.channels as u32) as usize;
-                ops::drop_channel(pixels, c, plan.normalize.zero_level(c));
-            }
-        }
-        Transform::Posterize { p, bits } => {
-            if draws.coin(p) {
-                ops::posterize(pixels, bits);
-            }
-        }
-        Transform::Equalize { p } => {
-            if draws.coin(p) {
-                ops::equalize(pixels);
-            }
-        }
-        Transform::Jpeg { p, quality: (least, most) } => {
-            if draws.coin(p) {
-                let quality = u32::from(least) + draws.below(u32::from(most.saturating_sub(least)) + 1);
-                ops::jpeg(pixels, quality as u8)?;
-            }
-        }
-        Transform::Cutout { p, size: share } => {
-            if draws.coin(p) {
-                let region = sample::cutout_region(draws, size, size, share);
-                ops::erase(pixels, region, &hidden());
-            }
-        }
-        Transform::HidePatches { p, patch, share, blocks } => {
-            if draws.coin(p) {
-                let grid = (size as usize).div_ceil(patch);
-                let mask = if blocks { masks::block_patches } else { masks::random_patches }(draws, grid, grid, share);
-                let levels = hidden();
-                let side = patch.min(size as usize) as u32;
-                for (i, _) in mask.into_iter().enumerate().filter(|(_, m)| *m) {
-                    let (left, top) = ((i % grid) as u32 * side, (i / grid) as u32 * side);
-                    ops::erase(pixels, Region { left, top, width: side, height: side }, &levels);
-                }
-            }
-        }
+    match *step {
+        Step::Flip => ops::hflip(pixels),
+        Step::Brightness(factor) => ops::adjust_brightness(pixels, factor),
+        Step::Contrast(factor) => ops::adjust_contrast(pixels, factor),
+        Step::Saturation(factor) => ops::adjust_saturation(pixels, factor),
+        Step::Hue(turn) => ops::adjust_hue(pixels, turn),
+        Step::Grayscale => ops::grayscale(pixels),
+        Step::Blur { kernel, sigma } => ops::gaussian_blur_with(pixels, kernel, sigma, scratch),
+        Step::Solarize(threshold) => ops::solarize(pixels, threshold),
+        Step::Erase(region) => ops::erase(pixels, region, &hidden()),
+        Step::Affine(ref affine) => ops::affine_with(pixels, affine, &hidden(), old),
+        Step::DropChannel(c) => ops::drop_channel(pixels, c, plan.normalize.zero_level(c)),
+        Step::Posterize(bits) => ops::posterize(pixels, bits),
+        Step::Equalize => ops::equalize(pixels),
+        Step::Jpeg(quality) => ops::jpeg(pixels, quality)?,
     }
     Ok(())
 }

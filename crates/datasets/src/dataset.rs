@@ -69,6 +69,11 @@ pub trait Dataset: Send + Sync {
         None
     }
 
+    /// Whether images are kept decoded, so that getting one costs no more than a copy.
+    fn is_kept(&self) -> bool {
+        false
+    }
+
     /// The order in which epoch `epoch` of a run with `seed` should see the images, where the source has a wish: a permutation that
     /// reads large archives from front to back. `None`: any order is as good.
     fn order(&self, seed: u64, epoch: u64) -> Option<Vec<u32>> {
@@ -192,6 +197,9 @@ impl Dataset for Subset {
     }
     fn file(&self, index: usize) -> Option<PathBuf> {
         self.index.get(index).and_then(|&i| self.whole.file(i))
+    }
+    fn is_kept(&self) -> bool {
+        self.whole.is_kept()
     }
     fn order(&self, seed: u64, epoch: u64) -> Option<Vec<u32>> {
         let whole = self.whole.order(seed, epoch)?;

@@ -152,6 +152,9 @@ impl Dataset for InMemory {
     fn file(&self, index: usize) -> Option<PathBuf> {
         self.files.get(index).cloned().flatten()
     }
+    fn is_kept(&self) -> bool {
+        true
+    }
     fn label(&self, index: usize) -> Option<u32> {
         self.labels.as_ref().and_then(|l| l.of.get(index).copied())
     }

@@ -93,6 +93,9 @@ impl Dataset for PackedImages {
     fn channels(&self) -> usize {
         self.channels
     }
+    fn is_kept(&self) -> bool {
+        true
+    }
     fn side(&self) -> Option<(u32, u32)> {
         Some((self.width, self.height))
     }

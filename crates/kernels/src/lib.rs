@@ -23,7 +23,7 @@ pub mod composed;
 mod contrast;
 mod conv;
 mod cpu;
-#[cfg(any(feature = "cuda", test))]
+#[cfg(any(feature = "cuda", feature = "emulation", test))]
 mod cuda;
 mod device_memory;
 mod epps_pulley;
@@ -34,8 +34,10 @@ mod pool;
 mod precision;
 mod softmax;
 pub mod trace;
+pub mod transfer;
 mod transformer;
 pub mod update;
+pub mod views;
 
 pub use activation::{gelu, relu};
 pub use allocator::CachingAllocator;

@@ -222,3 +222,31 @@ fn updates_give_what_the_cpu_gives() -> Result<()> {
     }
     Ok(())
 }
+
+#[test]
+fn copies_beside_the_work_bring_every_value() -> Result<()> {
+    let Some(device) = device() else { return Ok(()) };
+    let transfers = twinsight_kernels::transfer::Transfers::new(&device)?;
+    ensure!(transfers.are_apart(), "copies to a CUDA device run on a stream of their own");
+    // More batches than rooms, of two lengths, with work in between; and one that nobody takes.
+    let mut sums = Vec::new();
+    for i in 0..20_usize {
+        let len = if i % 3 == 0 { 70_000 } else { 1 << 20 };
+        let mut buffer = transfers.buffer(len)?;
+        buffer.as_mut_slice()?.iter_mut().enumerate().for_each(|(k, v)| *v = ((k * 7 + i) % 13) as f32);
+        let upload = transfers.begin(buffer, len.into())?;
+        if i == 11 {
+            drop(upload);
+            continue;
+        }
+        let tensor = transfers.finish(upload)?;
+        sums.push((i, len, tensor.clone(), tensor.sum_all()?));
+    }
+    for (i, len, tensor, sum) in sums {
+        let want: Vec<f32> = (0..len).map(|k| ((k * 7 + i) % 13) as f32).collect();
+        ensure!(tensor.to_vec1::<f32>()? == want, "batch {i} was changed on its way");
+        let (got, want) = (sum.to_scalar::<f32>()?, want.iter().sum::<f32>());
+        ensure!((got - want).abs() <= 1e-4 * want, "the sum of batch {i}, taken while others were copied, is {got}, not {want}");
+    }
+    Ok(())
+}

@@ -101,11 +101,26 @@ impl Gradients {
         Ok(norm)
     }
 
-    /// Scales each gradient by itself so that its norm is at most `max` (DINO's `clip_gradients`).
+    /// [`Gradients::clip_norm`] without the norm: on devices other than the processor nothing is read back, so that the host need not wait.
+    ///
+    /// # Errors
+    /// When candle fails.
+    pub fn limit_norm(&mut self, max: f64) -> Result<()> {
+        if self.on_cpu() {
+            return self.clip_norm(max).map(|_| ());
+        }
+        self.limit_norm_there(max)
+    }
+
+    /// Scales each gradient by itself so that its norm is at most `max` (DINO's `clip_gradients`). On devices other than the processor
+    /// nothing is read back.
     ///
     /// # Errors
     /// When candle fails.
     pub fn clip_each(&mut self, max: f64) -> Result<()> {
+        if !self.on_cpu() {
+            return self.clip_each_there(max);
+        }
         let squares = self.squares()?;
         for (gradient, square) in self.map.values_mut().zip(squares) {
             let factor = max / (square.sqrt() + 1e-6);
@@ -142,8 +157,73 @@ impl Gradients {
         Ok(())
     }
 
+    fn on_cpu(&self) -> bool {
+        self.map.values().all(|g| g.device().is_cpu())
+    }
+
+    /// [`Gradients::limit_norm`] on the gradients' device.
+    fn limit_norm_there(&mut self, max: f64) -> Result<()> {
+        let squares = self.map.values().map(|g| Ok(g.sqr()?.sum_all()?)).collect::<Result<Vec<Tensor>>>()?;
+        if squares.is_empty() {
+            return Ok(());
+        }
+        let factor = factor(&Tensor::stack(&squares, 0)?.sum_all()?, max)?;
+        for gradient in self.map.values_mut() {
+            *gradient = gradient.broadcast_mul(&factor)?;
+        }
+        Ok(())
+    }
+
+    /// [`Gradients::clip_each`] on the gradients' device.
+    fn clip_each_there(&mut self, max: f64) -> Result<()> {
+        for gradient in self.map.values_mut() {
+            let factor = factor(&gradient.sqr()?.sum_all()?, max)?;
+            *gradient = gradient.broadcast_mul(&factor)?;
+        }
+        Ok(())
+    }
+
     fn squares(&self) -> Result<Vec<f64>> {
         let all: Vec<&Tensor> = self.map.values().collect();
         Ok(twinsight_kernels::update::square_sums(&all)?)
+    }
+}
+
+/// What takes a norm, whose square is given, to at most `max`: max / (norm + 1e-6), at most 1.
+fn factor(square: &Tensor, max: f64) -> Result<Tensor> {
+    Ok(((square.sqrt()? + 1e-6)?.recip()? * max)?.minimum(1.0)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use candle_core::Device;
+
+    fn gradients() -> Result<Gradients> {
+        let tensor = |values: &[f32]| Tensor::new(values, &Device::Cpu);
+        let named = [("a", tensor(&[3.0, -4.0])?), ("b", tensor(&[0.1, 0.2, -0.2])?), ("c", tensor(&[0.0])?)];
+        Ok(Gradients { map: named.into_iter().map(|(name, g)| (name.to_string(), g)).collect() })
+    }
+
+    #[test]
+    fn clipping_without_looking_is_clipping() -> Result<()> {
+        for max in [0.05, 0.3, 4.0, 100.0] {
+            let (mut whole, mut whole_there, mut each, mut each_there) = (gradients()?, gradients()?, gradients()?, gradients()?);
+            whole.clip_norm(max)?;
+            whole_there.limit_norm_there(max)?;
+            each.clip_each(max)?;
+            each_there.clip_each_there(max)?;
+            for (want, got) in
+                whole.map.values().zip(whole_there.map.values()).chain(each.map.values().zip(each_there.map.values()))
+            {
+                for (want, got) in want.to_vec1::<f32>()?.into_iter().zip(got.to_vec1::<f32>()?) {
+                    assert!((want - got).abs() <= 2e-6 * want.abs(), "{max}: {got} for {want}");
+                }
+            }
+        }
+        let mut limited = gradients()?;
+        limited.limit_norm(0.5)?;
+        assert!((limited.norm()? - 0.5).abs() < 1e-5);
+        Gradients::default().limit_norm_there(1.0)
     }
 }

@@ -62,7 +62,7 @@ pub use nnclr::{Nnclr, NnclrConfig, nnclr_loss};
 pub use registry::{EncoderNeed, KeyDoc, Keys, METHODS, MethodSpec, method};
 pub use simclr::{SimClr, SimClrConfig, nt_xent};
 pub use simsiam::{SimSiam, SimSiamConfig};
-pub use step::{Backward, backward};
+pub use step::{Backward, backward, backward_unseen};
 pub use swav::{Swav, SwavConfig, swav_loss};
 pub use vicreg::{VicReg, VicRegConfig, vicreg_loss};
 

@@ -33,10 +33,22 @@ pub struct Backward {
 /// # Errors
 /// Views that do not fit the method's plan; a trainable parameter that gets no gradient.
 pub fn backward(method: &mut dyn Method, views: &[Tensor], at: &At, micro_batch: usize) -> Result<Backward> {
+    make(method, views, at, micro_batch, true)
+}
+
+/// As [`backward`], without a look at the loss: the backward pass is made whatever it is, and the host does not wait for the device.
+///
+/// # Errors
+/// As [`backward`].
+pub fn backward_unseen(method: &mut dyn Method, views: &[Tensor], at: &At, micro_batch: usize) -> Result<Backward> {
+    make(method, views, at, micro_batch, false)
+}
+
+fn make(method: &mut dyn Method, views: &[Tensor], at: &At, micro_batch: usize, look: bool) -> Result<Backward> {
     let n = check_views(method.views(), views)?;
     if micro_batch == 0 || micro_batch >= n {
         let output = method.loss(views, at)?;
-        let gradients = match finite(&output)? {
+        let gradients = match !look || finite(&output)? {
             true => Some(Gradients::collect(&output.loss.backward()?, method.student())?),
             false => None,
         };
@@ -55,7 +67,7 @@ pub fn backward(method: &mut dyn Method, views: &[Tensor], at: &At, micro_batch:
     let outputs = Outputs { student: student.iter().map(|v| v.as_tensor().clone()).collect(), teacher: join(&teacher, 1)? };
     drop(teacher);
     let output = method.objective(&outputs, at)?;
-    if !finite(&output)? {
+    if look && !finite(&output)? {
         return Ok(Backward { output: detached(output), gradients: None });
     }
     let store = output.loss.backward()?;

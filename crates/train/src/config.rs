@@ -77,6 +77,10 @@ pub struct DataConfig {
     pub std: Vec<f32>,
     /// Threads that make views; 0 for one a core.
     pub workers: usize,
+    /// What makes views: `cpu`; `device`, the training device, from images that it keeps as bytes; or `auto`, the device where it can. The
+    /// views are the same.
+    #[serde(default = "auto")]
+    pub views_on: String,
     /// Images that take at most this many bytes when decoded are decoded at once and kept; others are read when they are wanted, and what
     /// can't be read is found then.
     #[serde(default = "keep_bytes")]
@@ -86,6 +90,10 @@ pub struct DataConfig {
     /// versions without this key did.
     #[serde(default)]
     pub reduced_decode: bool,
+}
+
+fn auto() -> String {
+    "auto".into()
 }
 
 fn keep_bytes() -> u64 {
@@ -263,7 +271,7 @@ impl RunConfig {
     /// Text that is no TOML.
     pub fn differences(&self, text: &str) -> Result<Vec<String>> {
         let free = |key: &str| {
-            matches!(key, "device" | "data.path" | "data.workers" | "data.strict") || key.starts_with("log.")
+            matches!(key, "device" | "data.path" | "data.workers" | "data.strict" | "data.views_on") || key.starts_with("log.")
                 // The probe's weights are part of a checkpoint.
                 || key.starts_with("eval.") && key != "eval.probe_images"
         };
@@ -354,6 +362,7 @@ impl RunConfig {
         };
         one_of("optimizer.kind", &self.optimizer.kind, &["sgd", "adamw", "lars"])?;
         one_of("data.labels", &self.data.labels, &["auto", "folder", "none"])?;
+        one_of("data.views_on", &self.data.views_on, &["auto", "cpu", "device"])?;
         one_of("log.on_collapse", &self.log.on_collapse, &["stop", "warn"])?;
         within("epochs", self.epochs as f64, 1.0, 1e6)?;
         within("batch", self.batch as f64, 2.0, 1e6)?;
@@ -421,6 +430,7 @@ fn defaults() -> Table {
             mean: Vec::new(),
             std: Vec::new(),
             workers: 0,
+            views_on: auto(),
             keep_bytes: keep_bytes(),
             reduced_decode: true,
         },
@@ -504,6 +514,7 @@ mod tests {
             ("[optimizer]\nkind = \"adam\"", "adamw"),
             ("method = \"simclear\"", "simclr"),
             ("encoder = \"resnet19\"", "resnet18"),
+            ("[data]\nviews_on = \"devise\"", "did you mean `device`"),
             ("epochs = \"many\"", "integer"),
             ("batch = 1", "out of range"),
         ] {
@@ -533,6 +544,7 @@ mod tests {
         let mut other = config.clone();
         other.data.path = "elsewhere".into();
         other.log.every = 7;
+        other.data.views_on = "cpu".into();
         assert!(config.differences(&other.to_toml()?)?.is_empty());
         other.batch = 8;
         other.options.insert("temperature".into(), Value::Float(0.9));

@@ -10,6 +10,9 @@
 //! one batch keeps all threads busy. Two batches are in the making at a time, so that no thread waits for the last block of one; their
 //! blocks are taken in order, so that the earlier batch is ready first. At most `threads + 2` batches are held at once, and fewer where
 //! they would take more than half a gigabyte.
+//!
+//! Where a [`ViewRenderer`] has the images, the threads only draw: order, epochs and streams are the same, and the renderer makes the
+//! pixels when the batch is taken.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -22,10 +25,12 @@ use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng;
 use rayon::ThreadPool;
-use twinsight_augment::{DrawKey, Excerpt, ViewPlan, needed, render_excerpt};
+use twinsight_augment::{DrawKey, DrawnView, Excerpt, ViewPlan, needed, render_excerpt};
 use twinsight_datasets::{Dataset, Part, Rect, Wanted};
+use twinsight_kernels::transfer::{HostBuffer, Transfers, Upload};
 
 use crate::picture::Picture;
+use crate::renderer::{DrawnBatch, ViewRenderer};
 use crate::{Error, Result};
 
 /// What the loader needs to know.
@@ -59,12 +64,24 @@ pub struct Batch {
 pub struct Loader {
     shared: Arc<Shared>,
     threads: Vec<JoinHandle<()>>,
-    device: Device,
+    renderer: Option<Box<dyn ViewRenderer>>,
+    /// The next batch, on its way to the device.
+    coming: Option<(u64, Coming)>,
     waited: Duration,
+}
+
+/// A batch whose copy to the device has begun.
+struct Coming {
+    views: Vec<Upload>,
+    samples: Vec<usize>,
 }
 
 struct Shared {
     config: LoaderConfig,
+    /// What views are drawn for, where a renderer makes them: the images' widths and heights.
+    sizes: Option<Arc<Vec<(u32, u32)>>>,
+    /// Memory that batches are made in, and their way to the device.
+    transfers: Transfers,
     per_epoch: u64,
     ahead: u64,
     /// The threads that make views.
@@ -87,9 +104,12 @@ struct State {
     order: Option<(u64, Arc<Vec<u32>>)>,
 }
 
-struct Raw {
-    views: Vec<Vec<f32>>,
-    samples: Vec<usize>,
+/// What the threads make of a batch.
+enum Raw {
+    /// Its views, and the samples.
+    Made(Vec<HostBuffer>, Vec<usize>),
+    /// What a renderer is to make.
+    Drawn(DrawnBatch),
 }
 
 /// What was read of an image.
@@ -106,7 +126,25 @@ impl Loader {
     /// # Errors
     /// Fewer images than one batch, or a view plan that does not hold together.
     pub fn start(config: LoaderConfig, first: u64, device: &Device) -> Result<Self> {
+        Self::start_with(config, first, device, None)
+    }
+
+    /// As [`Loader::start`]; `renderer` has all the images and makes the views, which are drawn here.
+    ///
+    /// # Errors
+    /// As [`Loader::start`]; a renderer of another number of images.
+    pub fn start_with(
+        config: LoaderConfig,
+        first: u64,
+        device: &Device,
+        renderer: Option<Box<dyn ViewRenderer>>,
+    ) -> Result<Self> {
         config.plan.check()?;
+        let sizes = renderer.as_ref().map(|r| r.sizes());
+        if let Some(found) = sizes.as_ref().map(|s| s.len()).filter(|&found| found != config.dataset.len()) {
+            let expected = config.dataset.len();
+            return Err(Error::Config(format!("views are made of {found} images, and the data set has {expected}")));
+        }
         let per_epoch = steps_per_epoch(config.dataset.len(), config.batch)?;
         let count = match config.threads {
             0 => std::thread::available_parallelism().map_or(1, usize::from),
@@ -118,6 +156,8 @@ impl Loader {
             per_epoch,
             ahead: ahead(&config, count),
             config,
+            sizes,
+            transfers: Transfers::new(device)?,
             pool: pool.build().map_err(|e| cannot(e.to_string()))?,
             turn: Mutex::new(()),
             closing: AtomicBool::new(false),
@@ -131,7 +171,7 @@ impl Loader {
             }),
             changed: Condvar::new(),
         });
-        let mut loader = Self { shared, threads: Vec::new(), device: device.clone(), waited: Duration::ZERO };
+        let mut loader = Self { shared, threads: Vec::new(), renderer, coming: None, waited: Duration::ZERO };
         for i in 0..IN_THE_MAKING {
             let shared = loader.shared.clone();
             let thread = std::thread::Builder::new().name(format!("batches-{i}")).spawn(move || shared.work());
@@ -148,9 +188,13 @@ impl Loader {
         let start = Instant::now();
         let mut state = self.shared.lock();
         let number = state.next_to_take;
+        let coming = self.coming.take().filter(|(of, _)| *of == number).map(|(_, coming)| coming);
         let raw = loop {
+            if coming.is_some() {
+                break None;
+            }
             if let Some(raw) = state.ready.remove(&number) {
-                break raw;
+                break Some(raw);
             }
             state = self.shared.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
         };
@@ -158,18 +202,43 @@ impl Loader {
         drop(state);
         self.shared.changed.notify_all();
         self.waited += start.elapsed();
-        let raw = raw?;
-        let (channels, n) = (self.shared.config.plan.channels, raw.samples.len());
-        let views = raw
-            .views
-            .into_iter()
-            .enumerate()
-            .map(|(v, data)| {
-                let side = self.shared.config.plan.view(v).size;
-                Ok(Tensor::from_vec(data, (n, channels, side, side), &self.device)?)
-            })
-            .collect::<Result<_>>()?;
-        Ok(Batch { views, samples: raw.samples })
+        let Coming { views, samples } = match (coming, raw) {
+            (Some(coming), _) => coming,
+            (None, Some(raw)) => match raw? {
+                Raw::Made(views, samples) => self.begin(views, samples)?,
+                Raw::Drawn(drawn) => {
+                    let renderer = self.renderer.as_mut().ok_or_else(|| Error::Config("nobody makes the drawn views".into()))?;
+                    return Ok(Batch { views: renderer.render(&drawn)?, samples: drawn.samples });
+                }
+            },
+            (None, None) => return Err(Error::Config("a batch got lost in the loader".into())),
+        };
+        let views = views.into_iter().map(|view| Ok(self.shared.transfers.finish(view)?)).collect::<Result<_>>()?;
+        self.begin_next(number + 1)?;
+        Ok(Batch { views, samples })
+    }
+
+    /// Begins the copies of a batch to the device.
+    fn begin(&self, views: Vec<HostBuffer>, samples: Vec<usize>) -> Result<Coming> {
+        let (plan, transfers) = (&self.shared.config.plan, &self.shared.transfers);
+        let shape = |v: usize| (samples.len(), plan.channels, plan.view(v).size, plan.view(v).size);
+        let views = views.into_iter().enumerate().map(|(v, data)| Ok(transfers.begin(data, shape(v).into())?));
+        Ok(Coming { views: views.collect::<Result<_>>()?, samples })
+    }
+
+    /// Begins the copies of batch `number` if the device takes them beside its work and the batch is ready.
+    fn begin_next(&mut self, number: u64) -> Result<()> {
+        if !self.shared.transfers.are_apart() {
+            return Ok(());
+        }
+        let mut state = self.shared.lock();
+        if let Some(Ok(Raw::Made(..))) = state.ready.get(&number)
+            && let Some(Ok(Raw::Made(views, samples))) = state.ready.remove(&number)
+        {
+            drop(state);
+            self.coming = Some((number, self.begin(views, samples)?));
+        }
+        Ok(())
     }
 
     /// How long [`Loader::next_batch`] has waited in all since the last call of this.
@@ -279,12 +348,17 @@ impl Shared {
     fn make(&self, epoch: u64, position: u64, order: &[u32], turn: MutexGuard<'_, ()>) -> Result<Raw> {
         let c = &self.config;
         let start = position as usize * c.batch;
+        if let Some(sizes) = &self.sizes {
+            drop(turn);
+            return Ok(Raw::Drawn(self.draw(epoch, &order[start..start + c.batch], sizes)?));
+        }
         let lengths: Vec<usize> = (0..c.plan.view_count()).map(|v| c.plan.view_len(v)).collect();
-        let mut views: Vec<Vec<f32>> = lengths.iter().map(|s| vec![0.0; s * c.batch]).collect();
+        let mut views = lengths.iter().map(|s| Ok(self.transfers.buffer(s * c.batch)?)).collect::<Result<Vec<HostBuffer>>>()?;
         // Several blocks a thread, so that threads end together; none larger than sixteen.
         let size = c.batch.div_ceil(4 * self.pool.current_num_threads()).min(BLOCK);
         let mut used: Vec<Result<Vec<usize>>> = (0..c.batch.div_ceil(size)).map(|_| Ok(Vec::new())).collect();
-        let mut slices: Vec<_> = views.iter_mut().zip(&lengths).map(|(v, length)| v.chunks_mut(size * length)).collect();
+        let slices = views.iter_mut().zip(&lengths).map(|(v, length)| Ok(v.as_mut_slice()?.chunks_mut(size * length)));
+        let mut slices = slices.collect::<Result<Vec<_>>>()?;
         self.pool.in_place_scope_fifo(|scope| {
             for (block, used) in used.iter_mut().enumerate() {
                 let out: Vec<&mut [f32]> = slices.iter_mut().filter_map(Iterator::next).collect();
@@ -294,7 +368,19 @@ impl Shared {
             drop(turn);
         });
         let samples = used.into_iter().collect::<Result<Vec<Vec<usize>>>>()?.concat();
-        Ok(Raw { views, samples })
+        Ok(Raw::Made(views, samples))
+    }
+
+    /// Draws the views of a batch of `samples`.
+    fn draw(&self, epoch: u64, samples: &[u32], sizes: &[(u32, u32)]) -> Result<DrawnBatch> {
+        let LoaderConfig { plan, seed, .. } = &self.config;
+        let one = |view: usize, sample: u32| {
+            let key = DrawKey { seed: *seed, epoch, sample: u64::from(sample), view: view as u64 };
+            Ok(DrawnView::draw(plan, view, sizes[sample as usize], key)?)
+        };
+        let of_view = |view: usize| samples.iter().map(|&sample| one(view, sample)).collect::<Result<Vec<_>>>();
+        let views = (0..plan.view_count()).map(of_view).collect::<Result<_>>()?;
+        Ok(DrawnBatch { samples: samples.iter().map(|&i| i as usize).collect(), views })
     }
 
     /// Makes the views of the batch's images `slots`, into `out`, one slice a view; the batch begins at `start` of the order. Gives the
@@ -379,156 +465,4 @@ pub(crate) fn excerpt(part: &Part) -> Excerpt<'_> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use image::{DynamicImage, GrayImage, Luma};
-    use twinsight_augment::SimclrViews;
-    use twinsight_datasets::Sample;
-
-    /// 20 gray images, of which those of `broken` can't be read.
-    struct Images {
-        broken: Vec<usize>,
-    }
-
-    impl Dataset for Images {
-        fn name(&self) -> &str {
-            "images"
-        }
-        fn len(&self) -> usize {
-            20
-        }
-        fn get(&self, index: usize) -> twinsight_datasets::Result<Sample> {
-            if self.broken.contains(&index) {
-                return Err(twinsight_datasets::Error::BadSetting(format!("image {index} is broken")));
-            }
-            let image = GrayImage::from_fn(9, 8, |x, y| Luma([(x * 20 + y * 7 + index as u32 * 11) as u8]));
-            Ok(Sample { image: DynamicImage::ImageLuma8(image), label: None })
-        }
-        fn label(&self, _: usize) -> Option<u32> {
-            None
-        }
-        fn classes(&self) -> Option<&[String]> {
-            None
-        }
-        fn id(&self, index: usize) -> String {
-            format!("#{index}")
-        }
-        fn channels(&self) -> usize {
-            1
-        }
-        fn side(&self) -> Option<(u32, u32)> {
-            Some((9, 8))
-        }
-    }
-
-    fn loader(broken: &[usize], threads: usize, strict: bool, first: u64) -> Result<Loader> {
-        let config = LoaderConfig {
-            dataset: Arc::new(Images { broken: broken.to_vec() }),
-            plan: ViewPlan::simclr(8, 1, &SimclrViews::small()),
-            batch: 6,
-            seed: 3,
-            threads,
-            reduced_decode: true,
-            strict,
-        };
-        Loader::start(config, first, &Device::Cpu)
-    }
-
-    type Seen = (Vec<usize>, Vec<Vec<f32>>);
-
-    fn batches(loader: &mut Loader, count: usize) -> Result<Vec<Seen>> {
-        (0..count)
-            .map(|_| {
-                let batch = loader.next_batch()?;
-                let views = batch.views.iter().map(|v| Ok(v.flatten_all()?.to_vec1()?)).collect::<Result<_>>()?;
-                Ok((batch.samples, views))
-            })
-            .collect()
-    }
-
-    #[test]
-    fn threads_and_a_start_in_the_middle_change_nothing() -> Result<()> {
-        let all = batches(&mut loader(&[], 1, false, 0)?, 8)?;
-        assert_eq!(all, batches(&mut loader(&[], 3, false, 0)?, 8)?);
-        assert_eq!(all[4..], batches(&mut loader(&[], 2, false, 4)?, 4)?);
-        // Three batches an epoch; within one no image comes twice, and epochs differ.
-        let mut epoch: Vec<usize> = all[..3].iter().flat_map(|b| b.0.clone()).collect();
-        epoch.sort_unstable();
-        epoch.dedup();
-        assert_eq!(epoch.len(), 18);
-        assert_ne!(all[0].0, all[3].0);
-        assert_ne!(all[0].1[0], all[0].1[1], "two views are drawn apart");
-        Ok(())
-    }
-
-    /// Notes which threads read the images of the first batch, and holds each of them until four have come.
-    struct Meeting {
-        first: Vec<usize>,
-        threads: Mutex<std::collections::HashSet<std::thread::ThreadId>>,
-        came: Condvar,
-    }
-
-    impl Dataset for Meeting {
-        fn name(&self) -> &str {
-            "meeting"
-        }
-        fn len(&self) -> usize {
-            100
-        }
-        fn get(&self, index: usize) -> twinsight_datasets::Result<Sample> {
-            if self.first.contains(&index) {
-                let mut threads = self.threads.lock().unwrap();
-                threads.insert(std::thread::current().id());
-                self.came.notify_all();
-                drop(self.came.wait_timeout_while(threads, Duration::from_secs(1), |t| t.len() < 4).unwrap());
-            }
-            Ok(Sample { image: DynamicImage::new_luma8(4, 4), label: None })
-        }
-        fn label(&self, _: usize) -> Option<u32> {
-            None
-        }
-        fn classes(&self) -> Option<&[String]> {
-            None
-        }
-        fn id(&self, index: usize) -> String {
-            format!("#{index}")
-        }
-        fn channels(&self) -> usize {
-            1
-        }
-        fn side(&self) -> Option<(u32, u32)> {
-            Some((4, 4))
-        }
-    }
-
-    #[test]
-    fn one_large_batch_keeps_all_threads_busy() -> Result<()> {
-        let first: Vec<usize> = epoch_order(100, 3, 0)[..64].iter().map(|&i| i as usize).collect();
-        let (threads, came) = (Mutex::default(), Condvar::new());
-        let dataset = Arc::new(Meeting { first: first.clone(), threads, came });
-        let plan = ViewPlan::simclr(8, 1, &SimclrViews::small());
-        let config =
-            LoaderConfig { dataset: dataset.clone(), plan, batch: 64, seed: 3, threads: 4, reduced_decode: true, strict: true };
-        let batch = Loader::start(config, 0, &Device::Cpu)?.next_batch()?;
-        assert_eq!(batch.samples, first);
-        assert_eq!(dataset.threads.lock().unwrap().len(), 4);
-        Ok(())
-    }
-
-    #[test]
-    fn an_unreadable_image_is_replaced_by_one_outside_the_batch_and_named() -> Result<()> {
-        let whole = batches(&mut loader(&[], 1, false, 0)?, 3)?;
-        let broken = whole[0].0[2];
-        let mut found = loader(&[broken], 2, false, 0)?;
-        let first = &batches(&mut found, 1)?[0];
-        assert!(!whole[0].0.contains(&first.0[2]), "{:?}", first.0);
-        assert_eq!((first.0[..2].to_vec(), first.0[3..].to_vec()), (whole[0].0[..2].to_vec(), whole[0].0[3..].to_vec()));
-        assert_eq!(found.bad_images().keys().collect::<Vec<_>>(), [&format!("#{broken}")]);
-        let told = loader(&[broken], 2, true, 0)?.next_batch().err().map(|e| e.to_string()).unwrap_or_default();
-        assert!(told.contains("is broken"), "{told}");
-        let all: Vec<usize> = (0..20).collect();
-        assert!(loader(&all, 2, false, 0)?.next_batch().is_err());
-        assert!(steps_per_epoch(5, 6).is_err());
-        Ok(())
-    }
-}
+mod tests;

@@ -40,7 +40,7 @@ pub struct StepReport {
     pub step: u64,
     /// The epoch that the step belongs to, from 0.
     pub epoch: u64,
-    /// The loss.
+    /// The loss; where it is looked at now and then only (see `log.every`), that of the last step that was. Not a number before the first.
     pub loss: f64,
     /// The learning rate used.
     pub lr: f64,
@@ -93,11 +93,11 @@ impl Progress {
         let knn = self.knn.map_or(String::new(), |k| format!(" · k-NN {:.1} %", k * 100.0));
         let std = self.health.map_or(String::new(), |h| format!(" · spread {:.2} · rank {:.0}", h.feature_std, h.effective_rank));
         format!(
-            "epoch {} · {:.0} images/s · waiting for data {:.0} % · loss {:.3} · lr {:.1e}{std}{knn}",
+            "epoch {} · {:.0} images/s · waiting for data {:.0} % · loss {} · lr {:.1e}{std}{knn}",
             report.epoch + 1,
             report.images_per_s,
             report.wait_share * 100.0,
-            report.loss,
+            if report.loss.is_nan() { "–".to_string() } else { format!("{:.3}", report.loss) },
             report.lr
         )
     }

@@ -6,25 +6,26 @@
 
 mod judge;
 mod result;
+mod steps;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
 use candle_core::{DType, Device, Tensor};
 use serde_json::json;
 use twinsight_encoders::weights::ImportReport;
 use twinsight_nn::{Mode, Optimizer, Schedule, Shape as ScheduleShape, StateLoader, StateSaver, StateVisitor};
-use twinsight_ssl_methods::{At, Backward, Method, MethodContext, backward, method};
+use twinsight_ssl_methods::{At, Method, MethodContext, method};
 
 use crate::config::RunConfig;
 use crate::data::{RunData, fingerprint, normalize};
 use crate::evaluate::Evaluation;
 use crate::folder::{MetricsFile, RunFolder};
-use crate::health::{Health, Watch};
-use crate::loader::{Loader, LoaderConfig, steps_per_epoch};
-use crate::observe::{Event, Observer, StepReport};
+use crate::health::Watch;
+use crate::loader::{LoaderConfig, steps_per_epoch};
+use crate::observe::{Event, Observer};
 use crate::probe::OnlineProbe;
 use crate::protocols::Encoded;
 use crate::spread::Spread;
@@ -90,6 +91,8 @@ pub struct Trainer {
     bad: BTreeMap<String, String>,
     /// Those of them that were named.
     told: BTreeSet<String>,
+    /// Whether losses are looked at only where a line is logged or a checkpoint written: so that the host need not wait for the device.
+    defers: bool,
     /// The commit that the program was built from.
     commit: Option<String>,
     /// What was done with the weights that the run starts from, if it starts from any.
@@ -117,6 +120,7 @@ impl Trainer {
         let (images, bad) = (fingerprint(&*data.train), BTreeMap::new());
         let probe = build_probe(&config, &data, &*method, &device)?;
         Ok(Self {
+            defers: !device.is_cpu(),
             config,
             folder,
             data,
@@ -163,6 +167,7 @@ impl Trainer {
         let (images, bad) = (fingerprint(&*data.train), BTreeMap::new());
         let probe = build_probe(&config, &data, &*method, &device)?;
         let mut trainer = Self {
+            defers: !device.is_cpu(),
             config,
             folder,
             data,
@@ -392,171 +397,6 @@ impl Trainer {
             if self.config.network.init.is_empty() { "untrained" } else { "that it starts from" }
         )));
         Ok(())
-    }
-
-    fn train(
-        &mut self,
-        observer: &mut dyn Observer,
-        stop: &AtomicBool,
-        metrics: &mut MetricsFile,
-        events: &mut EventFile,
-    ) -> Result<()> {
-        let mut loader = Loader::start(self.loader_config(), self.state.step, &self.device)?;
-        let trained = self.steps(&mut loader, observer, stop, metrics, events);
-        self.bad.extend(loader.bad_images());
-        trained
-    }
-
-    fn steps(
-        &mut self,
-        loader: &mut Loader,
-        observer: &mut dyn Observer,
-        stop: &AtomicBool,
-        metrics: &mut MetricsFile,
-        events: &mut EventFile,
-    ) -> Result<()> {
-        let total = self.total_steps();
-        let (lr, decay) = self.schedules();
-        let (mut busy, mut waited, mut images) = (0.0, 0.0, 0_u64);
-        let mut saved = Instant::now();
-        while self.state.step < total {
-            let begun = Instant::now();
-            let step = self.state.step;
-            let at = At {
-                step,
-                epoch: step / self.per_epoch,
-                steps_per_epoch: self.per_epoch,
-                epochs: self.config.epochs,
-                seed: self.config.seed,
-                precision: self.config.network.precision,
-            };
-            let rate = lr.at(if self.config.schedule.by_epoch { step - step % self.per_epoch } else { step });
-            let batch = loader.next_batch()?;
-            let Backward { output: out, gradients } = backward(&mut *self.method, &batch.views, &at, self.config.micro_batch)?;
-            let lesson = self.probe.as_ref().map(|p| p.lesson(&batch, &*self.data.train)).transpose()?;
-            drop(batch);
-            let loss = f64::from(out.loss.to_dtype(DType::F32)?.to_scalar::<f32>()?);
-            let bad = self.state.watch.loss(step, loss, rate, &self.config.method);
-            let (Some(mut gradients), None) = (gradients, &bad) else {
-                // The update is not made: weights and checkpoints stay as good as they were.
-                let found = bad.unwrap_or_else(|| self.state.watch.gradient(step, "the step has no gradients", rate));
-                metrics.append(&json!({"event": "diverged", "step": step, "finding": found.finding}))?;
-                metrics.sync()?;
-                return Err(Error::Diverged(found));
-            };
-            if let Err(e) = gradients.check_finite() {
-                let found = self.state.watch.gradient(step, &e.to_string(), rate);
-                metrics.append(&json!({"event": "diverged", "step": step, "finding": found.finding}))?;
-                metrics.sync()?;
-                return Err(Error::Diverged(found));
-            }
-            self.method.adjust_gradients(&mut gradients, &at)?;
-            if self.config.optimizer.clip_norm > 0.0 {
-                gradients.clip_norm(self.config.optimizer.clip_norm)?;
-            }
-            self.optimizer.step(&gradients, rate, decay.at(step))?;
-            self.method.after_step(&at)?;
-            if let (Some(probe), Some(lesson)) = (&mut self.probe, &lesson) {
-                probe.learn(self.method.encoder(), lesson)?;
-            }
-            self.state.step += 1;
-            self.state.loss = loss;
-
-            busy += begun.elapsed().as_secs_f64();
-            waited += loader.take_waited().as_secs_f64();
-            images += self.config.batch as u64;
-            let epoch_done = self.state.step.is_multiple_of(self.per_epoch);
-            let logged = self.state.step.is_multiple_of(self.config.log.every) || epoch_done || self.state.step == total;
-            let health = if logged { Some(Health::of(&out)?) } else { None };
-            let report = StepReport {
-                step: self.state.step,
-                epoch: at.epoch,
-                loss,
-                lr: rate,
-                images_per_s: images as f64 / busy,
-                wait_share: waited / busy,
-                health,
-            };
-            if let Some(health) = health {
-                self.log(&report, health, &out.metrics, decay.at(step), metrics, events)?;
-            }
-            let grown = self.state.watch.trend(step, loss, rate, &self.config.method);
-            let found = health.and_then(|h| self.state.watch.health(step, &h, &self.config.method));
-            if let Some(found) = found.or(grown) {
-                if self.config.log.on_collapse == "stop" {
-                    metrics.append(&json!({"event": "collapsed", "step": step, "finding": found.finding}))?;
-                    events.flush()?;
-                    self.save(metrics)?;
-                    return Err(Error::Diverged(found));
-                }
-                observer.event(&Event::Note(format!("warning: {}. {}", found.finding, found.advice)));
-                self.state.watch = Watch::default();
-            }
-            observer.event(&Event::Step(report));
-            drop(out);
-            let epoch = self.state.step / self.per_epoch;
-            let every = self.config.eval.every;
-            let due = epoch_done && every > 0 && epoch.is_multiple_of(every) && self.state.step < total;
-            let evaluated = if due { self.evaluate(epoch, observer, metrics, events) } else { Ok(()) };
-            if let Err(error) = evaluated {
-                if !matches!(error, Error::Vector { .. }) {
-                    return Err(error);
-                }
-                let found = self.state.watch.gradient(step, &error.to_string(), rate);
-                metrics.append(&json!({"event": "diverged", "step": step, "finding": found.finding}))?;
-                metrics.sync()?;
-                return Err(Error::Diverged(found));
-            }
-            let stopping = stop.load(Ordering::Relaxed);
-            if stopping || epoch_done || saved.elapsed().as_secs() >= self.config.log.checkpoint_seconds {
-                events.flush()?;
-                self.bad.extend(loader.bad_images());
-                self.save(metrics)?;
-                saved = Instant::now();
-            }
-            if stopping {
-                break;
-            }
-        }
-        Ok(())
-    }
-
-    fn log(
-        &self,
-        report: &StepReport,
-        health: Health,
-        extra: &[(&'static str, candle_core::Tensor)],
-        weight_decay: f64,
-        metrics: &mut MetricsFile,
-        events: &mut EventFile,
-    ) -> Result<()> {
-        let mut values = vec![
-            ("train/loss", report.loss),
-            ("train/lr", report.lr),
-            ("train/weight_decay", weight_decay),
-            ("health/feature_std", health.feature_std),
-            ("health/effective_rank", health.effective_rank),
-            ("health/uniformity", health.uniformity),
-            ("speed/images_per_s", report.images_per_s),
-            ("speed/wait_share", report.wait_share),
-        ];
-        let more = [
-            ("health/alignment", health.alignment),
-            ("health/teacher_entropy", health.assignment_entropy),
-            ("health/prototype_usage", health.prototype_usage),
-        ];
-        values.extend(more.iter().filter_map(|&(name, value)| Some((name, value?))));
-        let mut named: Vec<(String, f64)> = Vec::new();
-        for (name, value) in extra {
-            named.push((format!("method/{name}"), f64::from(value.to_dtype(DType::F32)?.to_scalar::<f32>()?)));
-        }
-        values.extend(named.iter().map(|(n, v)| (n.as_str(), *v)));
-        let mut line = json!({"event": "step", "step": report.step, "epoch": report.epoch});
-        for (tag, value) in &values {
-            line[tag.rsplit('/').next().unwrap_or(tag)] = json!(value);
-        }
-        metrics.append(&line)?;
-        events.scalars(report.step, &values)
     }
 
     fn export_encoder(&self) -> Result<()> {

@@ -31,13 +31,18 @@ pub fn gaussian_kernel(length: usize, sigma: f64) -> Vec<f32> {
     (0..length).map(|i| (density(i as f64 - half) / sum) as f32).collect()
 }
 
+/// The weights that [`gaussian_blur`] takes of [`gaussian_kernel`]: from the centre outwards (centre, ±1, ±2, …) up to the last that matters.
+/// Of a single weight nothing is left to do.
+pub fn gaussian_half(kernel: usize, sigma: f64) -> Vec<f32> {
+    let mut weights = gaussian_kernel(kernel, sigma).split_off(kernel / 2);
+    weights.truncate(weights.iter().rposition(|&w| w > NEGLIGIBLE).unwrap_or(0) + 1);
+    weights
+}
+
 /// [`gaussian_blur`] with buffers of the caller's.
 pub(crate) fn gaussian_blur_with(pixels: &mut Pixels, kernel: usize, sigma: f64, scratch: &mut BlurScratch) {
-    let weights = gaussian_kernel(kernel, sigma);
-    // From the centre outwards: centre, ±1, ±2, … up to the last that matters.
-    let weights = &weights[kernel / 2..];
-    let reach = weights.iter().rposition(|&w| w > NEGLIGIBLE).unwrap_or(0);
-    if reach == 0 {
+    let weights = gaussian_half(kernel, sigma);
+    if weights.len() == 1 {
         return; // The centre's weight rounds to 1.
     }
     let (width, height) = (pixels.width(), pixels.height());
@@ -45,7 +50,7 @@ pub(crate) fn gaussian_blur_with(pixels: &mut Pixels, kernel: usize, sigma: f64,
         let plane = pixels.plane_mut(c);
         vectorised(
             #[inline(always)]
-            || blur_plane(plane, width, height, &weights[..=reach], scratch),
+            || blur_plane(plane, width, height, &weights, scratch),
         );
     }
 }

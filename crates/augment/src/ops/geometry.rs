@@ -6,6 +6,7 @@ use fir::pixels::{U8, U8x2, U8x3, U8x4, U16, U16x2, U16x3, U16x4};
 use fir::{CropBox, FilterType, PixelTrait, ResizeAlg, ResizeOptions, Resizer};
 use image::DynamicImage;
 
+use crate::drawn::Window;
 use crate::error::{Error, Result};
 use crate::pixels::Pixels;
 use crate::raster::{Levels, Raster};
@@ -24,9 +25,9 @@ pub struct Region {
     pub height: u32,
 }
 
-/// The part of an image that fills a view.
+/// Where a [`Window`] lies in the pixels that are there, which may be reduced ones.
 #[derive(Debug, Clone, Copy)]
-pub(crate) enum Window {
+pub(crate) enum Placed {
     /// Cut out, then resized: pixels beyond the edge of the region do not count.
     Cut(Region),
     /// A part, perhaps of fractional pixels, of a region that is cut out: what lies around the part within the region counts where the kernel
@@ -34,6 +35,15 @@ pub(crate) enum Window {
     Within(Region, CropBox),
     /// A part, perhaps of fractional pixels, of the whole image resized: pixels beyond its edge count where the kernel reaches them.
     Part(CropBox),
+}
+
+impl From<Window> for Placed {
+    fn from(window: Window) -> Self {
+        match window {
+            Window::Cut(region) => Self::Cut(region),
+            Window::Part { left, top, width, height } => Self::Part(CropBox { left, top, width, height }),
+        }
+    }
 }
 
 /// The resizer and its buffers, kept from one call to the next.
@@ -59,7 +69,7 @@ pub fn resized_crop(
     interpolation: Interpolation,
 ) -> Result<Pixels> {
     let mut pixels = Pixels::default();
-    load(image, Window::Cut(region), interpolation, (width, height, channels), &mut Resample::default(), &mut pixels)?;
+    load(image, Placed::Cut(region), interpolation, (width, height, channels), &mut Resample::default(), &mut pixels)?;
     Ok(pixels)
 }
 
@@ -118,7 +128,7 @@ pub fn erase(pixels: &mut Pixels, region: Region, levels: &[u8]) {
 /// `window` of `image`, resized to `to` = (width, height, channels), into `pixels`.
 pub(crate) fn load(
     image: &DynamicImage,
-    window: Window,
+    window: Placed,
     interpolation: Interpolation,
     to: (usize, usize, usize),
     scratch: &mut Resample,
@@ -146,7 +156,7 @@ pub(crate) fn load(
 /// As [`load`], of a raster whose channels are the view's: each is resized by itself.
 pub(crate) fn load_raster(
     image: &Raster<'_>,
-    window: Window,
+    window: Placed,
     interpolation: Interpolation,
     to: (usize, usize),
     scratch: &mut Resample,
@@ -177,7 +187,7 @@ pub(crate) fn load_raster(
 
 struct Job {
     source: (u32, u32),
-    window: Window,
+    window: Placed,
     interpolation: Interpolation,
     to: (usize, usize, usize),
 }
@@ -218,7 +228,7 @@ impl Job {
         let source = TypedImageRef::<P>::from_buffer(w, h, raw).map_err(|e| failed(&e))?;
         let mut target = TypedImage::<P>::from_buffer(self.to.0 as u32, self.to.1 as u32, out).map_err(|e| failed(&e))?;
         match self.window {
-            Window::Cut(r) | Window::Within(r, _) => {
+            Placed::Cut(r) | Placed::Within(r, _) => {
                 let inside =
                     |start: u32, length: u32, side| length > 0 && u64::from(start) + u64::from(length) <= u64::from(side);
                 if !inside(r.left, r.width, w) || !inside(r.top, r.height, h) {
@@ -226,12 +236,12 @@ impl Job {
                 }
                 let cut = TypedCroppedImage::from_ref(&source, r.left, r.top, r.width, r.height).map_err(|e| failed(&e))?;
                 let options = match self.window {
-                    Window::Within(_, part) => options.crop(part.left, part.top, part.width, part.height),
+                    Placed::Within(_, part) => options.crop(part.left, part.top, part.width, part.height),
                     _ => options,
                 };
                 resizer.resize_typed(&cut, &mut target, &options)
             }
-            Window::Part(part) => {
+            Placed::Part(part) => {
                 let options = options.crop(part.left, part.top, part.width, part.height);
                 resizer.resize_typed(&source, &mut target, &options)
             }
@@ -257,7 +267,7 @@ mod tests {
         for (w, h, shorter, size) in [(90, 61, 40, 32), (61, 90, 37, 30), (33, 100, 64, 64), (32, 32, 32, 32)] {
             let image = picture(w, h);
             let (left, top, width, height) = center_window(w, h, shorter, size);
-            let part = Window::Part(CropBox { left, top, width, height });
+            let part = Placed::Part(CropBox { left, top, width, height });
             let mut once = Pixels::default();
             load(&image, part, Interpolation::Bilinear, (size, size, 3), &mut Resample::default(), &mut once).unwrap();
 

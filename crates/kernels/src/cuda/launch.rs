@@ -68,7 +68,7 @@ impl<'a, B> Arg<'a, B> {
     }
 
     /// The letter of the argument's kind: pointer, int, long long, float.
-    #[cfg(test)]
+    #[cfg(any(test, feature = "emulation"))]
     pub fn letter(&self) -> char {
         match self {
             Self::In(..) | Self::Changed(..) | Self::Out(_) | Self::Null => 'p',

@@ -15,10 +15,12 @@ pub(crate) mod columns;
 #[cfg(feature = "cudnn")]
 pub(crate) mod conv;
 #[cfg(feature = "cuda")]
-mod device;
+pub(crate) mod copies;
+#[cfg(feature = "cuda")]
+pub(crate) mod device;
 pub(crate) mod elementwise;
-#[cfg(test)]
-mod emulated;
+#[cfg(any(test, feature = "emulation"))]
+pub(crate) mod emulated;
 pub(crate) mod epps_pulley;
 mod graph;
 pub(crate) mod launch;
@@ -31,3 +33,4 @@ pub(crate) mod tensor;
 mod tiles;
 pub(crate) mod transformer;
 pub(crate) mod update;
+pub(crate) mod views;

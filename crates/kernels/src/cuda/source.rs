@@ -21,7 +21,7 @@ macro_rules! sources {
         };)+
 
         /// All of them.
-        #[cfg(test)]
+        #[cfg(any(test, feature = "emulation"))]
         pub(crate) static SOURCES: &[&Source] = &[$(&$name),+];
     };
 }
@@ -36,9 +36,10 @@ sources! {
     POOL "pool";
     ROWS "rows";
     UPDATE "update";
+    VIEWS "views";
 }
 
-#[cfg(test)]
+#[cfg(any(test, feature = "emulation"))]
 impl Source {
     /// Its kernels: the names after `extern "C" __global__ void`.
     pub fn kernels(&self) -> Vec<&'static str> {

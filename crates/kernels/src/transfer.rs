@@ -1,0 +1,157 @@
+//! From the host's memory to the device's: batches are made in buffers that the device can copy from while it computes.
+//!
+//! On CUDA buffers are page-locked, used again and again, and copied on a stream of their own: the copy of the next batch runs beside the
+//! step. On the processor a buffer is a vector that becomes the tensor; on other devices it is copied when it is wanted.
+
+#[cfg(feature = "cuda")]
+use std::sync::Arc;
+
+use candle_core::{Device, Result, Shape, Tensor, bail};
+
+#[cfg(feature = "cuda")]
+use crate::cuda::copies::{Begun, Copies, Pinned};
+
+/// Memory for `f32` values on their way to a device.
+pub struct HostBuffer(Kind);
+
+enum Kind {
+    Plain(Vec<f32>),
+    #[cfg(feature = "cuda")]
+    Pinned(Pinned),
+}
+
+/// Values that are on their way.
+pub struct Upload(Way, Shape);
+
+enum Way {
+    /// The copy begins when the tensor is wanted.
+    Later(Vec<f32>),
+    #[cfg(feature = "cuda")]
+    Begun(Begun),
+}
+
+/// The way to one device.
+#[derive(Clone)]
+pub struct Transfers {
+    device: Device,
+    #[cfg(feature = "cuda")]
+    copies: Option<Arc<Copies>>,
+}
+
+impl Transfers {
+    /// The way to `device`.
+    ///
+    /// # Errors
+    /// When CUDA refuses another stream.
+    pub fn new(device: &Device) -> Result<Self> {
+        #[cfg(feature = "cuda")]
+        let copies = match device {
+            Device::Cuda(device) => Some(Arc::new(Copies::new(device)?)),
+            _ => None,
+        };
+        Ok(Self {
+            device: device.clone(),
+            #[cfg(feature = "cuda")]
+            copies,
+        })
+    }
+
+    /// Whether copies run beside what the device computes, so that it pays to begin them early.
+    pub fn are_apart(&self) -> bool {
+        #[cfg(feature = "cuda")]
+        return self.copies.is_some();
+        #[cfg(not(feature = "cuda"))]
+        false
+    }
+
+    /// Memory for `len` values, which may hold anything.
+    ///
+    /// # Errors
+    /// When CUDA has no page-locked memory left.
+    pub fn buffer(&self, len: usize) -> Result<HostBuffer> {
+        #[cfg(feature = "cuda")]
+        if let Some(copies) = &self.copies {
+            return Ok(HostBuffer(Kind::Pinned(copies.buffer(len)?)));
+        }
+        Ok(HostBuffer(Kind::Plain(vec![0.0; len])))
+    }
+
+    /// Sends the values of `buffer` on their way to a tensor of `shape`; without waiting, where copies run beside the work.
+    ///
+    /// # Errors
+    /// A shape of another number of elements; when CUDA fails.
+    pub fn begin(&self, buffer: HostBuffer, shape: Shape) -> Result<Upload> {
+        if buffer.len() != shape.elem_count() {
+            bail!("transfer: {} values can't become a tensor of shape {:?}", buffer.len(), shape.dims());
+        }
+        Ok(match buffer.0 {
+            Kind::Plain(values) => Upload(Way::Later(values), shape),
+            #[cfg(feature = "cuda")]
+            Kind::Pinned(values) => match &self.copies {
+                Some(copies) => Upload(Way::Begun(copies.begin(values)?), shape),
+                None => bail!("transfer: page-locked memory of another device"),
+            },
+        })
+    }
+
+    /// The tensor. Work of the device on it comes after the copy; the host does not wait.
+    ///
+    /// # Errors
+    /// When candle or CUDA fails.
+    pub fn finish(&self, upload: Upload) -> Result<Tensor> {
+        match upload.0 {
+            Way::Later(values) => Tensor::from_vec(values, upload.1, &self.device),
+            #[cfg(feature = "cuda")]
+            Way::Begun(copy) => match &self.copies {
+                Some(copies) => copies.finish(copy, upload.1),
+                None => bail!("transfer: a copy to another device"),
+            },
+        }
+    }
+}
+
+impl HostBuffer {
+    /// The values, to be written.
+    ///
+    /// # Errors
+    /// When CUDA can't finish the copy that used the memory before.
+    pub fn as_mut_slice(&mut self) -> Result<&mut [f32]> {
+        match &mut self.0 {
+            Kind::Plain(values) => Ok(values),
+            #[cfg(feature = "cuda")]
+            Kind::Pinned(values) => values.as_mut_slice(),
+        }
+    }
+
+    /// How many values there are.
+    pub fn len(&self) -> usize {
+        match &self.0 {
+            Kind::Plain(values) => values.len(),
+            #[cfg(feature = "cuda")]
+            Kind::Pinned(values) => values.len(),
+        }
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_vector_becomes_the_processors_tensor() -> Result<()> {
+        let transfers = Transfers::new(&Device::Cpu)?;
+        assert!(!transfers.are_apart());
+        let mut buffer = transfers.buffer(6)?;
+        buffer.as_mut_slice()?.copy_from_slice(&[1.0, 2.0, 3.0, 4.0, 5.0, 6.0]);
+        let tensor = transfers.finish(transfers.begin(buffer, (2, 3).into())?)?;
+        assert_eq!(tensor.to_vec2::<f32>()?, [[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]]);
+        assert!(transfers.begin(transfers.buffer(5)?, (2, 3).into()).is_err());
+        assert!(transfers.buffer(0)?.is_empty());
+        Ok(())
+    }
+}
