@@ -495,6 +495,17 @@ mod tests {
     }
 
     #[test]
+    fn a_run_of_before_reduced_decoding_goes_on_without_it() -> Result<()> {
+        let new = RunConfig::resolve(&[])?;
+        assert!(new.data.reduced_decode);
+        let text = new.to_toml()?;
+        let without: String = text.lines().filter(|l| !l.starts_with("reduced_decode")).map(|l| format!("{l}\n")).collect();
+        assert_eq!(text.lines().count(), without.lines().count() + 1);
+        assert!(RunConfig::parse(&text)?.data.reduced_decode && !RunConfig::parse(&without)?.data.reduced_decode);
+        Ok(())
+    }
+
+    #[test]
     fn unknown_keys_and_values_name_the_nearest() {
         for (text, word) in [
             ("epoch = 3", "epochs"),
