@@ -164,13 +164,12 @@ fn an_excerpt_with_what_is_needed_gives_the_view_of_the_whole() {
     }
 }
 
-/// Slow waves with one edge.
+/// Slow waves: what is a pixel away differs by more than what a reduction changes.
 fn scene(width: u32, height: u32) -> RgbImage {
     RgbImage::from_fn(width, height, |x, y| {
         let (u, v) = (f64::from(x), f64::from(y));
-        let edge = if x + 2 * y > width { 25.0 } else { 0.0 };
         Rgb([(u / 21.0).sin() + (v / 34.0).cos(), ((u + v) / 29.0).cos(), (u / 40.0 - v / 25.0).sin()]
-            .map(|wave| (110.0 + 45.0 * wave + edge) as u8))
+            .map(|wave| (125.0 + 45.0 * wave) as u8))
     })
 }
 
@@ -191,7 +190,8 @@ fn means(image: &RgbImage, by: i32, from: (i32, i32), (columns, rows): (u32, u32
 
 #[test]
 fn an_excerpt_of_means_gives_nearly_the_view_of_the_whole() {
-    let mut seen = std::collections::BTreeMap::<(i32, bool), usize>::new();
+    // Of each reduction, and of parts that begin before the corner or not: the mean differences of the views, and the largest of a level.
+    let mut seen = std::collections::BTreeMap::<(i32, bool), (Vec<f32>, f32)>::new();
     for (width, height) in [(251, 203), (160, 333)] {
         let image = scene(width, height);
         let full = DynamicImage::from(image.clone());
@@ -228,8 +228,9 @@ fn an_excerpt_of_means_gives_nearly_the_view_of_the_whole() {
                         let (sum, most) = far.fold((0.0, 0.0_f32), |(sum, most), v| (sum + v, most.max(v)));
                         let mean = sum / expected.len() as f32;
                         let at = format!("{width} × {height}, view {view}, 1/{by} from {left}, {top}");
-                        assert!(mean < 1.0 && most < 10.0, "{at}: mean {mean}, most {most} levels");
-                        *seen.entry((by, left < 0 || top < 0)).or_default() += 1;
+                        let worst = seen.entry((by, left < 0 || top < 0)).or_default();
+                        worst.0.push(mean);
+                        worst.1 = worst.1.max(most);
                         // Squares that do not hold all of the part are an error, not another view.
                         if columns > 1 {
                             let told = render_part(columns - 1).unwrap_err().to_string();
@@ -241,7 +242,13 @@ fn an_excerpt_of_means_gives_nearly_the_view_of_the_whole() {
         }
     }
     let all: Vec<_> = [2, 4, 8].into_iter().flat_map(|by| [(by, false), (by, true)]).collect();
-    assert_eq!(seen.keys().copied().collect::<Vec<_>>(), all, "{seen:?}");
+    assert_eq!(seen.keys().copied().collect::<Vec<_>>(), all);
+    for ((by, before), (means, most)) in seen {
+        // Squares at the edge of a crop hold a little of what is outside, which counts in views of a few pixels.
+        let (mean, worst) = (means.iter().sum::<f32>() / means.len() as f32, means.iter().copied().fold(0.0, f32::max));
+        let told = format!("1/{by}, before the corner: {before}: {mean} levels, at worst {worst} and {most}");
+        assert!(mean < 0.1 + 0.07 * by as f32 && worst < 0.5 + 0.25 * by as f32 && most < 10.0, "{told}");
+    }
 }
 
 #[test]

@@ -10,7 +10,7 @@ use candle_core::Device;
 use image::codecs::jpeg::JpegEncoder;
 use image::{Rgb, RgbImage};
 use twinsight_augment::{DinoViews, DrawKey, Normalize, SimclrViews, ViewPlan, render};
-use twinsight_datasets::{Choose, Dataset, OpenOptions, Part, Sample, open};
+use twinsight_datasets::{Choose, Dataset, LabelMode, OpenOptions, Part, Sample, open};
 use twinsight_nn::Builder;
 use twinsight_test_support::jpeg::{Jpeg, Sampling, turned};
 use twinsight_train::finetune::{Depth, FineTuneConfig, fine_tune};
@@ -169,7 +169,7 @@ fn fine_tuning_decodes_at_full_size() -> Result<()> {
         }
     }
     let path = folder.path().join("images").display().to_string();
-    let images = open(&path, &OpenOptions { keep_bytes: 0, ..OpenOptions::default() })?.train;
+    let images = open(&path, &OpenOptions { keep_bytes: 0, labels: LabelMode::Folder, ..OpenOptions::default() })?.train;
     let noted = Arc::new(Noted { images, most: AtomicU32::new(0) });
     let dataset: Arc<dyn Dataset> = noted.clone();
 
