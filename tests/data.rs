@@ -331,6 +331,53 @@ fn images_of_four_and_five_channels_are_trained_on_and_embedded() -> Result<()> 
     Ok(())
 }
 
+#[test]
+fn levels_of_twelve_bits_are_stretched_and_every_command_on_the_run_does_so() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let cache = dir.path();
+    std::fs::create_dir(cache.join("dark"))?;
+    for i in 0..24_u32 {
+        let level = |x: u32, y: u32| image::Luma([((x * 97 + y * 211 + i * 457) % 4096) as u16]);
+        image::ImageBuffer::from_fn(20, 18, level).save(cache.join(format!("dark/{i:02}.png")))?;
+    }
+    let train = |out: &str, levels: &str| {
+        let set = format!("data.levels={levels}");
+        run(cache, &[&["train", "--data", "dark", "--out", out, "--set", &set], QUICK].concat())
+    };
+    let (code, _, stderr) = train("run", "percentile:0.5:99.5")?;
+    ensure!(code == 0, "{stderr}");
+    let config = std::fs::read_to_string(cache.join("run/config.toml"))?;
+    ensure!(config.contains("levels = \"range:") && !config.contains("percentile"), "{config}");
+    // An image finds itself: a loose file, and files elsewhere, become what they are in the run. Its encoder's file knows as much.
+    std::fs::create_dir(cache.join("elsewhere"))?;
+    for i in 0..24 {
+        std::fs::copy(cache.join(format!("dark/{i:02}.png")), cache.join(format!("elsewhere/{i:02}.png")))?;
+    }
+    for encoder in ["run", "run/encoder.safetensors"] {
+        let found = run_json(cache, &["search", encoder, "dark/07.png", "--data", "elsewhere", "--k", "1"])?;
+        ensure!(found["found"][0]["image"] == "07.png", "{encoder}: {found}");
+        ensure!(found["found"][0]["similarity"].as_f64().is_some_and(|s| s > 0.9999), "{encoder}: {found}");
+    }
+    let vectors = |data: &str, out: &str| -> Result<String> {
+        run_json(cache, &["embed", "run", "--data", data, "--out", out])?;
+        Ok(std::fs::read_to_string(cache.join(out))?)
+    };
+    ensure!(vectors("dark", "a.csv")? == vectors("elsewhere", "b.csv")?, "the same files elsewhere have other vectors");
+    ensure!(run_json(cache, &["views", "dark", "--out", "v.png", "--set", "data.levels=percentile:1:99"])?["images"] == 4);
+    for (levels, word) in [
+        ("range:9:3", "LOW must be below HIGH"),
+        ("range:0:70000", "70000 is above 65535"),
+        ("percentile:x:9", "`x` is no number"),
+    ] {
+        let (code, stdout, stderr) = train("no", levels)?;
+        ensure!(code == 2 && stdout.is_empty() && !cache.join("no").exists(), "{levels}: {stdout} {stderr}");
+        ensure!(stderr.contains("data.levels") && stderr.contains(word) && stderr.lines().count() == 1, "{levels}: {stderr}");
+    }
+    let (code, stdout, _) = run(cache, &["list", "keys"])?;
+    ensure!(code == 0 && stdout.lines().any(|l| l.contains("data.levels") && l.contains("percentile:LOW:HIGH")), "{stdout}");
+    Ok(())
+}
+
 #[cfg(feature = "download")]
 #[test]
 fn downloads_go_through_the_proxy_of_the_environment() -> Result<()> {

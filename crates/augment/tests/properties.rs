@@ -1,11 +1,12 @@
 //! Any image through any plan: right length, finite values, and bytes that depend on the key alone.
 
-use image::{DynamicImage, ImageBuffer, Luma, LumaA, Rgb, Rgba};
+use image::{DynamicImage, ImageBuffer, Luma, LumaA, Rgb, RgbImage, Rgba};
 use proptest::prelude::*;
 use rayon::prelude::*;
+use twinsight_augment::ops::Region;
 use twinsight_augment::{
-    ByolViews, DinoViews, DrawKey, Excerpt, Levels, Raster, SimclrViews, ViewPlan, needed, render, render_excerpt, render_image,
-    render_raster,
+    ByolViews, DinoViews, DrawKey, Excerpt, Levels, Normalize, Raster, SimclrViews, ViewPlan, needed, render, render_excerpt,
+    render_image, render_raster,
 };
 
 /// A picture of noise with `channels` channels of 8 or 16 bits.
@@ -160,6 +161,93 @@ fn an_excerpt_with_what_is_needed_gives_the_view_of_the_whole() {
                 }
             }
         }
+    }
+}
+
+/// Slow waves: what is a pixel away differs by more than what a reduction changes.
+fn scene(width: u32, height: u32) -> RgbImage {
+    RgbImage::from_fn(width, height, |x, y| {
+        let (u, v) = (f64::from(x), f64::from(y));
+        Rgb([(u / 21.0).sin() + (v / 34.0).cos(), ((u + v) / 29.0).cos(), (u / 40.0 - v / 25.0).sin()]
+            .map(|wave| (125.0 + 45.0 * wave) as u8))
+    })
+}
+
+/// Means of squares of `by` × `by` pixels of the image, the first of which begins at `from` (beyond the edge where negative), so many
+/// across and down; of what lies beyond the edges nothing counts.
+fn means(image: &RgbImage, by: i32, from: (i32, i32), (columns, rows): (u32, u32)) -> DynamicImage {
+    let inside = |start: i32, side: u32| start.clamp(0, side as i32) as u32..(start + by).clamp(0, side as i32) as u32;
+    RgbImage::from_fn(columns, rows, |i, j| {
+        let across = inside(from.0 + i as i32 * by, image.width());
+        let down = inside(from.1 + j as i32 * by, image.height());
+        let count = (across.len() * down.len()) as u32;
+        let pixels = down.flat_map(|y| across.clone().map(move |x| (x, y))).map(|(x, y)| image.get_pixel(x, y).0);
+        let sums = pixels.fold([0; 3], |sums: [u32; 3], pixel| std::array::from_fn(|c| sums[c] + u32::from(pixel[c])));
+        Rgb(sums.map(|sum| ((sum + count / 2) / count) as u8))
+    })
+    .into()
+}
+
+#[test]
+fn an_excerpt_of_means_gives_nearly_the_view_of_the_whole() {
+    // Of each reduction, and of parts that begin before the corner or not: the mean differences of the views, and the largest of a level.
+    let mut seen = std::collections::BTreeMap::<(i32, bool), (Vec<f32>, f32)>::new();
+    for (width, height) in [(251, 203), (160, 333)] {
+        let image = scene(width, height);
+        let full = DynamicImage::from(image.clone());
+        let crops = SimclrViews { crop_scale_min: 0.3, ..SimclrViews::default() };
+        for plan in [
+            ViewPlan::simclr(11, 3, &crops),
+            ViewPlan::byol(9, 3, &ByolViews::default()),
+            ViewPlan::dino(12, 5, 1, 3, &DinoViews::default()),
+            ViewPlan::eval(8, 3),
+        ] {
+            let plan = plan.with_normalize(Normalize::none(3));
+            for (view, sample) in (0..plan.view_count()).flat_map(|view| (0..6).map(move |sample| (view, sample))) {
+                let key = DrawKey { seed: 3, epoch: 0, sample, view: view as u64 };
+                let expected = view_of(&plan, view, &full, key);
+                let found = needed(&plan, view, (width, height), key).unwrap();
+                let r = found.region.unwrap_or(Region { left: 0, top: 0, width, height });
+                for by in [2, 4, 8].into_iter().filter(|&by| by <= found.reduction as i32) {
+                    // Squares that begin at the corner, and some that begin before it.
+                    for shift in [0, 1, by - 1] {
+                        let span = |start: u32, length: u32| {
+                            let first = (start as i32 + shift).div_euclid(by) * by - shift;
+                            (first, (start as i32 + length as i32 - first).unsigned_abs().div_ceil(by as u32))
+                        };
+                        let ((left, columns), (top, rows)) = (span(r.left, r.width), span(r.top, r.height));
+                        let render_part = |columns: u32| {
+                            let part = means(&image, by, (left, top), (columns, rows));
+                            let (place, whole, reduction) = ((left, top), (width, height), by as u32);
+                            let mut out = vec![f32::NAN; plan.view_len(view)];
+                            render_excerpt(&plan, view, &Excerpt { image: &part, place, whole, reduction }, key, &mut out)
+                                .map(|()| out)
+                        };
+                        let view_of_part = render_part(columns).unwrap();
+                        let far = expected.iter().zip(&view_of_part).map(|(a, b)| 255.0 * (a - b).abs());
+                        let (sum, most) = far.fold((0.0, 0.0_f32), |(sum, most), v| (sum + v, most.max(v)));
+                        let mean = sum / expected.len() as f32;
+                        let at = format!("{width} × {height}, view {view}, 1/{by} from {left}, {top}");
+                        let worst = seen.entry((by, left < 0 || top < 0)).or_default();
+                        worst.0.push(mean);
+                        worst.1 = worst.1.max(most);
+                        // Squares that do not hold all of the part are an error, not another view.
+                        if columns > 1 {
+                            let told = render_part(columns - 1).unwrap_err().to_string();
+                            assert!(told.contains(&format!("reduced {by} times")), "{at}: {told}");
+                        }
+                    }
+                }
+            }
+        }
+    }
+    let all: Vec<_> = [2, 4, 8].into_iter().flat_map(|by| [(by, false), (by, true)]).collect();
+    assert_eq!(seen.keys().copied().collect::<Vec<_>>(), all);
+    for ((by, before), (means, most)) in seen {
+        // Squares at the edge of a crop hold a little of what is outside, which counts in views of a few pixels.
+        let (mean, worst) = (means.iter().sum::<f32>() / means.len() as f32, means.iter().copied().fold(0.0, f32::max));
+        let told = format!("1/{by}, before the corner: {before}: {mean} levels, at worst {worst} and {most}");
+        assert!(mean < 0.1 + 0.07 * by as f32 && worst < 0.5 + 0.25 * by as f32 && most < 10.0, "{told}");
     }
 }
 

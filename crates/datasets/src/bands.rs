@@ -93,6 +93,19 @@ impl Bands {
         &self.levels
     }
 
+    /// The levels, where they have 16 bits.
+    pub(crate) fn into_words(self) -> Option<Vec<u16>> {
+        match self.levels {
+            BandLevels::Words(words) => Some(words),
+            BandLevels::Bytes(_) => None,
+        }
+    }
+
+    /// The levels, to be mapped.
+    pub(crate) fn levels_mut(&mut self) -> &mut BandLevels {
+        &mut self.levels
+    }
+
     /// A picture of them in 8 bits: the first three channels as colour, or the first one as gray where there are one or two.
     pub fn preview(&self) -> DynamicImage {
         let shown = if self.channels < 3 { 1 } else { 3 };

@@ -2,7 +2,8 @@
 //!
 //! A gzipped archive or a Parquet table can only be read from front to back, so what is in it is copied once, into the folder `copies` of
 //! the cache. A copy is known by its source's path, size and time, and is used again as long as these stay the same; the one before it is
-//! removed when they change. Where the cache can't be written to, the copy is a temporary file that is gone with its last reader. The
+//! removed when they change. A copy of some parts of the source alone is known by these as well; there is one copy of a source at a time.
+//! Where the cache can't be written to, the copy is a temporary file that is gone with its last reader. The
 //! folder may be deleted at any time.
 
 use std::fs::File;
@@ -15,8 +16,9 @@ use std::time::UNIX_EPOCH;
 use crate::place::OpenFile;
 use crate::{Error, Result};
 
-/// The copy of what `source` holds, of kind `kind` (a file's ending). Where there is none, `fill` writes it and says whether it is whole:
-/// one that is not serves this reader alone.
+/// The copy of what `source` holds, of kind `kind` (a file's ending). Where there is none, `fill` writes it and says whether it is to be kept:
+/// one that is not serves this reader alone. Where no more than some `parts` of the source are wanted (a name for them), a copy of these
+/// will do as well as one of all, and `fill` writes these.
 ///
 /// # Errors
 /// A source that is gone, what `fill` says, a full disk.
@@ -24,6 +26,7 @@ pub(crate) fn copied(
     source: &Path,
     cache: &Path,
     kind: &str,
+    parts: Option<&str>,
     fill: &mut dyn FnMut(&mut BufWriter<File>) -> Result<bool>,
 ) -> Result<Arc<OpenFile>> {
     let about = std::fs::metadata(source).map_err(Error::io(source))?;
@@ -33,9 +36,15 @@ pub(crate) fn copied(
     let begin = format!("{:016x}-", hash.finish());
     let name = format!("{begin}{}-{changed}.{kind}", about.len());
     let folder = cache.join("copies");
-    let path = folder.join(&name);
+    let mut path = folder.join(&name);
     if let Ok(file) = File::open(&path) {
         return Ok(OpenFile::new(file, source));
+    }
+    if let Some(parts) = parts {
+        path = folder.join(format!("{name}-{parts}"));
+        if let Ok(file) = File::open(&path) {
+            return Ok(OpenFile::new(file, source));
+        }
     }
     let kept = std::fs::create_dir_all(&folder).and_then(|()| tempfile::NamedTempFile::new_in(&folder));
     let Ok(kept) = kept else {
@@ -46,12 +55,13 @@ pub(crate) fn copied(
     };
     // The second handle is the one that is read, whatever becomes of the name.
     let mut out = BufWriter::new(kept.reopen().map_err(Error::io(&folder))?);
-    let whole = fill(&mut out)?;
+    let is_kept = fill(&mut out)?;
     let file = flushed(out, &folder)?;
-    if whole {
+    if is_kept {
         let earlier = |p: &PathBuf| {
             let name = p.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
-            name.starts_with(&begin) && name.ends_with(&format!(".{kind}"))
+            let ending = name.strip_prefix(&begin).and_then(|n| n.split_once('.')).map(|(_, ending)| ending);
+            ending.and_then(|e| e.strip_prefix(kind)).is_some_and(|rest| rest.is_empty() || rest.starts_with('-'))
         };
         let entries = std::fs::read_dir(&folder).map_err(Error::io(&folder))?;
         entries.flatten().map(|e| e.path()).filter(earlier).for_each(|old| {
@@ -80,7 +90,7 @@ mod tests {
         let mut made = 0;
         let mut copy = |cache: &Path, whole: bool| -> anyhow::Result<Vec<u8>> {
             let text = std::fs::read(&source)?;
-            let file = copied(&source, cache, "x", &mut |out| {
+            let file = copied(&source, cache, "x", None, &mut |out| {
                 made += 1;
                 out.write_all(&text).map_err(Error::io("x"))?;
                 Ok(whole)

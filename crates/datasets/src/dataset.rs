@@ -63,6 +63,16 @@ pub trait Dataset: Send + Sync {
         None
     }
 
+    /// The levels of image number `index` in no particular order and without alpha, where they have 16 bits: what
+    /// [`crate::levels::measure`] counts. They are as they are stored, before [`crate::OpenOptions::levels`] maps them, unless the data set
+    /// keeps its images decoded. `None` where they have 8 bits, or are kept in 8.
+    fn words(&self, index: usize) -> Option<Result<Vec<u16>>> {
+        match self.bands(index)? {
+            Ok(bands) => bands.into_words().map(Ok),
+            Err(e) => Some(Err(e)),
+        }
+    }
+
     /// The file that image number `index` is, where it is one by itself.
     fn file(&self, index: usize) -> Option<PathBuf> {
         let _ = index;
@@ -194,6 +204,9 @@ impl Dataset for Subset {
     }
     fn bands(&self, index: usize) -> Option<Result<Bands>> {
         self.index.get(index).and_then(|&i| self.whole.bands(i))
+    }
+    fn words(&self, index: usize) -> Option<Result<Vec<u16>>> {
+        self.index.get(index).and_then(|&i| self.whole.words(i))
     }
     fn file(&self, index: usize) -> Option<PathBuf> {
         self.index.get(index).and_then(|&i| self.whole.file(i))

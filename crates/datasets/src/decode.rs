@@ -10,6 +10,7 @@ use std::path::Path;
 use image::metadata::Orientation;
 use image::{DynamicImage, ImageDecoder, ImageReader, Limits};
 
+use crate::levels::LevelRange;
 use crate::part::{Choose, Part, Wanted, swaps_sides};
 use crate::{Error, Result};
 
@@ -92,6 +93,11 @@ pub fn decode_bytes(raw: &[u8], name: &Path) -> Result<DynamicImage> {
 /// # Errors
 /// As [`decode`]. Damage behind the part that is needed may go unnoticed.
 pub fn decode_part(raw: &[u8], name: &Path, choose: &mut Choose<'_>) -> Result<Part> {
+    decode_mapped(raw, name, None, choose)
+}
+
+/// As [`decode_part`], with levels of 16 bits mapped.
+pub(crate) fn decode_mapped(raw: &[u8], name: &Path, levels: Option<LevelRange>, choose: &mut Choose<'_>) -> Result<Part> {
     if raw.len() as u64 > MAX_BYTES {
         return Err(bad(name, "larger than 1 GiB"));
     }
@@ -102,7 +108,12 @@ pub fn decode_part(raw: &[u8], name: &Path, choose: &mut Choose<'_>) -> Result<P
         return Err(bad(name, "the file is empty"));
     }
     if bands::is_tiff(raw) && bands::shape(Cursor::new(raw)).is_some_and(|s| s.is_picture) {
-        return Ok(Part::whole(bands::decode(raw.to_vec(), name)?.preview()));
+        let bands = bands::decode(raw.to_vec(), name)?;
+        let bands = match levels {
+            Some(range) => range.bands(bands),
+            None => bands,
+        };
+        return Ok(Part::whole(bands.preview()));
     }
     let mut decoder = decoder(Cursor::new(raw), name)?;
     let (width, height) = decoder.dimensions();
@@ -113,12 +124,21 @@ pub fn decode_part(raw: &[u8], name: &Path, choose: &mut Choose<'_>) -> Result<P
     let orientation = decoder.orientation().unwrap_or(Orientation::NoTransforms);
     let mut image = DynamicImage::from_decoder(decoder).map_err(|e| bad(name, e))?;
     image.apply_orientation(orientation);
-    Ok(Part::whole(image))
+    Ok(Part::whole(match levels {
+        Some(range) => range.image(image),
+        None => image,
+    }))
 }
 
-/// As [`decode_part`], in 8 bits and 1 or 3 channels: alpha is dropped, gray repeated.
-pub(crate) fn decode_as(raw: &[u8], name: &Path, channels: usize, choose: &mut Choose<'_>) -> Result<Part> {
-    let part = decode_part(raw, name, choose)?;
+/// As [`decode_mapped`], in 8 bits and 1 or 3 channels: alpha is dropped, gray repeated.
+pub(crate) fn decode_as(
+    raw: &[u8],
+    name: &Path,
+    channels: usize,
+    levels: Option<LevelRange>,
+    choose: &mut Choose<'_>,
+) -> Result<Part> {
+    let part = decode_mapped(raw, name, levels, choose)?;
     let image = if channels == 1 { part.image.into_luma8().into() } else { part.image.into_rgb8().into() };
     Ok(Part { image, ..part })
 }

@@ -8,9 +8,10 @@ use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng;
 use rayon::prelude::*;
 
-use crate::decode::{HEADS, Header, MAX_BYTES, bands, decode_as, header, header_of};
+use crate::decode::{HEADS, Header, MAX_BYTES, bands, decode_as, decode_bytes, header, header_of};
 use crate::formats::webdataset::windowed;
 use crate::labels::Labels;
+use crate::levels::{LevelRange, words_of};
 use crate::open::BadFile;
 use crate::part::{Choose, Part, Wanted};
 use crate::place::Place;
@@ -32,6 +33,8 @@ pub struct EncodedImages {
     pub(crate) channels: usize,
     /// Whether they lie one behind the other in archives, which are then read from front to back when they are large.
     pub(crate) in_windows: bool,
+    /// How levels of 16 bits are mapped when they are decoded.
+    pub(crate) levels: Option<LevelRange>,
 }
 
 /// One image that was found.
@@ -79,7 +82,7 @@ impl EncodedImages {
             None if headers.iter().all(|h| h.gray) => 1,
             None => 3,
         };
-        Ok((Self { name, root, items: kept, headers, labels: None, channels, in_windows: false }, place, bad))
+        Ok((Self { name, root, items: kept, headers, labels: None, channels, in_windows: false, levels: None }, place, bad))
     }
 
     /// Leaves only the images `index`.
@@ -168,19 +171,33 @@ impl Item {
     }
 
     /// The image's bands.
-    pub(crate) fn decode_bands(&self, root: &Path) -> Result<Bands> {
-        bands::decode(self.place.read(MAX_BYTES + 1)?, &self.path(root))
+    pub(crate) fn decode_bands(&self, root: &Path, levels: Option<LevelRange>) -> Result<Bands> {
+        let bands = bands::decode(self.place.read(MAX_BYTES + 1)?, &self.path(root))?;
+        Ok(match levels {
+            Some(range) => range.bands(bands),
+            None => bands,
+        })
     }
 
     /// The image, in 8 bits.
-    pub(crate) fn decode(&self, root: &Path, channels: usize) -> Result<image::DynamicImage> {
-        self.decode_part(root, channels, &mut |_, _| Wanted::all()).map(|part| part.image)
+    pub(crate) fn decode(&self, root: &Path, channels: usize, levels: Option<LevelRange>) -> Result<image::DynamicImage> {
+        self.decode_part(root, channels, levels, &mut |_, _| Wanted::all()).map(|part| part.image)
     }
 
     /// What `choose` wants of the image, in 8 bits.
-    fn decode_part(&self, root: &Path, channels: usize, choose: &mut Choose<'_>) -> Result<Part> {
-        decode_as(&self.place.read(MAX_BYTES + 1)?, &self.path(root), channels, choose)
+    fn decode_part(&self, root: &Path, channels: usize, levels: Option<LevelRange>, choose: &mut Choose<'_>) -> Result<Part> {
+        decode_as(&self.place.read(MAX_BYTES + 1)?, &self.path(root), channels, levels, choose)
     }
+}
+
+/// The levels of an encoded image, alpha aside, where they have 16 bits.
+pub(crate) fn stored_words(raw: &[u8], name: &Path) -> Result<Option<Vec<u16>>> {
+    let shape = if bands::is_tiff(raw) { bands::shape(std::io::Cursor::new(raw)) } else { None };
+    let Some(shape) = shape else { return Ok(words_of(decode_bytes(raw, name)?)) };
+    let words = bands::decode(raw.to_vec(), name)?.into_words();
+    // Gray and alpha, or bands.
+    let step = if shape.is_picture { shape.channels } else { 1 };
+    Ok(words.map(|words| words.into_iter().step_by(step).collect()))
 }
 
 impl Dataset for EncodedImages {
@@ -193,16 +210,16 @@ impl Dataset for EncodedImages {
     fn get(&self, index: usize) -> Result<Sample> {
         match self.items.get(index) {
             Some(item) if self.is_bands() => {
-                Ok(Sample { image: item.decode_bands(&self.root)?.preview(), label: self.label(index) })
+                Ok(Sample { image: item.decode_bands(&self.root, self.levels)?.preview(), label: self.label(index) })
             }
-            Some(item) => Ok(Sample { image: item.decode(&self.root, self.channels)?, label: self.label(index) }),
+            Some(item) => Ok(Sample { image: item.decode(&self.root, self.channels, self.levels)?, label: self.label(index) }),
             None => Err(Error::BadSetting(format!("{}: image {index} of {} does not exist", self.name, self.len()))),
         }
     }
     fn get_part(&self, index: usize, choose: &mut Choose<'_>) -> Result<Part> {
         match self.items.get(index) {
             Some(_) if self.is_bands() => Ok(Part::whole(self.get(index)?.image)),
-            Some(item) => item.decode_part(&self.root, self.channels, choose),
+            Some(item) => item.decode_part(&self.root, self.channels, self.levels, choose),
             None => Err(Error::BadSetting(format!("{}: image {index} of {} does not exist", self.name, self.len()))),
         }
     }
@@ -210,7 +227,12 @@ impl Dataset for EncodedImages {
         Some(self.bytes(index))
     }
     fn bands(&self, index: usize) -> Option<Result<Bands>> {
-        self.items.get(index).filter(|_| self.is_bands()).map(|item| item.decode_bands(&self.root))
+        self.items.get(index).filter(|_| self.is_bands()).map(|item| item.decode_bands(&self.root, self.levels))
+    }
+    fn words(&self, index: usize) -> Option<Result<Vec<u16>>> {
+        let item = self.items.get(index)?;
+        let raw = item.place.read(MAX_BYTES + 1);
+        raw.and_then(|raw| stored_words(&raw, &item.path(&self.root))).transpose()
     }
     fn file(&self, index: usize) -> Option<PathBuf> {
         match &self.items.get(index)?.place {

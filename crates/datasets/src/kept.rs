@@ -20,8 +20,8 @@ impl EncodedImages {
     pub fn into_memory(self, strict: bool) -> Result<(InMemory, Vec<BadFile>)> {
         let is_bands = self.is_bands();
         let decode = |item: &Item| match is_bands {
-            true => item.decode_bands(&self.root).map(Kept::Bands),
-            false => item.decode(&self.root, self.channels).map(|image| Kept::Picture(Pixels::new(image))),
+            true => item.decode_bands(&self.root, self.levels).map(Kept::Bands),
+            false => item.decode(&self.root, self.channels, self.levels).map(|image| Kept::Picture(Pixels::new(image))),
         };
         let decoded: Vec<Result<Kept>> = self.items.par_iter().map(decode).collect();
         let total = self.items.len();

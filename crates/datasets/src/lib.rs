@@ -22,6 +22,7 @@ pub mod folder;
 pub mod formats;
 mod kept;
 mod labels;
+pub mod levels;
 #[cfg(any(feature = "download", feature = "object-store"))]
 mod lock;
 mod memory;
@@ -41,6 +42,7 @@ pub use encoded::{EncodedImages, Scan};
 pub use error::{Error, Result};
 pub use folder::SingleImage;
 pub use kept::InMemory;
+pub use levels::{LevelRange, Levels};
 pub use memory::PackedImages;
 pub use open::{BadFile, LabelMode, OpenOptions, Opened, ScanReport, Whole, is_data_file, open};
 pub use packed::PackedFile;

@@ -9,6 +9,7 @@ use walkdir::WalkDir;
 
 use crate::decode::has_image_ending;
 use crate::formats::{cifar, idx, manifest, npz, stl10, webdataset};
+use crate::levels::{LevelRange, mapped};
 use crate::registry::{DATASETS, DatasetSpec, Layout, find};
 use crate::remote::{self, Network};
 use crate::sources::{assemble, load};
@@ -48,13 +49,16 @@ pub struct OpenOptions {
     pub keep_bytes: u64,
     /// Whether and how images are fetched that lie elsewhere ([`crate::remote`]).
     pub network: Network,
+    /// The range of levels of 16 bits that is stretched over all of them when images are decoded; `None` leaves them as they are.
+    pub levels: Option<LevelRange>,
 }
 
 impl Default for OpenOptions {
     fn default() -> Self {
         let network = Network::of_process();
         let (cache, labels) = (data_dir(), LabelMode::Auto);
-        Self { strict: false, cache, limit: None, sample: None, labels, keep_bytes: 2 << 30, network }
+        let (limit, sample, levels) = (None, None, None);
+        Self { strict: false, cache, limit, sample, labels, keep_bytes: 2 << 30, network, levels }
     }
 }
 
@@ -242,7 +246,7 @@ fn open_known_files(path: &Path, options: &OpenOptions) -> Result<Option<Opened>
     }
     match &of(&files, &|f| has_ending(f, "npz"))[..] {
         [] => Ok(None),
-        several => open_npz(path, several, &[]).map(Some),
+        several => open_npz(path, several, &[], options).map(Some),
     }
 }
 
@@ -289,9 +293,9 @@ fn open_file(path: &Path, options: &OpenOptions) -> Result<Opened> {
     } else if is(&["parquet"]) {
         open_parquet(path, &alone, options)
     } else if is(&["npz"]) {
-        limited(open_npz(path, &alone, &[])?, options)
+        limited(open_npz(path, &alone, &[], options)?, options)
     } else if is(&["safetensors"]) {
-        limited(packed::open(path)?, options)
+        limited(mapped(packed::open(path)?, options.levels), options)
     } else if idx::is_images(path) {
         let name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
         let labels = path.with_file_name(name.replace("images", "labels").replace("idx3", "idx1"));
@@ -320,9 +324,10 @@ fn open_parquet(path: &Path, _: &[PathBuf], _: &OpenOptions) -> Result<Opened> {
     Err(Error::NotFound(format!("{}: this build leaves Parquet out (feature parquet)", path.display())))
 }
 
-fn open_npz(path: &Path, files: &[PathBuf], classes: &[&str]) -> Result<Opened> {
+fn open_npz(path: &Path, files: &[PathBuf], classes: &[&str], options: &OpenOptions) -> Result<Opened> {
     let npz::Splits { train, test, understood } = npz::read(path, files, classes)?;
-    Ok(Opened { train, test, report: ScanReport { understood, ..ScanReport::default() } })
+    let report = ScanReport { understood, ..ScanReport::default() };
+    Ok(mapped(Opened { train, test, report }, options.levels))
 }
 
 /// IDX files under MNIST's names in a folder; `file` makes a path of a split and a kind.
@@ -392,7 +397,7 @@ fn open_named(spec: &DatasetSpec, options: &OpenOptions) -> Result<Opened> {
         }
         Layout::Npz => {
             let file = dir.join(spec.files[0].name);
-            return open_npz(&file.clone(), &[file], spec.classes);
+            return open_npz(&file.clone(), &[file], spec.classes, options);
         }
         Layout::Folder(below) => return open_folder(&unpack(&dir.join(spec.files[0].name), &dir)?.join(below), options),
     };

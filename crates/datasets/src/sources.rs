@@ -229,6 +229,7 @@ pub(crate) fn load(
         }
         None => scan.images,
     };
+    let images = EncodedImages { levels: options.levels, ..images };
     let mut add = |bad: Vec<BadFile>| {
         report.bad_files.extend(bad.into_iter().map(|b| match prefix {
             Some(p) => BadFile { id: format!("{}/{}", p.display(), b.id), ..b },

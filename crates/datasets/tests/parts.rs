@@ -7,14 +7,11 @@ use image::DynamicImage;
 use proptest::prelude::*;
 use twinsight_datasets::decode::{decode_bytes, decode_part};
 use twinsight_datasets::{Part, Rect};
+use twinsight_test_support::jpeg::{Jpeg, Sampling};
 use zune_core::bytestream::ZCursor;
 use zune_core::colorspace::ColorSpace;
 use zune_core::options::DecoderOptions;
 use zune_jpeg::JpegDecoder;
-
-#[path = "parts/encoder.rs"]
-mod encoder;
-use encoder::{Jpeg, Sampling};
 
 /// What the general decoder makes of a file that is not cut off.
 fn reference(raw: &[u8]) -> Option<Vec<u8>> {

@@ -7,10 +7,7 @@ use image::DynamicImage;
 use proptest::prelude::*;
 use twinsight_datasets::decode::{decode_bytes, decode_part};
 use twinsight_datasets::{Part, Rect, Wanted};
-
-#[path = "parts/encoder.rs"]
-mod encoder;
-use encoder::{Jpeg, Sampling};
+use twinsight_test_support::jpeg::{Jpeg, Sampling, turned};
 
 const SAMPLINGS: [Sampling; 5] =
     [Sampling::Gray, Sampling::Colour(1, 1), Sampling::Colour(2, 1), Sampling::Colour(2, 2), Sampling::Colour(1, 2)];
@@ -21,13 +18,6 @@ fn name() -> &'static Path {
 
 fn part(raw: &[u8], parts: &[Rect], reduction: u32) -> Part {
     decode_part(raw, name(), &mut |_, _| Wanted { parts: parts.to_vec(), reduction }).expect("a sound file")
-}
-
-/// The file with an EXIF segment that says how it is turned.
-fn turned(raw: &[u8], orientation: u8) -> Vec<u8> {
-    let mut exif = b"\xff\xe1\0\x22Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0".to_vec();
-    exif.extend([orientation, 0, 0, 0, 0, 0, 0, 0]);
-    [&raw[..2], &exif, &raw[2..]].concat()
 }
 
 /// The mean levels of the squares of `whole` that the part's pixels stand for, as far as they lie within it, with the part's own levels;

@@ -6,7 +6,7 @@
 
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
-use twinsight_datasets::OpenOptions;
+use twinsight_datasets::{LevelRange, Levels, OpenOptions};
 use twinsight_encoders::{EncoderConfig, Ffn, Stem};
 use twinsight_nn::{NormKind, OptimizerConfig, Precision};
 use twinsight_ssl_methods::{METHODS, method};
@@ -90,6 +90,36 @@ pub struct DataConfig {
     /// versions without this key did.
     #[serde(default)]
     pub reduced_decode: bool,
+    /// How levels of 16 bits become the pipeline's: `full` takes 0 to 65,535 as they are; `range:LOW:HIGH` cuts these off and stretches
+    /// what is between them over all; `percentile:LOW:HIGH` (in percent) measures them on the training images when the run begins, and is
+    /// a `range` from then on. Levels of 8 bits stay as they are.
+    #[serde(default = "full_levels")]
+    pub levels: String,
+}
+
+fn full_levels() -> String {
+    Levels::Full.to_string()
+}
+
+impl DataConfig {
+    /// What `levels` says.
+    ///
+    /// # Errors
+    /// A text that is no such setting.
+    pub fn levels(&self) -> Result<Levels> {
+        self.levels.parse().map_err(|e| Error::Config(format!("data.levels: {e}")))
+    }
+
+    /// The range that levels of 16 bits are mapped by, where they are and it is known.
+    ///
+    /// # Errors
+    /// As [`DataConfig::levels`].
+    pub fn level_range(&self) -> Result<Option<LevelRange>> {
+        Ok(match self.levels()? {
+            Levels::Range(range) => Some(range),
+            Levels::Full | Levels::Percentile(..) => None,
+        })
+    }
 }
 
 fn auto() -> String {
@@ -363,6 +393,7 @@ impl RunConfig {
         one_of("optimizer.kind", &self.optimizer.kind, &["sgd", "adamw", "lars"])?;
         one_of("data.labels", &self.data.labels, &["auto", "folder", "none"])?;
         one_of("data.views_on", &self.data.views_on, &["auto", "cpu", "device"])?;
+        self.data.levels()?;
         one_of("log.on_collapse", &self.log.on_collapse, &["stop", "warn"])?;
         within("epochs", self.epochs as f64, 1.0, 1e6)?;
         within("batch", self.batch as f64, 2.0, 1e6)?;
@@ -433,6 +464,7 @@ fn defaults() -> Table {
             views_on: auto(),
             keep_bytes: keep_bytes(),
             reduced_decode: true,
+            levels: full_levels(),
         },
         network: NetworkConfig {
             stem: Stem::Auto,
@@ -506,6 +538,20 @@ mod tests {
     }
 
     #[test]
+    fn a_run_of_before_reduced_decoding_and_levels_goes_on_without_them() -> Result<()> {
+        let new = RunConfig::resolve(&[layer("[data]\nlevels = \"range:0:4095\"")])?;
+        assert!(new.data.reduced_decode && new.data.level_range()?.is_some());
+        let text = new.to_toml()?;
+        assert_eq!(RunConfig::parse(&text)?.data, new.data);
+        let is_new = |line: &str| ["reduced_decode", "levels"].iter().any(|key| line.starts_with(key));
+        let without: String = text.lines().filter(|l| !is_new(l)).map(|l| format!("{l}\n")).collect();
+        assert_eq!(text.lines().count(), without.lines().count() + 2);
+        let old = RunConfig::parse(&without)?.data;
+        assert!(!old.reduced_decode && old.levels == "full" && old.level_range()?.is_none());
+        Ok(())
+    }
+
+    #[test]
     fn unknown_keys_and_values_name_the_nearest() {
         for (text, word) in [
             ("epoch = 3", "epochs"),
@@ -517,6 +563,10 @@ mod tests {
             ("[data]\nviews_on = \"devise\"", "did you mean `device`"),
             ("epochs = \"many\"", "integer"),
             ("batch = 1", "out of range"),
+            ("[data]\nlevels = \"range:9:3\"", "data.levels"),
+            ("[data]\nlevels = \"range:9:3\"", "LOW must be below HIGH"),
+            ("[data]\nlevels = \"range:0:65536\"", "above 65535"),
+            ("[data]\nlevels = \"percentile:a:3\"", "`a` is no number"),
         ] {
             let error = RunConfig::resolve(&[layer(text)]).expect_err(text).to_string();
             assert!(error.contains(word), "{text}: {error}");

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use rayon::prelude::*;
 use toml::Value;
 use twinsight_augment::{DrawKey, Normalize, ViewPlan};
-use twinsight_datasets::{Dataset, LabelMode, OpenOptions, ScanReport, hold_out, open};
+use twinsight_datasets::{Dataset, LabelMode, LevelRange, Levels, OpenOptions, ScanReport, hold_out, levels, open};
 use twinsight_ssl_methods::method;
 
 use crate::config::RunConfig;
@@ -35,6 +35,11 @@ impl RunData {
     /// # Errors
     /// No such data, no readable image, settings that do not fit them.
     pub fn open(config: &mut RunConfig) -> Result<Self> {
+        if let Levels::Percentile(..) = config.data.levels()? {
+            // As the files have them: nothing that was reduced is kept from this.
+            let options = OpenOptions { keep_bytes: 0, ..open_options(config)? };
+            resolve_levels(config, &*open(&config.data.path, &options)?.train)?;
+        }
         let opened = open(&config.data.path, &open_options(config)?)?;
         let train = opened.train;
         let channels = train.channels();
@@ -55,6 +60,9 @@ impl RunData {
         let classes = train.classes().map_or(0, <[String]>::len);
         let labelled = classes > 1 && config.data.held_out > 0.0;
         let mut report = opened.report;
+        if config.data.level_range()?.is_some() {
+            report.understood.push_str(&format!("; levels of 16 bits by {}", config.data.levels));
+        }
         if without_colour(config, channels)? {
             report.understood.push_str(&format!("; views without changes of colour, since the images have {channels} channels"));
         }
@@ -96,7 +104,21 @@ pub fn fingerprint(dataset: &dyn Dataset) -> String {
     format!("{crc:08x}")
 }
 
-/// The options that open the images of a configuration.
+/// Measures `data.levels` on training images where it is given in percentiles, and sets it to the range that they have; returns the range
+/// of a configuration, if it has one.
+///
+/// # Errors
+/// No levels of 16 bits to measure, or levels that are all alike; a setting that is none.
+pub fn resolve_levels(config: &mut RunConfig, train: &dyn Dataset) -> Result<Option<LevelRange>> {
+    if let Levels::Percentile(low, high) = config.data.levels()? {
+        let measured = levels::measure(train, low, high);
+        let range = measured.map_err(|e| Error::Config(format!("data.levels = \"{}\": {e}", config.data.levels)))?;
+        config.data.levels = Levels::Range(range).to_string();
+    }
+    config.data.level_range()
+}
+
+/// The options that open the images of a configuration; its levels as they are where they are still percentiles.
 ///
 /// # Errors
 /// Never in a checked configuration.
@@ -110,6 +132,7 @@ pub fn open_options(config: &RunConfig) -> Result<OpenOptions> {
             _ => LabelMode::Auto,
         },
         keep_bytes: config.data.keep_bytes,
+        levels: config.data.level_range()?,
         ..OpenOptions::default()
     })
 }

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng;
-use twinsight_datasets::{Bands, Dataset, SingleImage, Subset};
+use twinsight_datasets::{Bands, Dataset, LevelRange, SingleImage, Subset};
 use twinsight_knn::{Matrix, Metric, Neighbours, search, vote};
 
 use crate::evaluate::Features;
@@ -23,12 +23,19 @@ pub struct ImageFiles {
     files: Vec<PathBuf>,
     labels: Option<(Vec<u32>, Vec<String>)>,
     channels: usize,
+    levels: Option<LevelRange>,
 }
 
 impl ImageFiles {
     /// The files as they are, without labels. `channels`: what a view should have, 1 to 16.
     pub fn new(name: impl Into<String>, files: Vec<PathBuf>, channels: usize) -> Self {
-        Self { name: name.into(), files, labels: None, channels }
+        Self { name: name.into(), files, labels: None, channels, levels: None }
+    }
+
+    /// The same files with levels of 16 bits mapped when they are decoded.
+    #[must_use]
+    pub fn with_levels(self, levels: Option<LevelRange>) -> Self {
+        Self { levels, ..self }
     }
 
     /// Reads labels from a CSV file: a line `image,label` each, the image's path relative to the file's folder (or absolute). A first
@@ -83,7 +90,7 @@ impl ImageFiles {
         classes.dedup();
         let number: BTreeMap<&str, u32> = classes.iter().map(String::as_str).zip(0..).collect();
         let labels = words.iter().map(|w| number[w.as_str()]).collect();
-        Ok(Self { name: path.display().to_string(), files, labels: Some((labels, classes)), channels })
+        Ok(Self { name: path.display().to_string(), files, labels: Some((labels, classes)), channels, levels: None })
     }
 }
 
@@ -98,7 +105,7 @@ impl Dataset for ImageFiles {
         let file = self.files.get(index).ok_or_else(|| {
             twinsight_datasets::Error::BadSetting(format!("{}: image {index} of {} does not exist", self.name, self.len()))
         })?;
-        let mut sample = SingleImage::open(file)?.get(0)?;
+        let mut sample = SingleImage::open(file, self.levels)?.get(0)?;
         sample.label = self.label(index);
         Ok(sample)
     }
@@ -110,7 +117,7 @@ impl Dataset for ImageFiles {
             let reason = format!("{found}; {wanted} are expected here");
             Some(Err(twinsight_datasets::Error::BadImage { path: file.clone(), reason }))
         };
-        match SingleImage::bands_of(file) {
+        match SingleImage::bands_of(file, self.levels) {
             // 16-bit gray or colour is taken for a picture where pictures are wanted.
             Ok(Some(b)) if b.channels() == self.channels || are_pictures && matches!(b.channels(), 1 | 3) => Some(Ok(b)),
             Ok(Some(b)) => wrong(format!("has {} bands", b.channels())),

@@ -260,7 +260,8 @@ impl Network {
             batch,
             seed: config.seed,
             threads: 0,
-            reduced_decode: true,
+            // A part of evaluation, whose figures must not depend on how images are decoded.
+            reduced_decode: false,
             strict: false,
         };
         let mut loader = Loader::start(loader, 0, &device)?;

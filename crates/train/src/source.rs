@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use candle_core::Device;
 use serde::{Deserialize, Serialize};
+use twinsight_datasets::{LevelRange, Levels};
 use twinsight_encoders::weights::{Weights, beside, import};
 use twinsight_encoders::{LoadedEncoder, load_encoder, peek_encoder};
 
@@ -94,6 +95,23 @@ impl Source {
     pub fn numbers(&self) -> Result<Numbers> {
         said_numbers(&self.file, &self.network.metadata)?
             .ok_or_else(|| Error::run(&self.file, "does not say how images are normalised"))
+    }
+
+    /// How levels of 16 bits are mapped for it: as in the run that it comes from, or as its file says.
+    ///
+    /// # Errors
+    /// Metadata that is damaged.
+    pub fn levels(&self) -> Result<Option<LevelRange>> {
+        if let Some(run) = &self.run {
+            return run.data.level_range();
+        }
+        let Some(text) = self.network.metadata.get("levels") else { return Ok(None) };
+        match text.parse() {
+            Ok(Levels::Full) => Ok(None),
+            Ok(Levels::Range(range)) => Ok(Some(range)),
+            Ok(Levels::Percentile(..)) => Err(Error::run(&self.file, format!("levels in its metadata: `{text}` is no range"))),
+            Err(e) => Err(Error::run(&self.file, format!("levels in its metadata: {e}"))),
+        }
     }
 }
 

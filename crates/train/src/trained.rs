@@ -4,7 +4,7 @@ use std::path::Path;
 
 use candle_core::Device;
 use twinsight_augment::{Normalize, ViewPlan};
-use twinsight_datasets::Dataset;
+use twinsight_datasets::{Dataset, LevelRange};
 use twinsight_encoders::{Encoder, FeatureSource, LoadedEncoder, Probe};
 use twinsight_nn::Builder;
 use twinsight_ssl_methods::MethodContext;
@@ -22,6 +22,8 @@ pub struct Trained {
     pub plan: ViewPlan,
     /// The settings of the run that it comes from, where that is known.
     pub config: Option<RunConfig>,
+    /// How levels of 16 bits were mapped for it, and are to be.
+    pub levels: Option<LevelRange>,
     /// The file that it was read from.
     pub file: std::path::PathBuf,
     device: Device,
@@ -43,6 +45,7 @@ impl Trained {
     pub fn load_on(path: &Path, device: Device) -> Result<Self> {
         let source = Source::load(path)?;
         let numbers = source.numbers()?;
+        let levels = source.levels()?;
         let config = source.network.encoder.config();
         let plan = ViewPlan {
             normalize: Normalize { mean: numbers.mean, std: numbers.std },
@@ -50,7 +53,7 @@ impl Trained {
         };
         plan.check()?;
         let encoder = if device.is_cpu() { source.network.encoder } else { moved(&source.network, &device)? };
-        Ok(Self { encoder, plan, config: source.run, file: source.file, device })
+        Ok(Self { encoder, plan, config: source.run, levels, file: source.file, device })
     }
 
     /// Where the encoder's parameters are.
@@ -116,6 +119,7 @@ impl Trained {
             encoder,
             plan: self.plan.clone(),
             config: self.config.clone(),
+            levels: self.levels,
             file: self.file.clone(),
             device: self.device.clone(),
         })

@@ -272,8 +272,11 @@ impl Trainer {
 
     fn export_encoder(&self) -> Result<()> {
         let pair = json!({"mean": self.config.data.mean, "std": self.config.data.std});
-        let notes =
+        let mut notes =
             BTreeMap::from([("normalize".to_string(), pair.to_string()), ("method".to_string(), self.config.method.clone())]);
+        if self.config.data.level_range()?.is_some() {
+            notes.insert("levels".into(), self.config.data.levels.clone());
+        }
         let spec = twinsight_encoders::encoder(&self.config.encoder)?;
         let config = self.method.encoder().config();
         let path = self.folder.encoder_path();

@@ -5,11 +5,13 @@
 //! `tests/fixtures/golden`, or in the folder named by `TWINSIGHT_GOLDEN`. Weights are not stored: both sides make them
 //! with [`procedural`], from a parameter's PyTorch name and shape.
 //!
-//! [`broken`] makes files that should be images and are none, [`tiff`] images of several bands. [`server`] is a web server on this machine.
+//! [`broken`] makes files that should be images and are none, [`jpeg`] JPEGs in any sampling, [`tiff`] images of several bands.
+//! [`server`] is a web server on this machine.
 //!
 //! The crate knows no tensor library: values are `Vec<f32>` beside their shape, so that candle-free crates can use it.
 
 pub mod broken;
+pub mod jpeg;
 pub mod server;
 pub mod tiff;
 

@@ -18,7 +18,7 @@ use crate::output::Output;
 /// An encoder without attention, an image that can't be read, a folder that can't be written.
 pub fn run(args: &AttentionArgs, output: &Output) -> Result<ExitCode> {
     let trained = trained(&args.run, &args.on)?;
-    let maps = attention_maps(&trained, &SingleImage::open(&args.image)?, 0, args.size)?;
+    let maps = attention_maps(&trained, &SingleImage::open(&args.image, trained.levels)?, 0, args.size)?;
     std::fs::create_dir_all(&args.out).with_context(|| args.out.display().to_string())?;
     let mut pictures =
         vec![("image".to_string(), &maps.image), ("attention-mean".into(), &maps.mean), ("pca".into(), &maps.components)];

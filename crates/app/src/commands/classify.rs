@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use anyhow::{Result, bail};
 use serde_json::json;
-use twinsight_datasets::{Dataset, LabelMode, OpenOptions, Subset, folder, open};
+use twinsight_datasets::{Dataset, LabelMode, LevelRange, OpenOptions, Subset, folder, open};
 use twinsight_knn::spread_of_seeds;
 use twinsight_train::evaluate::Features;
 use twinsight_train::few::{FewLabels, Guess, ImageFiles, Share, balanced, identity};
@@ -28,9 +28,8 @@ const WANTED: f64 = 0.9;
 pub fn run(args: &ClassifyArgs, output: &Output) -> Result<ExitCode> {
     let abstain = abstain(&args.abstain)?;
     let trained = trained(&args.run, &args.on)?.with_features(args.features.parse()?)?;
-    let channels = trained.plan.channels;
-    let source = labelled(args, channels)?;
-    let queries = queries(args, channels)?;
+    let source = labelled(args, &trained)?;
+    let queries = queries(args, &trained)?;
     let mut draws = Vec::new();
     for seed in args.seed..args.seed + args.seeds {
         let dataset = match args.per_class {
@@ -80,8 +79,8 @@ impl Images {
     }
 
     /// Opens a folder, file or data set; `test` asks for its test images.
-    fn open(name: &str, labels: LabelMode, test: bool) -> Result<(Self, String)> {
-        let opened = open(name, &OpenOptions { labels, ..OpenOptions::default() })?;
+    fn open(name: &str, labels: LabelMode, levels: Option<LevelRange>, test: bool) -> Result<(Self, String)> {
+        let opened = open(name, &OpenOptions { labels, levels, ..OpenOptions::default() })?;
         Output::skipped(&opened.report.bad_files);
         let path = Path::new(name);
         let splits = if path.is_dir() { Some(folder::splits(path)?.0) } else { None };
@@ -269,18 +268,18 @@ fn plain(value: f32) -> f64 {
 }
 
 /// The images that labels are taken from.
-fn labelled(args: &ClassifyArgs, channels: usize) -> Result<Images> {
+fn labelled(args: &ClassifyArgs, trained: &twinsight_train::Trained) -> Result<Images> {
     let path = Path::new(&args.labels);
     let manifest = path.is_file() && path.extension().is_none_or(|e| e.eq_ignore_ascii_case("csv"));
     if manifest {
         if args.per_class.is_some() {
             bail!("--per-class takes some of a folder or data set; {} names its images itself", path.display());
         }
-        let dataset = Arc::new(ImageFiles::from_csv(path, channels)?);
+        let dataset = Arc::new(ImageFiles::from_csv(path, trained.plan.channels)?.with_levels(trained.levels));
         return Ok(Images { dataset, root: None, source: args.labels.clone() });
     }
     let labels = if path.is_dir() { LabelMode::Folder } else { LabelMode::Auto };
-    let (images, understood) = Images::open(&args.labels, labels, false)?;
+    let (images, understood) = Images::open(&args.labels, labels, trained.levels, false)?;
     if images.dataset.classes().map_or(0, <[String]>::len) < 2 {
         bail!("{}: labels of at least 2 classes are needed ({understood})", args.labels);
     }
@@ -288,12 +287,12 @@ fn labelled(args: &ClassifyArgs, channels: usize) -> Result<Images> {
 }
 
 /// The images to classify.
-fn queries(args: &ClassifyArgs, channels: usize) -> Result<Images> {
+fn queries(args: &ClassifyArgs, trained: &twinsight_train::Trained) -> Result<Images> {
     if let Some(name) = &args.data {
         if !args.images.is_empty() {
             bail!("images were named and --data was given: expected one of the two");
         }
-        let (images, _) = Images::open(name, LabelMode::Auto, args.test)?;
+        let (images, _) = Images::open(name, LabelMode::Auto, trained.levels, args.test)?;
         let dataset: Arc<dyn Dataset> = match args.limit {
             Some(limit) => Arc::new(Subset::limited(images.dataset, limit)?),
             None => images.dataset,
@@ -303,7 +302,7 @@ fn queries(args: &ClassifyArgs, channels: usize) -> Result<Images> {
     if let [folder] = args.images.as_slice()
         && folder.is_dir()
     {
-        return Ok(Images::open(&folder.display().to_string(), LabelMode::None, false)?.0);
+        return Ok(Images::open(&folder.display().to_string(), LabelMode::None, trained.levels, false)?.0);
     }
     let mut files: Vec<PathBuf> = Vec::new();
     for path in &args.images {
@@ -318,5 +317,6 @@ fn queries(args: &ClassifyArgs, channels: usize) -> Result<Images> {
     if files.is_empty() {
         bail!("nothing to classify: name images or folders, or a data set by --data");
     }
-    Ok(Images { dataset: Arc::new(ImageFiles::new("images", files, channels)), root: None, source: "images".into() })
+    let files = ImageFiles::new("images", files, trained.plan.channels).with_levels(trained.levels);
+    Ok(Images { dataset: Arc::new(files), root: None, source: "images".into() })
 }

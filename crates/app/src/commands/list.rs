@@ -50,7 +50,13 @@ fn row(name: &str, summary: &str, mut more: Value) -> Value {
     more
 }
 
-/// Every key with its default for the method, and the meaning of the method's own.
+/// Meanings of keys whose text has a form of its own.
+const FORMS: [(&str, &str); 1] = [(
+    "data.levels",
+    "levels of 16 bits: `full`, `range:LOW:HIGH` (stretched), `percentile:LOW:HIGH` (measured when the run begins)",
+)];
+
+/// Every key with its default for the method, and the meaning of the method's own and of some others.
 fn keys(name: &str) -> Result<Vec<Value>> {
     let spec = method(name)?;
     let table = toml::Table::from_iter([("method".to_string(), toml::Value::from(name))]);
@@ -62,8 +68,9 @@ fn keys(name: &str) -> Result<Vec<Value>> {
             key.split('.').try_fold(&toml::Value::Table(resolved.clone()), |v, part| v.get(part)).map(ToString::to_string);
         let meaning = key
             .strip_prefix("options.")
-            .and_then(|own| spec.keys.iter().find(|k| k.key == own))
-            .map_or(String::new(), |k| format!("  {}", k.meaning));
+            .and_then(|own| spec.keys.iter().find(|k| k.key == own).map(|k| k.meaning))
+            .or_else(|| FORMS.iter().find(|(form, _)| *form == key).map(|(_, meaning)| meaning.to_string()))
+            .map_or(String::new(), |meaning| format!("  {meaning}"));
         rows.push(row(&key, &format!("{}{meaning}", value.unwrap_or_default()), json!({})));
     }
     Ok(rows)

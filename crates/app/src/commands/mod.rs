@@ -111,6 +111,8 @@ fn open_for(
     let name = data.map(String::from).or_else(|| own.map(|c| c.data.path.clone()));
     let name = name.context("--data is missing: an encoder file names no images")?;
     let mut options = own.map(open_options).transpose()?.unwrap_or_default();
+    // Whatever the images, the encoder has learned from such levels.
+    options.levels = trained.levels;
     options.strict |= strict;
     options.limit = limit(options.limit);
     let opened = open(&name, &options)?;

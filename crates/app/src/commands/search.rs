@@ -22,7 +22,7 @@ pub fn run(args: &SearchArgs, output: &Output) -> Result<ExitCode> {
         bail!("{}: no such image", args.image.display());
     }
     let trained = trained(&args.run, &args.on)?.with_features(args.features.parse()?)?;
-    let query = SingleImage::open(&args.image)?;
+    let query = SingleImage::open(&args.image, trained.levels)?;
     let (data, opened) = open_for(&trained, args.data.as_deref(), false, |_| None)?;
     let mut skipped = Output::skipped(&opened.report.bad_files);
     let dataset: Arc<dyn Dataset> = opened.train;

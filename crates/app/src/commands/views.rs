@@ -12,7 +12,7 @@ use twinsight_datasets::{Dataset, OpenOptions, SingleImage, is_data_file, open};
 use twinsight_nn::write_atomic;
 use twinsight_ssl_methods::{ViewContext, method};
 use twinsight_train::RunConfig;
-use twinsight_train::data::{natural_size, without_colour};
+use twinsight_train::data::{natural_size, resolve_levels, without_colour};
 use twinsight_train::picture::Picture;
 use twinsight_train::sheet::{SheetLayout, view_sheet};
 
@@ -31,10 +31,15 @@ pub fn run(args: &ViewsArgs, output: &Output) -> Result<ExitCode> {
     let mut config = RunConfig::resolve(&layers(&args.settings, Table::new())?)?;
     let path = Path::new(&args.data);
     let dataset: Arc<dyn Dataset> = if path.is_file() && !is_data_file(path) {
-        Arc::new(SingleImage::open(path)?)
+        let levels = resolve_levels(&mut config, &SingleImage::open(path, None)?)?;
+        Arc::new(SingleImage::open(path, levels)?)
     } else {
         // A few are looked at: nothing is decoded beforehand.
-        let opened = open(&args.data, &OpenOptions { keep_bytes: 0, ..OpenOptions::default() })?;
+        let options = OpenOptions { keep_bytes: 0, ..OpenOptions::default() };
+        let mut opened = open(&args.data, &options)?;
+        if let Some(range) = resolve_levels(&mut config, &*opened.train)? {
+            opened = open(&args.data, &OpenOptions { levels: Some(range), ..options })?;
+        }
         Output::skipped(&opened.report.bad_files);
         opened.train
     };

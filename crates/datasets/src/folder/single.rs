@@ -4,7 +4,10 @@ use std::path::{Path, PathBuf};
 
 use image::DynamicImage;
 
-use crate::decode::{MAX_BYTES, bands, content, decode_bytes};
+use crate::decode::{MAX_BYTES, bands, content, decode_mapped};
+use crate::encoded::stored_words;
+use crate::levels::LevelRange;
+use crate::part::Wanted;
 use crate::{Bands, Dataset, Error, Result, Sample};
 
 /// One image file.
@@ -16,30 +19,34 @@ pub struct SingleImage {
 }
 
 impl SingleImage {
-    /// Reads `path`.
+    /// Reads `path`, and maps levels of 16 bits by `levels`.
     ///
     /// # Errors
     /// A file that is no readable image.
-    pub fn open(path: &Path) -> Result<Self> {
-        let bands = Self::bands_of(path)?;
+    pub fn open(path: &Path, levels: Option<LevelRange>) -> Result<Self> {
+        let bands = Self::bands_of(path, levels)?;
         let image = match &bands {
             Some(bands) => bands.preview(),
-            None => decode_bytes(&content(path, MAX_BYTES + 1)?, path)?,
+            None => decode_mapped(&content(path, MAX_BYTES + 1)?, path, levels, &mut |_, _| Wanted::all())?.image,
         };
         Ok(Self { name: path.display().to_string(), path: path.to_path_buf(), image, bands })
     }
 
-    /// The bands of the file at `path`; `None` where it is a picture, of which no more is read than tells that.
+    /// The bands of the file at `path`, with levels of 16 bits mapped by `levels`; `None` where it is a picture, of which no more is read than tells that.
     ///
     /// # Errors
     /// A file that can't be read, or of bands that can't be decoded.
-    pub fn bands_of(path: &Path) -> Result<Option<Bands>> {
+    pub fn bands_of(path: &Path, levels: Option<LevelRange>) -> Result<Option<Bands>> {
         if !bands::is_tiff(&content(path, 4)?) {
             return Ok(None);
         }
         let raw = content(path, MAX_BYTES + 1)?;
         let has_bands = bands::shape(std::io::Cursor::new(&raw)).is_some_and(|s| !s.is_picture);
-        has_bands.then(|| bands::decode(raw, path)).transpose()
+        let bands = has_bands.then(|| bands::decode(raw, path)).transpose()?;
+        Ok(match levels {
+            Some(range) => bands.map(|bands| range.bands(bands)),
+            None => bands,
+        })
     }
 }
 
@@ -58,6 +65,12 @@ impl Dataset for SingleImage {
     }
     fn bands(&self, _: usize) -> Option<Result<Bands>> {
         self.bands.clone().map(Ok)
+    }
+    fn words(&self, index: usize) -> Option<Result<Vec<u16>>> {
+        if index > 0 {
+            return None;
+        }
+        content(&self.path, MAX_BYTES + 1).and_then(|raw| stored_words(&raw, &self.path)).transpose()
     }
     fn file(&self, index: usize) -> Option<PathBuf> {
         (index == 0).then(|| self.path.clone())

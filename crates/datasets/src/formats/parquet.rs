@@ -4,11 +4,12 @@
 //! from there in any order; names and labels lie behind them. Names of classes come from the `huggingface` entry of the schema's metadata.
 //!
 //! Where only some images are wanted, the row groups that hold enough of each class are chosen by the column of labels (`groups.rs`), and no
-//! image of another group is touched. What is copied then serves one reader.
+//! image of another group is touched. A copy of these groups is kept under a limit; that of a sample, which is for a look, serves one reader.
 
 mod groups;
 
 use std::fs::File;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io::Write;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -46,6 +47,8 @@ struct Row {
 struct Table {
     rows: Vec<Row>,
     classes: Option<Vec<String>>,
+    /// Whether they are the rows of some groups only.
+    is_part: bool,
 }
 
 /// Reads `files`, which lie below `root`. One that can't be read is named as bad; what came before its damage is whole.
@@ -61,7 +64,8 @@ pub(crate) fn read(root: &Path, files: &[PathBuf], options: &OpenOptions) -> Res
     }
     // In the files' order, however many threads read them.
     let read = files.par_iter().zip(&takes).filter(|(_, take)| !matches!(take, Take::Groups(groups) if groups.is_empty()));
-    let read = read.map(|(path, take)| (path, read_file(path, &options.cache, take))).collect::<Vec<_>>();
+    let read =
+        read.map(|(path, take)| (path, read_file(path, &options.cache, take, options.limit.is_some()))).collect::<Vec<_>>();
     for (path, read) in read {
         let below = path.strip_prefix(root).ok().filter(|p| !p.as_os_str().is_empty());
         let below = below.unwrap_or_else(|| Path::new(path.file_name().unwrap_or_default()));
@@ -103,25 +107,33 @@ enum Take {
     Groups(Vec<(usize, Range<usize>)>),
 }
 
-fn read_file(path: &Path, cache: &Path, take: &Take) -> Result<FileRows> {
+/// What is wanted of a file, by its copy; one of some groups is made to be kept where `keeps_parts`.
+fn read_file(path: &Path, cache: &Path, take: &Take, keeps_parts: bool) -> Result<FileRows> {
     let (mut fresh, mut damage) = (None, None);
-    let file = copied(path, cache, "images", &mut |out| {
-        let mut table = Table::default();
-        damage = copy(path, take, out, &mut table)?.err();
-        write_rows(&table, out).map_err(Error::io(path))?;
-        fresh = Some(table);
-        Ok(damage.is_none() && matches!(take, Take::All))
-    })?;
-    let table = match (fresh, take) {
-        (Some(table), _) => table,
-        (None, Take::All) => read_rows(&file)?,
-        (None, Take::Groups(groups)) => {
-            let mut table = read_rows(&file)?;
-            let mut number = 0..;
-            table.rows.retain(|_| number.next().is_some_and(|n| groups.iter().any(|(_, rows)| rows.contains(&n))));
-            table
+    let parts = match take {
+        Take::All => None,
+        Take::Groups(groups) => {
+            let mut hash = DefaultHasher::new();
+            groups.iter().for_each(|(number, _)| number.hash(&mut hash));
+            Some(format!("{:016x}", hash.finish()))
         }
     };
+    let file = copied(path, cache, "images", parts.as_deref(), &mut |out| {
+        let mut table = Table { is_part: parts.is_some(), ..Table::default() };
+        damage = copy(path, take, out, &mut table)?.err();
+        write_rows(&table, out).map_err(Error::io(path))?;
+        let is_part = table.is_part;
+        fresh = Some(table);
+        Ok(damage.is_none() && (keeps_parts || !is_part))
+    })?;
+    let mut table = match fresh {
+        Some(table) => table,
+        None => read_rows(&file)?,
+    };
+    if let (false, Take::Groups(groups)) = (table.is_part, take) {
+        let mut number = 0..;
+        table.rows.retain(|_| number.next().is_some_and(|n| groups.iter().any(|(_, rows)| rows.contains(&n))));
+    }
     Ok((file, table, damage))
 }
 
@@ -175,7 +187,7 @@ fn copy(path: &Path, take: &Take, out: &mut impl Write, table: &mut Table) -> Re
 /// Writes rows behind the images of a copy: JSON, and its length in bytes.
 fn write_rows(table: &Table, out: &mut impl Write) -> std::io::Result<()> {
     let rows: Vec<Value> = table.rows.iter().map(|r| json!([r.id, r.label, r.place])).collect();
-    let text = json!({"classes": table.classes, "rows": rows}).to_string();
+    let text = json!({"classes": table.classes, "part": table.is_part, "rows": rows}).to_string();
     out.write_all(text.as_bytes())?;
     out.write_all(&(text.len() as u64).to_le_bytes())
 }
@@ -201,7 +213,8 @@ fn read_rows(file: &OpenFile) -> Result<Table> {
     };
     let rows = found["rows"].take();
     let rows = rows.as_array().and_then(|rows| rows.iter().map(row).collect()).ok_or_else(damaged)?;
-    Ok(Table { rows, classes: found["classes"].as_array().and_then(|c| c.iter().map(text).collect()) })
+    let classes = found["classes"].as_array().and_then(|c| c.iter().map(text).collect());
+    Ok(Table { rows, classes, is_part: found["part"].as_bool().unwrap_or(false) })
 }
 
 /// Which columns of a file hold what.

@@ -43,7 +43,7 @@ pub(crate) fn labelled(path: &Path) -> Result<(PackedImages, PackedImages)> {
 pub(crate) fn unlabelled(path: &Path, cache: &Path) -> Result<PackedFile> {
     let file = match path.is_dir() {
         true => OpenFile::open(&path.join(UNLABELLED))?,
-        false => copied(path, cache, "stl10", &mut |out| copy_unlabelled(path, out).map(|()| true))?,
+        false => copied(path, cache, "stl10", None, &mut |out| copy_unlabelled(path, out).map(|()| true))?,
     };
     let count = file.length()? / IMAGE as u64;
     PackedFile::new("stl10-unlabelled", file, 0, count as usize, (SIDE as u32, SIDE as u32, 3), true)

@@ -110,7 +110,7 @@ fn read_plain(shard: &Path, file: Arc<OpenFile>, split: Split, entries: &mut Ent
 /// The inner result is that of the shard, the outer one that of the copy.
 fn read_zipped(shard: &Path, split: Split, cache: &Path, entries: &mut Entries) -> Result<Result<()>> {
     let mut damage = None;
-    let plain = copied(shard, cache, "tar", &mut |out| {
+    let plain = copied(shard, cache, "tar", None, &mut |out| {
         let file = File::open(shard).map_err(Error::io(shard))?;
         // Images hardly shrink; what grows a hundred times over is no archive of images.
         let most = file.metadata().map_or(0, |m| m.len()).saturating_mul(100).saturating_add(64 << 20);

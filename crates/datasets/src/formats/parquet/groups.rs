@@ -27,31 +27,34 @@ pub(super) struct Choice {
 type Counts = BTreeMap<Option<String>, usize>;
 
 /// A file's groups and the names of its classes.
+#[derive(Default)]
 struct Survey {
+    /// Those before the first one whose labels can't be read: a reader of the whole file comes no further either.
     groups: Vec<Counts>,
     classes: Option<Vec<String>>,
+    is_damaged: bool,
 }
 
 /// The first groups of `files` that hold `count` training images, spread over the classes as a limit spreads them, and as many test
-/// images as go with so many. A file whose labels can't be read is read whole: what is wrong with it is told then.
+/// images as go with so many. A file whose labels can't be read is read as far as it goes: what is wrong with it is told then.
 pub(super) fn choose(root: &Path, files: &[PathBuf], count: usize) -> Choice {
-    let surveys: Vec<Option<Survey>> = files.par_iter().map(|path| survey(path).ok()).collect();
+    let surveys: Vec<Survey> = files.par_iter().map(|path| survey(path)).collect();
     let mut splits: Vec<Split> = files.iter().map(|path| Split::of_path(root, path)).collect();
     if splits.iter().all(|s| *s != Split::Train) {
         splits.fill(Split::Train);
     }
-    let labels =
-        surveys.iter().flatten().flat_map(|s| &s.groups).flat_map(BTreeMap::keys).flatten().map(String::as_str).collect();
-    let named = surveys.iter().flatten().find_map(|s| s.classes.clone());
+    let labels = surveys.iter().flat_map(|s| &s.groups).flat_map(BTreeMap::keys).flatten().map(String::as_str).collect();
+    let named = surveys.iter().find_map(|s| s.classes.clone());
     let classes = named.or_else(|| Some(in_order(&labels)).filter(|c| !c.is_empty()));
-    let mut takes: Vec<Take> = surveys.iter().map(|s| s.as_ref().map_or(Take::All, |_| Take::Groups(Vec::new()))).collect();
+    let nothing = |s: &Survey| if s.is_damaged { Take::All } else { Take::Groups(Vec::new()) };
+    let mut takes: Vec<Take> = surveys.iter().map(nothing).collect();
     let (mut whole, mut left_any) = (Whole::default(), false);
     let has_test = splits.contains(&Split::Test);
     let tested = if has_test { Split::Test } else { Split::Validation };
     for (split, count) in [(Split::Train, count), (tested, test_limit(count))] {
         let mut total = Counts::new();
         let own = || surveys.iter().enumerate().filter(|(i, _)| splits[*i] == split);
-        for (label, rows) in own().filter_map(|(_, s)| s.as_ref()).flat_map(|s| &s.groups).flatten() {
+        for (label, rows) in own().flat_map(|(_, s)| &s.groups).flatten() {
             *total.entry(label.clone()).or_default() += rows;
         }
         let rows = total.values().sum();
@@ -69,17 +72,16 @@ pub(super) fn choose(root: &Path, files: &[PathBuf], count: usize) -> Choice {
         sizes.sort_by_key(|(label, _)| place(label));
         let wanted = shares(&sizes.iter().map(|s| s.1).collect::<Vec<_>>(), count);
         let mut wanted: BTreeMap<&Option<String>, usize> = sizes.iter().map(|s| s.0).zip(wanted).collect();
-        for (i, survey) in own() {
-            let Some(survey) = survey else { continue };
+        // What is read in any case counts first.
+        own().filter(|(_, s)| s.is_damaged).flat_map(|(_, s)| &s.groups).for_each(|group| take(&mut wanted, group));
+        for (i, survey) in own().filter(|(_, s)| !s.is_damaged) {
             let (mut taken, mut first) = (Vec::new(), 0);
             for (number, group) in survey.groups.iter().enumerate() {
                 let rows = first..first + group.values().sum::<usize>();
                 first = rows.end;
                 if group.keys().any(|label| wanted.get(label).is_some_and(|&left| left > 0)) {
                     taken.push((number, rows));
-                    for (label, rows) in group {
-                        wanted.entry(label).and_modify(|left| *left = left.saturating_sub(*rows));
-                    }
+                    take(&mut wanted, group);
                 }
             }
             let all = taken.len() == survey.groups.len();
@@ -90,11 +92,28 @@ pub(super) fn choose(root: &Path, files: &[PathBuf], count: usize) -> Choice {
     Choice { takes, classes, whole: left_any.then_some(whole) }
 }
 
-fn survey(path: &Path) -> Result<Survey, ParquetError> {
+/// Counts the rows of `group` off those that are still wanted of each label.
+fn take(wanted: &mut BTreeMap<&Option<String>, usize>, group: &Counts) {
+    for (label, rows) in group {
+        if let Some(left) = wanted.get_mut(label) {
+            *left = left.saturating_sub(*rows);
+        }
+    }
+}
+
+/// What the labels of a file say, as far as they can be read.
+fn survey(path: &Path) -> Survey {
+    let mut survey = Survey::default();
+    survey.is_damaged = survey_into(path, &mut survey).is_err();
+    survey
+}
+
+fn survey_into(path: &Path, survey: &mut Survey) -> Result<(), ParquetError> {
     let file = File::open(path).map_err(|e| ParquetError::External(Box::new(e)))?;
     let reader = SerializedFileReader::new(file)?;
     let columns = Columns::of(&reader, path).map_err(|e| ParquetError::External(Box::new(e)))?;
-    let counts = |number: usize| {
+    survey.classes.clone_from(&columns.classes);
+    for number in 0..reader.num_row_groups() {
         let group = reader.get_row_group(number)?;
         let mut counts = Counts::new();
         let labels = columns.labels(&*group)?;
@@ -103,10 +122,9 @@ fn survey(path: &Path) -> Result<Survey, ParquetError> {
         if without > 0 {
             *counts.entry(None).or_default() += without;
         }
-        Ok(counts)
-    };
-    let groups = (0..reader.num_row_groups()).map(counts).collect::<Result<_, ParquetError>>()?;
-    Ok(Survey { groups, classes: columns.classes })
+        survey.groups.push(counts);
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -120,8 +138,9 @@ mod tests {
 
     use crate::{Dataset, OpenOptions, open};
 
-    /// A table of row groups of four images each, 6 × 4 pixels, with these labels; gives where each group's images lie in the file.
-    fn table(path: &std::path::Path, groups: &[[i64; 4]]) -> anyhow::Result<Vec<std::ops::Range<usize>>> {
+    /// A table of row groups of four images each, 6 × 4 pixels, with these labels; gives where each group's images and labels lie in the
+    /// file.
+    fn table(path: &std::path::Path, groups: &[[i64; 4]]) -> anyhow::Result<Vec<[std::ops::Range<usize>; 2]>> {
         let schema = parse_message_type("message t { required binary image; required int64 label; }")?;
         let file = std::fs::File::create(path)?;
         let mut writer = SerializedFileWriter::new(file, Arc::new(schema), Arc::new(WriterProperties::builder().build()))?;
@@ -140,8 +159,11 @@ mod tests {
             let mut column = group.next_column()?.ok_or_else(|| anyhow::anyhow!("no column of labels"))?;
             column.typed::<Int64Type>().write_batch(labels, None, None)?;
             column.close()?;
-            let (start, length) = group.close()?.column(0).byte_range();
-            places.push(start as usize..(start + length) as usize);
+            let group = group.close()?;
+            places.push([0, 1].map(|column| {
+                let (start, length) = group.column(column).byte_range();
+                start as usize..(start + length) as usize
+            }));
         }
         writer.close()?;
         Ok(places)
@@ -166,8 +188,8 @@ mod tests {
         let sound = pixels(&*limited("a", 4)?.train)?;
         // The images of the second and the last group are damaged.
         let mut raw = std::fs::read(&path)?;
-        raw[places[1].clone()].fill(0xff);
-        raw[places[3].clone()].fill(0xff);
+        raw[places[1][0].clone()].fill(0xff);
+        raw[places[3][0].clone()].fill(0xff);
         std::fs::write(&path, raw)?;
         let found = limited("b", 4)?;
         assert_eq!(found.report.bad_files, []);
@@ -206,6 +228,76 @@ mod tests {
         let all = open(&at, &options)?;
         assert_eq!((all.train.len(), all.report.whole), (20, None));
         assert_eq!(take()?, first);
+        Ok(())
+    }
+
+    #[test]
+    fn a_file_with_damaged_labels_counts_as_far_as_it_is_read() -> anyhow::Result<()> {
+        let dir = tempfile::tempdir()?;
+        let folder = dir.path().join("set");
+        std::fs::create_dir(&folder)?;
+        let places = table(&folder.join("train-0.parquet"), &[[0, 1, 0, 1], [0, 0, 0, 1], [1, 1, 1, 1]])?;
+        table(&folder.join("train-1.parquet"), &[[0, 1, 0, 1], [0, 1, 0, 1], [1, 1, 1, 1]])?;
+        let damaged = folder.join("train-0.parquet");
+        let mut raw = std::fs::read(&damaged)?;
+        raw[places[1][1].clone()].fill(0xff);
+        std::fs::write(&damaged, raw)?;
+        let at = folder.display().to_string();
+        let options = |name: &str| OpenOptions { cache: dir.path().join(name), ..OpenOptions::default() };
+        // The first group of the damaged file, and all of the other one.
+        let all = open(&at, &options("a"))?;
+        assert_eq!((all.train.len(), all.report.bad_files.len(), &all.report.whole), (16, 1, &None));
+        for sample in [1, 8, 9] {
+            let found = open(&at, &OpenOptions { sample: Some(sample), ..options("b") })?;
+            let whole = found.report.whole.unwrap_or_default();
+            assert_eq!((whole.train, whole.classes), (16, [("0".into(), 6), ("1".into(), 10)].into()), "{sample}");
+            assert_eq!(found.report.bad_files, all.report.bad_files);
+            assert!(found.train.len() < 16 && found.train.len() >= sample, "{sample}: {}", found.train.len());
+        }
+        // Whatever is told of fewer than all, there are no more than that.
+        std::fs::write(&damaged, "no table")?;
+        let found = open(&at, &OpenOptions { sample: Some(2), ..options("c") })?;
+        assert_eq!((found.report.whole.unwrap_or_default().train, found.train.len()), (12, 4));
+        assert_eq!(found.report.bad_files.len(), 1);
+        Ok(())
+    }
+
+    #[test]
+    fn the_groups_of_a_limit_are_copied_once() -> anyhow::Result<()> {
+        let dir = tempfile::tempdir()?;
+        let path = dir.path().join("t.parquet");
+        let places = table(&path, &[[0, 1, 0, 1], [0, 1, 0, 1], [0, 1, 0, 1]])?;
+        let at = path.display().to_string();
+        let cache = dir.path().join("cache");
+        let limited = |limit| open(&at, &OpenOptions { limit: Some(limit), cache: cache.clone(), ..OpenOptions::default() });
+        let copies = || -> anyhow::Result<usize> { Ok(std::fs::read_dir(cache.join("copies"))?.count()) };
+        let first = pixels(&*limited(4)?.train)?;
+        assert_eq!((first.len(), copies()?), (4, 1));
+        // A table that looks unchanged, with damaged images: only its copy can give them.
+        let time = std::fs::metadata(&path)?.modified()?;
+        let sound = std::fs::read(&path)?;
+        let rewrite = |raw: &[u8]| -> anyhow::Result<()> {
+            std::fs::write(&path, raw)?;
+            Ok(std::fs::File::options().write(true).open(&path)?.set_modified(time)?)
+        };
+        let mut raw = sound.clone();
+        raw[places[0][0].clone()].fill(0xff);
+        rewrite(&raw)?;
+        assert_eq!(pixels(&*limited(4)?.train)?, first);
+        // Other groups are copied anew; a table has one copy at a time.
+        assert!(limited(8).is_err());
+        rewrite(&sound)?;
+        let two = pixels(&*limited(8)?.train)?;
+        assert_eq!((two.len(), copies()?), (8, 1));
+        // A sample, which is for a look, leaves the copy as it is.
+        assert_eq!(open(&at, &OpenOptions { sample: Some(4), cache: cache.clone(), ..OpenOptions::default() })?.train.len(), 4);
+        rewrite(&raw)?;
+        assert_eq!(pixels(&*limited(8)?.train)?, two);
+        // The copy of all serves every limit, and takes the place of the others.
+        rewrite(&sound)?;
+        assert_eq!(limited(12)?.train.len(), 12);
+        rewrite(&raw)?;
+        assert_eq!((pixels(&*limited(4)?.train)?, pixels(&*limited(8)?.train)?, copies()?), (first, two, 1));
         Ok(())
     }
 }

@@ -26,6 +26,13 @@ pub struct Jpeg {
     pub seed: u32,
 }
 
+/// The file with an EXIF segment that says how it is turned: `orientation` is 1 (upright) to 8.
+pub fn turned(raw: &[u8], orientation: u8) -> Vec<u8> {
+    let mut exif = b"\xff\xe1\0\x22Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0".to_vec();
+    exif.extend([orientation, 0, 0, 0, 0, 0, 0, 0]);
+    [&raw[..2], &exif, &raw[2..]].concat()
+}
+
 /// Codes a length from 1 to 16 bits of the table of AC codes; the rest are of 16 bits.
 const AC_LENGTHS: [u8; 16] = [0, 1, 1, 2, 3, 4, 5, 8, 10, 12, 20, 30, 0, 0, 0, 66];
 /// Twelve codes of 4 bits.
