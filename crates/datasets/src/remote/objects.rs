@@ -101,10 +101,9 @@ impl Default for Patience {
 }
 
 impl Patience {
-    /// The client's settings, as far as the environment has none: its variables begin with `prefix`.
-    fn settings<K: FromStr + PartialEq>(&self, prefix: &str, of: impl Fn(ClientConfigKey) -> K) -> Vec<(K, String)> {
-        let known = |name: std::ffi::OsString| name.to_str().filter(|n| n.starts_with(prefix)).map(str::to_ascii_lowercase);
-        let set: Vec<K> = std::env::vars_os().filter_map(|(name, _)| known(name)?.parse().ok()).collect();
+    /// The client's settings, without those that a variable of the environment is for.
+    fn settings<K: FromStr + PartialEq>(&self, variables: &[String], of: impl Fn(ClientConfigKey) -> K) -> Vec<(K, String)> {
+        let set: Vec<K> = variables.iter().filter_map(|name| name.to_ascii_lowercase().parse().ok()).collect();
         [
             (ClientConfigKey::ConnectTimeout, self.connection),
             (ClientConfigKey::ReadTimeout, self.silence),
@@ -115,6 +114,12 @@ impl Patience {
         .filter(|(key, _)| !set.contains(key))
         .collect()
     }
+}
+
+/// Names of the environment's variables that begin with `prefix`.
+fn variables(prefix: &str) -> Vec<String> {
+    let names = std::env::vars_os().filter_map(|(name, _)| name.into_string().ok());
+    names.filter(|name| name.starts_with(prefix)).collect()
 }
 
 /// One fetch.
@@ -344,24 +349,24 @@ fn store(address: &Address, patience: &Patience) -> object_store::Result<Arc<dyn
     Ok(match address.kind {
         ObjectStoreScheme::AmazonS3 => {
             let builder = AmazonS3Builder::from_env().with_url(url).with_retry(retries);
-            let settings = patience.settings("AWS_", AmazonS3ConfigKey::Client);
+            let settings = patience.settings(&variables("AWS_"), AmazonS3ConfigKey::Client);
             Arc::new(settings.into_iter().fold(builder, |b, (k, v)| b.with_config(k, v)).build()?)
         }
         ObjectStoreScheme::GoogleCloudStorage => {
             let builder = GoogleCloudStorageBuilder::from_env().with_url(url).with_retry(retries);
-            let settings = patience.settings("GOOGLE_", GoogleConfigKey::Client);
+            let settings = patience.settings(&variables("GOOGLE_"), GoogleConfigKey::Client);
             Arc::new(settings.into_iter().fold(builder, |b, (k, v)| b.with_config(k, v)).build()?)
         }
         ObjectStoreScheme::MicrosoftAzure => {
             let builder = MicrosoftAzureBuilder::from_env().with_url(url).with_retry(retries);
-            let settings = patience.settings("AZURE_", AzureConfigKey::Client);
+            let settings = patience.settings(&variables("AZURE_"), AzureConfigKey::Client);
             Arc::new(settings.into_iter().fold(builder, |b, (k, v)| b.with_config(k, v)).build()?)
         }
         _ => {
             let builder = HttpBuilder::new().with_url(&address.url[..url::Position::BeforePath]).with_retry(retries);
             let builder = builder.with_config(ClientConfigKey::AllowHttp, (address.url.scheme() == "http").to_string());
             // No variables are read for these.
-            let settings = patience.settings("\0", |key| key);
+            let settings = patience.settings(&[], |key| key);
             Arc::new(settings.into_iter().fold(builder, |b, (k, v)| b.with_config(k, v)).build()?)
         }
     })

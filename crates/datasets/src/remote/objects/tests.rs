@@ -157,6 +157,15 @@ fn a_server_that_is_silent_is_left() -> anyhow::Result<()> {
 }
 
 #[test]
+fn time_outs_of_the_environment_come_first() {
+    let names = ["AWS_TIMEOUT", "AWS_REGION", "AWS_CONNECT_TIMEOUT"].map(String::from);
+    let settings = Patience::default().settings(&names, AmazonS3ConfigKey::Client);
+    assert_eq!(settings, [(AmazonS3ConfigKey::Client(ClientConfigKey::ReadTimeout), "30000ms".into())]);
+    assert_eq!(Patience::default().settings(&[], GoogleConfigKey::Client).len(), 3);
+    assert_eq!(Patience::default().settings(&["AZURE_READ_TIMEOUT".into()], AzureConfigKey::Client).len(), 2);
+}
+
+#[test]
 fn an_object_that_is_named_twice_is_not_fetched() -> anyhow::Result<()> {
     let dir = tempfile::tempdir()?;
     let server = of_fixtures()?;
