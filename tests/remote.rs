@@ -8,6 +8,8 @@ use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 use common::twinsight;
+#[cfg(feature = "hub")]
+use twinsight_test_support::server::Request;
 use twinsight_test_support::server::{Answer, Server};
 
 /// Nothing listens there.
@@ -53,6 +55,11 @@ fn done(cache: &Path, settings: &[(&str, &str)], args: &[&str]) -> Result<serde_
 mod hub {
     use std::collections::BTreeMap;
     use std::path::PathBuf;
+    #[cfg(feature = "parquet")]
+    use std::sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    };
 
     use super::*;
 
@@ -61,12 +68,14 @@ mod hub {
 
     /// Answers as the hub does. Repositories of `closed` want a token.
     fn serve(files: Files) -> Result<Server> {
-        Server::start(move |request| {
-            answer(&files, request).unwrap_or_else(|| Answer::status(404).with("X-Error-Code", "EntryNotFound"))
-        })
+        Server::start(move |request| answered(&files, request))
     }
 
-    fn answer(files: &Files, request: &twinsight_test_support::server::Request) -> Option<Answer> {
+    fn answered(files: &Files, request: &Request) -> Answer {
+        answer(files, request).unwrap_or_else(|| Answer::status(404).with("X-Error-Code", "EntryNotFound"))
+    }
+
+    fn answer(files: &Files, request: &Request) -> Option<Answer> {
         let target = request.target.split('?').next()?;
         let token = request.headers.get("authorization").map(String::as_str);
         if target.contains("/closed/") && token != Some("Bearer secret") {
@@ -182,10 +191,11 @@ mod hub {
         let (code, _, told) = ask(cache, &hub, &import("hf:someone/single", &["--offline"]))?;
         ensure!(code == 2 && told.contains("nothing is fetched offline") && server.asked().is_empty(), "{code}: {told}");
         done(cache, &hub, &import("hf:someone/single", &["--out", "one.safetensors"]))?;
-        let gets = server.asked().iter().filter(|r| r.method == "GET").count();
+        let sent = |r: &Request| r.method == "GET" && r.target.contains("/resolve/");
+        let gets = server.asked().iter().filter(|r| sent(r)).count();
         ensure!(gets == 2, "config.json and model.safetensors are two files, but {gets} were sent");
         done(cache, &hub, &import("hf:someone/single@main", &["--out", "again.safetensors"]))?;
-        ensure!(server.asked().iter().all(|r| r.method != "GET"), "the cache was not used");
+        ensure!(!server.asked().iter().any(sent), "the cache was not used");
         done(cache, &hub, &import("hf:someone/sharded", &["--out", "sharded.safetensors"]))?;
         // Without any hub, by the option and by the environment.
         let nowhere = [("HF_ENDPOINT", NOWHERE)];
@@ -210,7 +220,8 @@ mod hub {
             ("hf:someone", "expected hf:owner/name"),
             ("hf:someone/single:small", "no configurations"),
             ("hf:someone/empty", "holds none of model.safetensors"),
-            ("hf:someone/else", "holds none of model.safetensors"),
+            ("hf:someone/else", "Repository not found"),
+            ("hf:someone/single@v9", "v9"),
             ("hf:someone/outside", "`../../../secret.safetensors`; the files of an index must lie beside it"),
             ("hf:someone/gap", "`three.safetensors`, which is not there"),
             ("hf:someone/pickle", "`os.system`"),
@@ -258,15 +269,19 @@ mod hub {
             add(&format!("converted/2/{config}/{partial}test/0000.parquet"), &test);
         }
         add("none/1/README.md", b"nothing");
-        let server = serve(files)?;
-        let (hub, nowhere) = ([("HF_ENDPOINT", server.address())], [("HF_ENDPOINT", NOWHERE)]);
+        let down = Arc::new(AtomicBool::new(false));
+        let of_server = down.clone();
+        let server = Server::start(move |request| match of_server.load(Ordering::SeqCst) {
+            true => Answer::status(501),
+            false => answered(&files, request),
+        })?;
+        let hub = [("HF_ENDPOINT", server.address())];
         let info = |settings: &[(&str, &str)], name: &str, more: &[&str]| {
             ask(cache, settings, &[&["data", "info", name], more].concat())
         };
-        for (settings, more, gets) in
-            [(&hub, &[][..], 4), (&hub, &[][..], 2), (&nowhere, &["--offline"][..], 0), (&nowhere, &[][..], 0)]
-        {
-            let (code, found, told) = info(settings, "hf:someone/pictures", more)?;
+        for (is_down, more, gets) in [(false, &[][..], 4), (false, &[], 2), (false, &["--offline"], 0), (true, &[], 1)] {
+            down.store(is_down, Ordering::SeqCst);
+            let (code, found, told) = info(&hub, "hf:someone/pictures", more)?;
             ensure!(code == 0, "{told}");
             ensure!(found["train"] == 4 && found["test"] == 2, "{found}");
             let classes: Vec<&String> = found["classes"].as_object().context("classes")?.keys().collect();
@@ -277,7 +292,12 @@ mod hub {
             );
             let asked = server.asked().iter().filter(|r| r.method == "GET").count();
             ensure!(asked == gets, "{asked} instead of {gets} requests");
+            ensure!(told.contains("501") == is_down && told.contains("fetched before") == is_down, "{told}");
         }
+        down.store(false, Ordering::SeqCst);
+        // Another hub's repository of this name is another.
+        let (code, _, told) = info(&[("HF_ENDPOINT", NOWHERE)], "hf:someone/pictures", &["--offline"])?;
+        ensure!(code == 2 && told.contains("never fetched"), "{code}: {told}");
         for (name, train, test, words) in [
             ("hf:someone/pictures/test", 2, serde_json::Value::Null, ""),
             ("hf:someone/pictures@main:default/validation", 2, serde_json::Value::Null, ""),
@@ -305,15 +325,17 @@ mod hub {
             let (code, _, told) = info(&hub, name, more)?;
             ensure!(code == 2 && told.lines().last().is_some_and(|l| l.contains(words)), "{name}: {code}: {told}");
         }
-        // Training and what comes after it find the splits, without a hub.
+        // Training and what comes after it find the splits, without asking the hub.
+        server.asked();
         let settings =
             ["--data", "hf:someone/pictures", "--encoder", "vit_mini", "--epochs", "1", "--batch", "2", "--image-size", "32"];
-        done(cache, &nowhere, &[&["train", "--offline", "--on-collapse", "warn"], &settings[..]].concat())?;
+        done(cache, &hub, &[&["train", "--offline", "--on-collapse", "warn"], &settings[..]].concat())?;
         let run = cache.join("runs/pictures-simclr").display().to_string();
-        let vectors = done(cache, &nowhere, &["embed", &run, "--offline", "--test", "--out", "v.npy"])?;
+        let vectors = done(cache, &hub, &["embed", &run, "--offline", "--test", "--out", "v.npy"])?;
         ensure!(vectors["rows"] == 2, "{vectors}");
-        let judged = done(cache, &nowhere, &["eval", &run, "--offline", "--protocol", "own"])?;
+        let judged = done(cache, &hub, &["eval", &run, "--offline", "--protocol", "own"])?;
         ensure!(judged.to_string().contains("\"test\""), "{judged}");
+        ensure!(server.asked().is_empty(), "the hub was asked");
         Ok(())
     }
 }
@@ -370,19 +392,26 @@ mod objects {
             let settings: Vec<(&str, &str)> = settings.iter().map(|(k, v)| (k.as_str(), v.as_str())).collect();
             ask(dir.path(), &settings, &[&["data", "info", name], more].concat())
         };
+        let mut asked = Vec::new();
         for (endpoint, name, more, test) in [
             (server.address(), "s3://pictures/d", &[][..], true),
             (server.address(), "s3://pictures/d/", &[], true),
             (server.address(), "s3://pictures/d/train-{000000..000001}.tar", &[], false),
-            ("http://127.0.0.1:9", "s3://pictures/d", &["--offline"], true),
-            ("http://127.0.0.1:9", "s3://pictures/d/train-{000000..000001}.tar", &["--offline"], false),
+            (server.address(), "s3://pictures/d", &["--offline"], true),
+            (server.address(), "s3://pictures/d/train-{000000..000001}.tar", &["--offline"], false),
         ] {
             let (code, found, told) = info(endpoint, name, more)?;
             ensure!(code == 0 && found["train"] == 4, "{name}: {told}{found}");
             ensure!(found["test"].as_u64() == test.then_some(2), "{name}: {found}");
             ensure!(!told.contains("hidden") && !told.contains("secret"), "{told}");
+            let now = server.asked();
+            ensure!(more.is_empty() || now.is_empty(), "{name}: it was asked offline");
+            asked.extend(now);
         }
-        let fetched = server.asked().iter().filter(|r| r.method == "GET" && !r.target.contains('?')).count();
+        // Another store's bucket of this name is another.
+        let (code, _, told) = info("http://127.0.0.1:9", "s3://pictures/d", &["--offline"])?;
+        ensure!(code == 2 && told.contains("never fetched"), "{code}: {told}");
+        let fetched = asked.iter().filter(|r| r.method == "GET" && !r.target.contains('?')).count();
         ensure!(fetched == 3, "{fetched} objects were fetched instead of 3");
         for (name, words) in [
             ("s3://pictures/d/x.tar", "x.tar: is not there"),

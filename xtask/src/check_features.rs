@@ -17,7 +17,9 @@ pub fn run() -> Result<()> {
     step("clippy", || {
         cargo(&["clippy", "--workspace", "--all-targets", "--locked", "--features", FEATURES, "--", "-D", "warnings"])
     })?;
-    step("test", || cargo(&["test", "--locked", "--features", FEATURES, "--lib", "--bins", "--test", "remote"]))?;
+    step("test", || {
+        cargo(&["test", "--locked", "--features", FEATURES, "--lib", "--bins", "--test", "remote", "--test", "data"])
+    })?;
     for feature in ["hub", "object-store"] {
         let words = ["check", "--locked", "--no-default-features", "--features", feature, "--package", "twinsight-datasets"];
         step(&format!("twinsight-datasets with {feature} alone"), || cargo(&words))?;

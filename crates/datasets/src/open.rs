@@ -40,7 +40,8 @@ pub struct OpenOptions {
     /// images of each class, the first ones.
     pub limit: Option<usize>,
     /// Of Parquet tables, which are otherwise read whole, no more images than as if this were the limit; [`ScanReport::whole`] tells how
-    /// many there are. For looking at a data set rather than for training on it. Other sources are opened as they always are.
+    /// many there are. For looking at a data set rather than for training on it. Other sources are opened as they always are. What lies
+    /// elsewhere is fetched whole, whatever this and the limit are.
     pub sample: Option<usize>,
     /// Whether sub-folders are labels.
     pub labels: LabelMode,

@@ -392,3 +392,19 @@ fn objects_of_unknown_kinds_matter_only_where_weights_are_looked_for() -> Result
     ensure!(told.contains("`my.models.Net`"), "{told}");
     Ok(())
 }
+
+/// Written by `make_lightning.py`.
+#[test]
+fn a_checkpoint_of_lightning_with_settings_of_omegaconf_is_read() -> Result<()> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/data/lightning.ckpt");
+    let weights = Weights::open(&path)?;
+    let kept: Vec<&str> = weights.names().filter(|name| name.starts_with("state_dict.")).collect();
+    ensure!(kept == ["state_dict.backbone.weight", "state_dict.head.weight"], "{kept:?}");
+    let momenta = weights.names().filter(|name| name.starts_with("optimizer_states.")).count();
+    ensure!(momenta == 2, "{:?}", weights.names().collect::<Vec<_>>());
+    let values = weights.read("state_dict.backbone.weight")?.to_vec2::<f32>()?;
+    ensure!(values == [[0., 1., 2.], [3., 4., 5.]], "{values:?}");
+    let passed_over = weights.passed_over();
+    ensure!(passed_over == ["collections.Counter", "omegaconf.dictconfig.DictConfig"], "{passed_over:?}");
+    Ok(())
+}

@@ -1,7 +1,7 @@
 //! Weights of the Hugging Face Hub: `hf:owner/name` or `hf:owner/name@revision` wherever a file of weights is named.
 //!
 //! What is fetched is `model.safetensors`, or the files of an index, or `pytorch_model.bin`, the first of these that there is, and
-//! `config.json` and `preprocessor_config.json` beside it, which say what it holds. They lie in the cache of Hugging Face's own programs,
+//! `config.json` and `preprocessor_config.json` beside it, which say what it holds, all of them of the commit that the revision is at. They lie in the cache of Hugging Face's own programs,
 //! so that what these fetched is taken too; `twinsight_datasets::remote::hub` says what decides.
 
 use std::path::{Path, PathBuf};
@@ -41,28 +41,45 @@ fn fetch(name: &str) -> Result<PathBuf> {
     let id = HubId::parse(name)?;
     let hub = Repository::models(&id, name, Network::of_process())?;
     let revision = id.revision.as_deref();
-    if !hub.is_offline() {
+    let listing = if hub.is_offline() {
+        None
+    } else {
         hub.note("looking for weights");
-    }
+        hub.files(revision)?
+    };
+    // Every file is asked for at one commit: the hub's, or the one that was written down.
+    let get = |file: &str| match &listing {
+        Some(listing) => match listing.size(file) {
+            Some(size) => hub.get(file, Some(&listing.commit), Some(size)),
+            None => Ok(None),
+        },
+        None => hub.cached(file, revision),
+    };
     for file in BESIDE {
-        hub.get(file, revision)?;
+        get(file)?;
     }
     for file in ["model.safetensors", INDEX, "pytorch_model.bin"] {
-        let Some(path) = hub.get(file, revision)? else { continue };
+        let Some(path) = get(file)? else { continue };
         if file == INDEX {
             for shard in shards(&path).map_err(|reason| hub.wrong(reason))? {
-                let found = hub.get(&shard, revision)?;
-                found.ok_or_else(|| hub.wrong(format!("its index names the file `{shard}`, which is not there")))?;
+                get(&shard)?.ok_or_else(|| hub.wrong(format!("its index names the file `{shard}`, which is not there")))?;
             }
+        }
+        if let Some(listing) = &listing {
+            hub.note(&format!("{file} at commit {}", listing.commit));
+            hub.remember(revision, &listing.commit, file, &path)?;
         }
         return Ok(path);
     }
-    let place = if hub.is_offline() {
-        "the cache has none of its weights, and nothing is fetched offline".to_string()
-    } else {
-        format!("holds none of model.safetensors, {INDEX} and pytorch_model.bin")
-    };
-    Err(hub.wrong(place).into())
+    Err(hub
+        .wrong(match &listing {
+            Some(listing) => {
+                format!("holds none of model.safetensors, {INDEX} and pytorch_model.bin (commit {})", listing.commit)
+            }
+            None if hub.is_offline() => "the cache has none of its weights, and nothing is fetched offline".to_string(),
+            None => "the cache has none of its weights, and the hub can't be reached; try again later".to_string(),
+        })
+        .into())
 }
 
 /// The files that an index of weights names, each once. They lie beside it: no other name is asked for.

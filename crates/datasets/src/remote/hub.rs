@@ -7,13 +7,17 @@
 //! The environment is that of Hugging Face's programs: `HF_HOME` (or `HF_HUB_CACHE`) is where files go, `HF_TOKEN` (or the token that
 //! was stored there) opens closed repositories, `HF_ENDPOINT` names another hub, and `HF_HUB_OFFLINE` forbids to ask it.
 
-use std::path::PathBuf;
-use std::time::Duration;
+use std::path::{Path, PathBuf};
+use std::pin::pin;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
-use hf_hub::repository::{RepoType, RepoTypeDataset, RepoTypeModel};
-use hf_hub::{HFClient, HFClientSync, HFError, HFRepositorySync};
+use futures_util::StreamExt;
+use hf_hub::progress::{DownloadEvent, ProgressEvent, ProgressHandler};
+use hf_hub::repository::{RepoTreeEntry, RepoType, RepoTypeDataset, RepoTypeModel};
+use hf_hub::{HFClient, HFError, HFRepository};
 
-use super::{HUB, Network, one_line};
+use super::{HUB, Network, Runtime, one_line};
 use crate::{Error, Result};
 
 /// What a name says.
@@ -38,15 +42,30 @@ pub type Datasets = RepoTypeDataset;
 
 /// A repository at a hub, or what the cache has of it.
 pub struct Repository<T: RepoType> {
-    of_hub: HFRepositorySync<T>,
+    of_hub: HFRepository<T>,
+    runtime: Runtime,
     told: String,
     network: Network,
+    patience: Duration,
+}
+
+/// The files of a repository at a commit.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Listing {
+    /// The commit's hash: 40 hexadecimal digits.
+    pub commit: String,
+    /// Paths and lengths in bytes.
+    pub files: Vec<(String, u64)>,
 }
 
 /// Tries of a file whose transfer broke off.
 const TRIES: usize = 4;
 /// How long the hub may take to take up a connection, and to send anything more.
-const PATIENCE: (Duration, Duration) = (Duration::from_secs(20), Duration::from_secs(60));
+const TIMEOUTS: (Duration, Duration) = (Duration::from_secs(20), Duration::from_secs(60));
+/// How long nothing may happen at all. Hugging Face's client asks for a file's head without any time-out.
+const PATIENCE: Duration = Duration::from_secs(120);
+/// Most files of a repository.
+const MOST_FILES: usize = 1_000_000;
 
 impl HubId {
     /// Reads a name.
@@ -75,7 +94,7 @@ impl HubId {
             let known = ["refs/convert/", "refs/pr/"].into_iter().find(|k| behind.starts_with(k)).unwrap_or_default();
             let (word, after) = until(&behind[known.len()..], &[':', '/']);
             let revision = format!("{known}{word}").replace("%2F", "/").replace("%2f", "/");
-            if word.is_empty() || revision.contains("..") || revision.starts_with('/') {
+            if word.is_empty() || revision.contains("..") || !lies_below(&revision) {
                 return Err(wrong());
             }
             (id.revision, rest) = (Some(revision), after);
@@ -102,6 +121,13 @@ fn until<'a>(text: &'a str, ends: &[char]) -> (&'a str, &'a str) {
     text.split_at(text.find(ends).unwrap_or(text.len()))
 }
 
+impl Listing {
+    /// The length of `file` in bytes, if there is one.
+    pub fn size(&self, file: &str) -> Option<u64> {
+        self.files.iter().find(|(path, _)| path == file).map(|(_, size)| *size)
+    }
+}
+
 impl Repository<Models> {
     /// The weights of `id`, which was typed as `told`.
     ///
@@ -113,7 +139,17 @@ impl Repository<Models> {
                 format!("weights have no configurations and splits; expected {HUB}owner/name, or {HUB}owner/name@revision");
             return Err(Error::Download { url: told.into(), reason });
         }
-        Ok(Self { of_hub: client(told)?.model(&id.owner, &id.name), told: told.into(), network: switched_off(network) })
+        Self::of(&Setup::default(), told, network, |client| client.model(&id.owner, &id.name))
+    }
+
+    /// The commit that `revision` is now, and every file of it with its length in bytes. `None` where the hub can't be reached or is out of
+    /// order, which is told.
+    ///
+    /// # Errors
+    /// No such repository or revision, or a closed one.
+    pub fn files(&self, revision: Option<&str>) -> Result<Option<Listing>> {
+        let commit = async { self.of_hub.info().maybe_revision(revision).send().await.map(|info| info.sha) };
+        self.listed(commit, revision, false)
     }
 }
 
@@ -123,37 +159,80 @@ impl Repository<Datasets> {
     /// # Errors
     /// An address of a hub that is none.
     pub fn datasets(id: &HubId, told: &str, network: Network) -> Result<Self> {
-        Ok(Self { of_hub: client(told)?.dataset(&id.owner, &id.name), told: told.into(), network: switched_off(network) })
+        Self::of(&Setup::default(), told, network, |client| client.dataset(&id.owner, &id.name))
     }
 
-    /// The commit that `revision` is now, and every file of it with its length in bytes. `None` where the hub can't be reached. A
-    /// revision that `may_be_missing` has no files then.
+    /// What [`Repository::<Models>::files`] gives. A revision that `may_be_missing` has no files then.
     ///
     /// # Errors
     /// No such repository or revision, or a closed one.
     pub(super) fn files(&self, revision: Option<&str>, may_be_missing: bool) -> Result<Option<Listing>> {
-        let asked = || -> Result<Listing, HFError> {
-            let commit = self.of_hub.info().maybe_revision(revision).send()?.sha.unwrap_or_default();
-            let entries = self.of_hub.list_tree().revision(commit.as_str()).recursive(true).send()?;
-            let file = |entry| match entry {
-                hf_hub::repository::RepoTreeEntry::File { path, size, .. } => Some((path, size)),
-                hf_hub::repository::RepoTreeEntry::Directory { .. } => None,
-            };
-            Ok(Listing { commit, files: entries.into_iter().filter_map(file).collect() })
-        };
-        match asked() {
-            Ok(listing) => Ok(Some(listing)),
-            Err(HFError::Request { .. }) => Ok(None),
-            Err(HFError::RevisionNotFound { .. }) if may_be_missing => Ok(Some(Listing::default())),
-            Err(e) => Err(self.failed(&e)),
+        let commit = async { self.of_hub.info().maybe_revision(revision).send().await.map(|info| info.sha) };
+        self.listed(commit, revision, may_be_missing)
+    }
+}
+
+/// What is asked, and how.
+struct Setup {
+    /// A hub's address; `None`: that of the environment.
+    endpoint: Option<String>,
+    /// The cache; `None`: that of the environment.
+    cache: Option<PathBuf>,
+    /// How long nothing may happen.
+    patience: Duration,
+}
+
+impl Default for Setup {
+    fn default() -> Self {
+        Self { endpoint: None, cache: None, patience: PATIENCE }
+    }
+}
+
+/// Why there is no answer.
+enum Failure {
+    Hub(HFError),
+    /// Nothing happened for so long.
+    Silence(Duration),
+}
+
+impl Failure {
+    /// Whether it may go away by itself.
+    fn passes(&self) -> bool {
+        match self {
+            Self::Silence(_) | Self::Hub(HFError::Request { .. } | HFError::RateLimited { .. }) => true,
+            Self::Hub(HFError::Http { context }) => context.status.is_server_error() || context.status.as_u16() == 429,
+            Self::Hub(_) => false,
+        }
+    }
+
+    fn words(&self) -> String {
+        match self {
+            Self::Hub(error) => one_line(error),
+            Self::Silence(time) => format!("nothing came of the hub for {} seconds", time.as_secs_f32()),
         }
     }
 }
 
 impl<T: RepoType> Repository<T> {
+    fn of(setup: &Setup, told: &str, network: Network, of_hub: impl FnOnce(&HFClient) -> HFRepository<T>) -> Result<Self> {
+        let runtime = Runtime::new().map_err(|e| failed(told, &e))?;
+        Ok(Self {
+            of_hub: of_hub(&client(setup, told)?),
+            runtime,
+            told: told.into(),
+            network: switched_off(network),
+            patience: setup.patience,
+        })
+    }
+
     /// Whether nothing is asked of the hub.
     pub fn is_offline(&self) -> bool {
         self.network.offline
+    }
+
+    /// The address of the hub, where it is another than Hugging Face's own.
+    pub(super) fn elsewhere(&self) -> Option<&str> {
+        Some(self.of_hub.client().endpoint().trim_end_matches('/')).filter(|&hub| hub != "https://huggingface.co")
     }
 
     /// Tells how it goes.
@@ -161,50 +240,163 @@ impl<T: RepoType> Repository<T> {
         (self.network.note)(&format!("{}: {text}", self.told));
     }
 
-    /// The path of `file` in the cache, fetched where it is not there in the hub's own version; `None` where the repository, or offline the
-    /// cache, has none. One that breaks off is begun anew, a few times.
+    /// The path of `file` in the cache, fetched where it is not there at `revision`; `None` where the repository, or offline the cache, has
+    /// none. One that breaks off, or has not the `size` in bytes that the hub told, is begun anew, a few times.
     ///
     /// # Errors
-    /// A closed repository, a hub that can't be reached, a full disk.
-    pub fn get(&self, file: &str, revision: Option<&str>) -> Result<Option<PathBuf>> {
-        self.asked(file, revision, self.network.offline)
+    /// A closed repository, a hub that can't be reached, a full disk, a name that does not lie below the repository, another size.
+    pub fn get(&self, file: &str, revision: Option<&str>, size: Option<u64>) -> Result<Option<PathBuf>> {
+        let Some(path) = self.asked(file, revision, self.network.offline, false)? else { return Ok(None) };
+        let (Some(size), Some(length)) = (size, size.map(|_| length(&path)).transpose()?) else { return Ok(Some(path)) };
+        if length == size {
+            return Ok(Some(path));
+        }
+        if self.network.offline {
+            let place = path.display();
+            let reason =
+                format!("{place} has {length} bytes where the hub told {size}; it is fetched anew where that is not forbidden");
+            return Err(self.wrong(reason));
+        }
+        // Hugging Face's client takes whatever comes for the file's content, an error's page too.
+        self.note(&format!("{file} has {length} bytes where the hub says {size}; fetching it anew"));
+        drop_copy(&path)?;
+        let Some(path) = self.asked(file, revision, false, true)? else { return Ok(None) };
+        let length = self::length(&path)?;
+        if length == size {
+            return Ok(Some(path));
+        }
+        let target = drop_copy(&path)?;
+        let (path, target) = (path.display(), target.display());
+        Err(self.wrong(format!(
+            "the hub sent {length} bytes of {file}, which has {size}; try again later ({path} and {target}, which it led to, were \
+             removed again)"
+        )))
     }
 
     /// The path of `file` in the cache, if it is there.
     ///
     /// # Errors
-    /// A cache that can't be read.
-    pub(super) fn cached(&self, file: &str, revision: Option<&str>) -> Result<Option<PathBuf>> {
-        self.asked(file, revision, true)
+    /// A cache that can't be read, a name that does not lie below the repository.
+    pub fn cached(&self, file: &str, revision: Option<&str>) -> Result<Option<PathBuf>> {
+        self.asked(file, revision, true, false)
     }
 
-    fn asked(&self, file: &str, revision: Option<&str>, offline: bool) -> Result<Option<PathBuf>> {
+    /// Writes down for later, offline, that `revision` was at `commit`, whose `file` lies at `path`.
+    ///
+    /// # Errors
+    /// A cache that can't be written into.
+    pub fn remember(&self, revision: Option<&str>, commit: &str, file: &str, path: &Path) -> Result<()> {
+        let revision = revision.unwrap_or("main");
+        let Some(folder) = path.ancestors().nth(file.split('/').count() + 2).filter(|_| !is_commit(revision)) else {
+            return Ok(());
+        };
+        let target = folder.join("refs").join(revision);
+        let parent = target.parent().unwrap_or(folder);
+        std::fs::create_dir_all(parent).map_err(Error::io(parent))?;
+        let mut written = tempfile::NamedTempFile::new_in(folder).map_err(Error::io(folder))?;
+        std::io::Write::write_all(&mut written, commit.as_bytes()).map_err(Error::io(&target))?;
+        written.persist(&target).map_err(|e| Error::io(&target)(e.error))?;
+        Ok(())
+    }
+
+    /// The files at the commit that the hub tells.
+    fn listed(
+        &self,
+        commit: impl Future<Output = Result<Option<String>, HFError>> + Send,
+        revision: Option<&str>,
+        may_be_missing: bool,
+    ) -> Result<Option<Listing>> {
+        let pulse = Pulse::default();
+        let asked = async {
+            let commit = commit.await?.unwrap_or_default();
+            let mut files = Vec::new();
+            if is_commit(&commit) {
+                let mut entries = pin!(self.of_hub.list_tree().revision(commit.as_str()).recursive(true).send()?);
+                while let Some(entry) = entries.next().await {
+                    pulse.beat(files.len() as u64 + 1);
+                    if let RepoTreeEntry::File { path, size, .. } = entry? {
+                        files.push((path, size));
+                    }
+                    if files.len() > MOST_FILES {
+                        break;
+                    }
+                }
+            }
+            Ok::<_, HFError>(Listing { commit, files })
+        };
+        let listing = match self.patiently(&pulse, asked) {
+            Ok(listing) => listing,
+            Err(Failure::Hub(HFError::RevisionNotFound { .. })) if may_be_missing => return Ok(Some(Listing::default())),
+            Err(failure) if failure.passes() => {
+                self.note(&failure.words());
+                return Ok(None);
+            }
+            Err(failure) => return Err(self.failed(&failure)),
+        };
+        if !is_commit(&listing.commit) {
+            let (name, commit) = (revision.unwrap_or("main"), &listing.commit);
+            return Err(
+                self.wrong(format!("the hub says that {name} is the commit `{commit:.60}`; expected 40 hexadecimal digits"))
+            );
+        }
+        if listing.files.len() > MOST_FILES {
+            return Err(self.wrong(format!("holds more than {MOST_FILES} files")));
+        }
+        Ok(Some(listing))
+    }
+
+    fn asked(&self, file: &str, revision: Option<&str>, offline: bool, anew: bool) -> Result<Option<PathBuf>> {
+        if !lies_below(file) {
+            return Err(self.wrong(format!("names the file `{file:.200}`, which does not lie below the repository")));
+        }
         let mut tries = 0;
         loop {
+            let pulse = Pulse::default();
             let asked = self.of_hub.download_file().filename(file).maybe_revision(revision).local_files_only(offline);
-            match asked.send() {
+            let asked = asked.force_download(anew).progress(pulse.clone()).send();
+            match self.patiently(&pulse, asked) {
                 Ok(path) => return Ok(Some(path)),
-                Err(HFError::EntryNotFound { .. } | HFError::LocalEntryNotFound { .. }) => return Ok(None),
+                Err(Failure::Hub(HFError::EntryNotFound { .. } | HFError::LocalEntryNotFound { .. })) => return Ok(None),
                 // The client has tried often to connect; a transfer that broke off it leaves.
-                Err(HFError::Request { source, .. }) if tries + 1 < TRIES && !source.is_connect() => {
+                Err(Failure::Hub(HFError::Request { source, .. })) if tries + 1 < TRIES && !source.is_connect() => {
                     tries += 1;
                     self.note(&format!("{file} broke off ({}); once more", one_line(&source)));
                 }
-                Err(e) => return Err(self.failed(&e)),
+                Err(failure) => return Err(self.wrong(format!("{file}: {}", self.told_of(&failure)))),
             }
         }
     }
 
-    /// What the hub's client said, as an error about this repository.
-    fn failed(&self, error: &HFError) -> Error {
-        let advice = match error {
-            HFError::AuthRequired { .. } | HFError::Forbidden { .. } | HFError::RepoNotFound { .. } => {
+    /// Waits for `work` as long as the pulse beats.
+    fn patiently<V: Send>(&self, pulse: &Pulse, work: impl Future<Output = Result<V, HFError>> + Send) -> Result<V, Failure> {
+        self.runtime.block_on(|| async {
+            let mut work = pin!(work);
+            loop {
+                let left = self.patience.saturating_sub(pulse.silence());
+                if left.is_zero() {
+                    return Err(Failure::Silence(self.patience));
+                }
+                if let Ok(done) = tokio::time::timeout(left, work.as_mut()).await {
+                    return done.map_err(Failure::Hub);
+                }
+            }
+        })
+    }
+
+    /// What happened, with what may help.
+    fn told_of(&self, failure: &Failure) -> String {
+        let advice = match failure {
+            Failure::Hub(HFError::AuthRequired { .. } | HFError::Forbidden { .. } | HFError::RepoNotFound { .. }) => {
                 "; there is none of this name, or it is closed (HF_TOKEN opens it where you may)"
             }
-            HFError::Request { .. } => "; --offline takes what was fetched before",
+            failure if failure.passes() => "; --offline takes what was fetched before",
             _ => "",
         };
-        Error::Download { url: self.told.clone(), reason: format!("{}{advice}", one_line(error)) }
+        format!("{}{advice}", failure.words())
+    }
+
+    fn failed(&self, failure: &Failure) -> Error {
+        self.wrong(self.told_of(failure))
     }
 
     /// An error about this repository.
@@ -213,24 +405,87 @@ impl<T: RepoType> Repository<T> {
     }
 }
 
-/// The files of a repository at a commit.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(super) struct Listing {
-    /// The commit's hash.
-    pub(super) commit: String,
-    /// Paths and lengths in bytes.
-    pub(super) files: Vec<(String, u64)>,
+/// When something happened last.
+#[derive(Clone)]
+struct Pulse(Arc<Mutex<(Instant, u64)>>);
+
+impl Default for Pulse {
+    fn default() -> Self {
+        Self(Arc::new(Mutex::new((Instant::now(), 0))))
+    }
 }
 
-fn client(told: &str) -> Result<HFClientSync> {
-    let failed = |e: &dyn std::fmt::Display| Error::Download { url: told.into(), reason: one_line(e) };
+impl Pulse {
+    /// Tells how far it is; the same as before is no news.
+    fn beat(&self, count: u64) {
+        if let Ok(mut last) = self.0.lock()
+            && last.1 != count
+        {
+            *last = (Instant::now(), count);
+        }
+    }
+
+    fn silence(&self) -> Duration {
+        self.0.lock().map_or(Duration::ZERO, |last| last.0.elapsed())
+    }
+}
+
+impl ProgressHandler for Pulse {
+    fn on_progress(&self, event: &ProgressEvent) {
+        match event {
+            ProgressEvent::Download(DownloadEvent::Progress { files }) => {
+                self.beat(1 + files.iter().map(|f| f.bytes_completed).sum::<u64>())
+            }
+            ProgressEvent::Download(DownloadEvent::AggregateProgress { bytes_completed, .. }) => self.beat(1 + bytes_completed),
+            _ => {}
+        }
+    }
+}
+
+/// Whether a revision is a commit's hash. Hugging Face's client makes paths of it.
+pub(super) fn is_commit(revision: &str) -> bool {
+    revision.len() == 40 && revision.bytes().all(|b| b.is_ascii_hexdigit())
+}
+
+/// Whether a path in a repository stays below it on every system. Hugging Face's client makes paths of it.
+fn lies_below(path: &str) -> bool {
+    path.split('/').all(|part| !matches!(part, "" | "." | "..")) && !path.contains(['\\', ':', '\0'])
+}
+
+fn length(path: &Path) -> Result<u64> {
+    Ok(std::fs::metadata(path).map_err(Error::io(path))?.len())
+}
+
+/// Removes a file of the cache and what it is a link to, whose path is returned.
+fn drop_copy(path: &Path) -> Result<PathBuf> {
+    let target = path.canonicalize().map_err(Error::io(path))?;
+    std::fs::remove_file(&target).map_err(Error::io(&target))?;
+    // A copy where the system has no links.
+    if std::fs::symlink_metadata(path).is_ok() {
+        std::fs::remove_file(path).map_err(Error::io(path))?;
+    }
+    Ok(target)
+}
+
+fn failed(told: &str, error: &dyn std::fmt::Display) -> Error {
+    Error::Download { url: told.into(), reason: one_line(error) }
+}
+
+fn client(setup: &Setup, told: &str) -> Result<HFClient> {
     let http = reqwest::Client::builder()
         .user_agent(concat!("twinsight/", env!("CARGO_PKG_VERSION")))
-        .connect_timeout(PATIENCE.0)
-        .read_timeout(PATIENCE.1)
+        .connect_timeout(TIMEOUTS.0)
+        .read_timeout(TIMEOUTS.1)
         .build()
-        .map_err(|e| failed(&e))?;
-    HFClient::builder().client(http).build_sync().map_err(|e| failed(&e))
+        .map_err(|e| failed(told, &e))?;
+    let mut builder = HFClient::builder().client(http);
+    if let Some(endpoint) = &setup.endpoint {
+        builder = builder.endpoint(endpoint);
+    }
+    if let Some(cache) = &setup.cache {
+        builder = builder.cache_dir(cache);
+    }
+    builder.build().map_err(|e| failed(told, &e))
 }
 
 /// The network, off where the environment says so.
@@ -240,47 +495,4 @@ fn switched_off(network: Network) -> Network {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn names_are_taken_apart() -> anyhow::Result<()> {
-        let id = |text: &str| -> anyhow::Result<[Option<String>; 5]> {
-            let HubId { owner, name, revision, config, split } = HubId::parse(text)?;
-            Ok([Some(owner), Some(name), revision, config, split])
-        };
-        let parts = |words: [&str; 5]| words.map(|w| Some(w.to_string()).filter(|w| !w.is_empty()));
-        for (text, words) in [
-            ("hf:a/b", ["a", "b", "", "", ""]),
-            ("hf:a/b.c-d_e@v1.0", ["a", "b.c-d_e", "v1.0", "", ""]),
-            ("hf:a/b:small", ["a", "b", "", "small", ""]),
-            ("hf:a/b/test", ["a", "b", "", "", "test"]),
-            ("hf:a/b@v1:small/test", ["a", "b", "v1", "small", "test"]),
-            ("hf:a/b@refs/convert/parquet:small/test", ["a", "b", "refs/convert/parquet", "small", "test"]),
-            ("hf:a/b@refs/pr/3/test", ["a", "b", "refs/pr/3", "", "test"]),
-            ("hf:a/b@feature%2Fx:y", ["a", "b", "feature/x", "y", ""]),
-        ] {
-            assert_eq!(id(text)?, parts(words), "{text}");
-        }
-        for text in [
-            "hf:",
-            "hf:a",
-            "hf:/b",
-            "hf:a/",
-            "hf:a b/c",
-            "hf:../c",
-            "hf:a/..",
-            "hf:a/b@",
-            "hf:a/b@..%2Fx",
-            "hf:a/b:",
-            "hf:a/b/",
-            "hf:a/b/c/d",
-            "hf://datasets/a/b",
-            "a/b",
-        ] {
-            let told = HubId::parse(text).expect_err(text).to_string();
-            assert!(told.contains("expected hf:owner/name") && told.contains(text), "{told}");
-        }
-        Ok(())
-    }
-}
+mod tests;

@@ -141,12 +141,47 @@ struct Fetched {
     told: String,
 }
 
+/// Where requests are waited for: on a thread of its own, since the caller may be within another runtime already.
+#[cfg(any(feature = "hub", feature = "object-store"))]
+struct Runtime(Option<tokio::runtime::Runtime>);
+
+#[cfg(any(feature = "hub", feature = "object-store"))]
+impl Runtime {
+    fn new() -> std::io::Result<Self> {
+        Ok(Self(Some(tokio::runtime::Builder::new_current_thread().enable_all().build()?)))
+    }
+
+    fn block_on<F: Future<Output: Send>>(&self, work: impl FnOnce() -> F + Send) -> F::Output {
+        let runtime = self.0.as_ref().expect("it is taken only when it is dropped");
+        std::thread::scope(|scope| {
+            scope.spawn(|| runtime.block_on(work())).join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        })
+    }
+}
+
+#[cfg(any(feature = "hub", feature = "object-store"))]
+impl Drop for Runtime {
+    fn drop(&mut self) {
+        // Within another runtime it must not be waited for.
+        self.0.take().into_iter().for_each(tokio::runtime::Runtime::shutdown_background);
+    }
+}
+
 /// An error's words on one line of bearable length.
 #[cfg(any(feature = "hub", feature = "object-store"))]
 fn one_line(error: &dyn std::fmt::Display) -> String {
     let text = error.to_string();
     let words: Vec<&str> = text.split_whitespace().collect();
     format!("{:.400}", words.join(" "))
+}
+
+/// A name that every file system takes for a file: other bytes than letters, digits and `._-=@` as `%` and their number, and so the dots of
+/// a name of dots alone.
+#[cfg(any(feature = "hub", feature = "object-store"))]
+fn safe(name: &str) -> String {
+    let dots = name.bytes().all(|b| b == b'.');
+    let plain = |b: u8| b.is_ascii_alphanumeric() || b"_-=@".contains(&b) || b == b'.' && !dots;
+    name.bytes().map(|b| if plain(b) { char::from(b).to_string() } else { format!("%{b:02X}") }).collect()
 }
 
 /// Bytes in words.

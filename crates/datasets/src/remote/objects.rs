@@ -3,13 +3,15 @@
 //! An object is streamed to disk as it comes; four at a time. What breaks off is gone on with by a range request, now or in a later run,
 //! as long as the object stays the same (its size, time and entity tag, which lie beside the copy). A copy is current while the store
 //! says the same of the object; that is one small request an object each time a data set is opened, and none offline. Requests are tried
-//! again, and given up, as `object_store` does (ten times within three minutes), and a server that is silent for half a minute is left.
+//! again, and given up, as `object_store` does (ten times within three minutes), and a server that is silent for half a minute is left,
+//! unless the environment has other times (`AWS_TIMEOUT`, …).
 //!
 //! Credentials, regions and endpoints are those of the environment, under `object_store`'s names: `AWS_*`, `GOOGLE_*`, `AZURE_*`.
 
 use std::fs::OpenOptions as FileOptions;
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,11 +21,13 @@ use object_store::azure::{AzureConfigKey, MicrosoftAzureBuilder};
 use object_store::gcp::{GoogleCloudStorageBuilder, GoogleConfigKey};
 use object_store::http::HttpBuilder;
 use object_store::path::Path as ObjectPath;
-use object_store::{ClientConfigKey, GetOptions, GetRange, ObjectMeta, ObjectStore, ObjectStoreExt, ObjectStoreScheme};
+use object_store::{
+    ClientConfigKey, GetOptions, GetRange, ObjectMeta, ObjectStore, ObjectStoreExt, ObjectStoreScheme, RetryConfig,
+};
 use serde_json::{Value, json};
 
-use super::place::{Address, Wanted, copy_of, is_data, is_table};
-use super::{Fetched, Network, one_line, size_in_words};
+use super::place::{Address, MOST_OBJECTS, Wanted, copy_of, is_data, is_table, of_one_copy};
+use super::{Fetched, Network, Runtime, one_line, size_in_words};
 use crate::lock::lock;
 use crate::{Error, Result};
 
@@ -31,13 +35,6 @@ use crate::{Error, Result};
 const AT_ONCE: usize = 4;
 /// Tries of an object in a row that bring nothing.
 const TRIES: u32 = 4;
-/// How long the client waits: for a connection, for anything more, for a whole object.
-const PATIENCE: [(ClientConfigKey, &str); 3] = [
-    (ClientConfigKey::ConnectTimeout, "20 seconds"),
-    (ClientConfigKey::ReadTimeout, "30 seconds"),
-    // Objects may be large, and lines slow.
-    (ClientConfigKey::Timeout, "7 days"),
-];
 /// What was found below a prefix, in the folder of its copies.
 const LIST: &str = ".list.json";
 
@@ -47,21 +44,25 @@ const LIST: &str = ".list.json";
 /// An address of another form, an object that is not there or not to be had, a network that fails, a full disk; offline an object that
 /// was never fetched.
 pub(super) fn fetch(address: &str, cache: &Path, network: Network) -> Result<Fetched> {
+    fetch_with(&Patience::default(), address, cache, network)
+}
+
+fn fetch_with(patience: &Patience, address: &str, cache: &Path, network: Network) -> Result<Fetched> {
     let wrong = |reason: String| Error::Download { url: address.into(), reason };
     let place = Address::parse(address).map_err(wrong)?;
-    let folder = place.folder(cache);
+    let folder = place.folder(cache, elsewhere(&place.kind).as_deref());
     let root = place.root(&folder);
     let objects = if network.offline {
         let objects = match &place.wanted {
             Wanted::These(objects) => objects.clone(),
             Wanted::Below(_) => listed(&root)
-                .ok_or_else(|| wrong("it was never fetched: what it holds is not known, and nothing is asked offline".into()))?,
+                .ok_or_else(|| wrong("was never fetched: what it holds is not known, and nothing is asked offline".into()))?,
         };
         let missing: Vec<&ObjectPath> = objects.iter().filter(|o| current(&copy_of(&folder, o)).is_none()).collect();
         if let [first, ..] = &missing[..] {
             let count = missing.len();
             return Err(wrong(format!(
-                "{count} of its objects are not in the cache ({first}, …), and nothing is fetched offline"
+                "{count} of its objects are not in the cache ({first}, …), and nothing is fetched offline; without --offline they are"
             )));
         }
         objects
@@ -71,12 +72,54 @@ pub(super) fn fetch(address: &str, cache: &Path, network: Network) -> Result<Fet
         let _lock = lock(&folder, || {
             (network.note)(&format!("{address}: another process fetches into {}; waiting for it", folder.display()))
         })?;
-        let store = store(&place).map_err(|e| wrong(one_line(&e)))?;
-        let fetch = Fetch { address, folder: &folder, root: &root, store, network };
-        in_runtime(|runtime| runtime.block_on(fetch.all(&place.wanted))).map_err(Error::io(&folder))??
+        let store = store(&place, patience).map_err(|e| wrong(one_line(&e)))?;
+        let fetch = Fetch { address, folder: &folder, root: &root, kind: &place.kind, store, network };
+        Runtime::new().map_err(Error::io(&folder))?.block_on(|| fetch.all(&place.wanted))?
     };
     let files = objects.iter().map(|object| copy_of(&folder, object)).collect();
     Ok(Fetched { root, files, told: String::new() })
+}
+
+/// How long the client waits: for a connection, for anything more, for a whole object.
+struct Patience {
+    connection: Duration,
+    silence: Duration,
+    whole: Duration,
+    retries: RetryConfig,
+}
+
+impl Default for Patience {
+    fn default() -> Self {
+        Self {
+            connection: Duration::from_secs(20),
+            silence: Duration::from_secs(30),
+            // Objects may be large, and lines slow.
+            whole: Duration::from_secs(7 * 24 * 3600),
+            retries: RetryConfig::default(),
+        }
+    }
+}
+
+impl Patience {
+    /// The client's settings, without those that a variable of the environment is for.
+    fn settings<K: FromStr + PartialEq>(&self, variables: &[String], of: impl Fn(ClientConfigKey) -> K) -> Vec<(K, String)> {
+        let set: Vec<K> = variables.iter().filter_map(|name| name.to_ascii_lowercase().parse().ok()).collect();
+        [
+            (ClientConfigKey::ConnectTimeout, self.connection),
+            (ClientConfigKey::ReadTimeout, self.silence),
+            (ClientConfigKey::Timeout, self.whole),
+        ]
+        .into_iter()
+        .map(|(key, time)| (of(key), format!("{}ms", time.as_millis())))
+        .filter(|(key, _)| !set.contains(key))
+        .collect()
+    }
+}
+
+/// Names of the environment's variables that begin with `prefix`.
+fn variables(prefix: &str) -> Vec<String> {
+    let names = std::env::vars_os().filter_map(|(name, _)| name.into_string().ok());
+    names.filter(|name| name.starts_with(prefix)).collect()
 }
 
 /// One fetch.
@@ -84,6 +127,7 @@ struct Fetch<'a> {
     address: &'a str,
     folder: &'a Path,
     root: &'a Path,
+    kind: &'a ObjectStoreScheme,
     store: Arc<dyn ObjectStore>,
     network: Network,
 }
@@ -91,6 +135,8 @@ struct Fetch<'a> {
 enum Trouble {
     /// Going on where it broke off may help.
     Cut(String),
+    /// The server gives no parts of an object.
+    NoParts,
     Final(Error),
 }
 
@@ -111,8 +157,9 @@ impl Fetch<'_> {
             }
         }
         if !missing.is_empty() {
-            let bytes = missing.iter().map(|m| m.size).sum();
-            (self.network.note)(&format!("{}: fetching {} objects, {}", self.address, missing.len(), size_in_words(bytes)));
+            let bytes = missing.iter().fold(0_u64, |sum, m| sum.saturating_add(m.size));
+            let (count, of) = (missing.len(), metas.len());
+            (self.network.note)(&format!("{}: fetching {count} objects of {of}, {}", self.address, size_in_words(bytes)));
         }
         futures_util::stream::iter(missing)
             .map(|meta| self.copy(meta))
@@ -129,9 +176,18 @@ impl Fetch<'_> {
 
     /// The tables below a prefix, or else the archives, in the order of their names.
     async fn below(&self, prefix: &ObjectPath) -> Result<Vec<ObjectMeta>> {
-        let found: Vec<ObjectMeta> = self.store.list(Some(prefix)).try_collect().await.map_err(|e| self.failed(prefix, &e))?;
         let hidden = |m: &ObjectMeta| m.location.parts().any(|part| part.as_ref().starts_with('.'));
-        let mut found: Vec<ObjectMeta> = found.into_iter().filter(|m| is_data(m.location.as_ref()) && !hidden(m)).collect();
+        let mut found: Vec<ObjectMeta> = Vec::new();
+        let mut all = self.store.list(Some(prefix));
+        while let Some(meta) = all.next().await {
+            let meta = meta.map_err(|e| self.failed(prefix, &e))?;
+            if is_data(meta.location.as_ref()) && !hidden(&meta) {
+                found.push(meta);
+            }
+            if found.len() > MOST_OBJECTS {
+                return Err(self.wrong(format!("holds more than {MOST_OBJECTS} archives and tables; name a folder below it")));
+            }
+        }
         if found.iter().any(|m| is_table(m.location.as_ref())) {
             found.retain(|m| is_table(m.location.as_ref()));
         }
@@ -139,6 +195,9 @@ impl Fetch<'_> {
             return Err(self.wrong("holds no object that ends in .tar, .tar.gz, .tgz or .parquet".into()));
         }
         found.sort_by(|a, b| a.location.cmp(&b.location));
+        if let Some((one, other)) = of_one_copy(found.iter().map(|m| &m.location)) {
+            return Err(self.wrong(format!("holds {one} and {other}, which some systems take for one file; name one of them")));
+        }
         Ok(found)
     }
 
@@ -153,24 +212,37 @@ impl Fetch<'_> {
             remove(&partial)?;
             write(&of_partial, &about)?;
         }
-        let (mut failures, mut longest) = (0, size(&partial));
+        let (mut failures, mut longest, mut parts) = (0, size(&partial), true);
         while size(&partial) < meta.size || !partial.exists() {
-            match self.transfer(meta, &partial).await {
+            match self.transfer(meta, &partial, parts).await {
                 Ok(()) => {}
                 Err(Trouble::Final(e)) => return Err(e),
+                // That is no failure: it is begun anew at once.
+                Err(Trouble::NoParts) => parts = false,
                 Err(Trouble::Cut(reason)) => {
                     failures = if size(&partial) > longest { 1 } else { failures + 1 };
                     longest = longest.max(size(&partial));
                     let object = &meta.location;
+                    let (kept, next) = match parts {
+                        true => ("what came so far is kept, try again later", "going on from there"),
+                        false => {
+                            ("the server gives no parts, so that nothing of it can be kept; try again later", "beginning anew")
+                        }
+                    };
                     if failures == TRIES {
-                        let reason =
-                            format!("{object}: {reason}, {TRIES} times in a row; what came so far is kept, try again later");
-                        return Err(self.wrong(reason));
+                        return Err(self.wrong(format!("{object}: {reason}, {TRIES} times in a row; {kept}")));
                     }
-                    (self.network.note)(&format!("{}: {object}: {reason}; going on from there", self.address));
+                    (self.network.note)(&format!("{}: {object}: {reason}; {next}", self.address));
                     tokio::time::sleep(Duration::from_millis(200 << failures)).await;
                 }
             }
+        }
+        if size(&partial) != meta.size {
+            let (is, object) = (size(&partial), &meta.location);
+            remove(&partial)?;
+            return Err(
+                self.wrong(format!("{object}: its copy has {is} bytes instead of {} and was removed; try again", meta.size))
+            );
         }
         remove(&beside(&target, "about"))?;
         std::fs::rename(&partial, &target).map_err(Error::io(&target))?;
@@ -178,9 +250,12 @@ impl Fetch<'_> {
         remove(&of_partial)
     }
 
-    /// Adds to `partial` what is missing of an object.
-    async fn transfer(&self, meta: &ObjectMeta, partial: &Path) -> std::result::Result<(), Trouble> {
+    /// Adds to `partial` what is missing of an object, or begins anew where the server gives no `parts`.
+    async fn transfer(&self, meta: &ObjectMeta, partial: &Path, parts: bool) -> std::result::Result<(), Trouble> {
         let disk = |e: std::io::Error| Trouble::Final(Error::io(partial)(e));
+        if !parts {
+            remove(partial).map_err(Trouble::Final)?;
+        }
         let start = size(partial);
         let options = GetOptions {
             range: (start > 0).then_some(GetRange::Offset(start)),
@@ -191,14 +266,14 @@ impl Fetch<'_> {
         let changed = || Trouble::Final(self.wrong(format!("{} changed while it was fetched; try again", meta.location)));
         let answer = match self.store.get_opts(&meta.location, options).await {
             Ok(answer) => answer,
-            Err(object_store::Error::NotSupported { .. }) if start > 0 => {
-                remove(partial).map_err(Trouble::Final)?;
-                return Err(Trouble::Cut("the server gives no parts, so it is begun anew".into()));
-            }
+            Err(object_store::Error::NotSupported { .. }) if start > 0 => return Err(Trouble::NoParts),
             Err(object_store::Error::Precondition { .. }) => return Err(changed()),
             Err(e) => return Err(Trouble::Final(self.failed(&meta.location, &e))),
         };
-        if answer.meta.size != meta.size || answer.meta.e_tag != meta.e_tag {
+        // Some servers tell no time, lists tell parts of a second.
+        let (was, is) = (meta.last_modified.timestamp(), answer.meta.last_modified.timestamp());
+        let later = was != 0 && is != 0 && was.abs_diff(is) > 1;
+        if answer.meta.size != meta.size || answer.meta.e_tag != meta.e_tag || later {
             return Err(changed());
         }
         let mut out = FileOptions::new().create(true).append(true).open(partial).map_err(disk)?;
@@ -229,50 +304,77 @@ impl Fetch<'_> {
         let reason = match error {
             NotFound { .. } => format!("{object}: is not there (404)"),
             PermissionDenied { .. } | Unauthenticated { .. } => {
-                let advice = "; credentials come from the environment (AWS_*, GOOGLE_*, AZURE_*; AWS_SKIP_SIGNATURE=true for public buckets)";
-                format!("{object}: is closed ({}){advice}", one_line(error))
+                let advice = match self.kind {
+                    ObjectStoreScheme::AmazonS3 => {
+                        "credentials come from the environment (AWS_*; AWS_SKIP_SIGNATURE=true for public buckets)"
+                    }
+                    ObjectStoreScheme::GoogleCloudStorage => "credentials come from the environment (GOOGLE_*)",
+                    ObjectStoreScheme::MicrosoftAzure => "credentials come from the environment (AZURE_*)",
+                    _ => "web servers are read without credentials",
+                };
+                format!("{object}: is closed ({}); {advice}", one_line(error))
             }
-            other => format!("{object}: {}", one_line(other)),
+            other => format!("{object}: {}; --offline takes what was fetched before", one_line(other)),
         };
         self.wrong(reason)
     }
 }
 
-/// Runs `what` with a runtime, on a thread of its own: the caller may be within another runtime already.
-fn in_runtime<T: Send>(what: impl FnOnce(&tokio::runtime::Runtime) -> T + Send) -> std::io::Result<T> {
-    std::thread::scope(|scope| {
-        let run = || Ok(what(&tokio::runtime::Builder::new_current_thread().enable_all().build()?));
-        scope.spawn(run).join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-    })
+/// What the environment says that stores of a kind are other than their provider's own, or whose they are, where an address does not say
+/// it: the copies of one must not be taken for those of another.
+fn elsewhere(kind: &ObjectStoreScheme) -> Option<String> {
+    let said: Vec<String> = match kind {
+        ObjectStoreScheme::AmazonS3 => {
+            let builder = AmazonS3Builder::from_env();
+            let keys = [AmazonS3ConfigKey::S3Endpoint, AmazonS3ConfigKey::Endpoint];
+            keys.iter().find_map(|key| builder.get_config_value(key)).into_iter().collect()
+        }
+        ObjectStoreScheme::GoogleCloudStorage => {
+            GoogleCloudStorageBuilder::from_env().get_config_value(&GoogleConfigKey::BaseUrl).into_iter().collect()
+        }
+        ObjectStoreScheme::MicrosoftAzure => {
+            let builder = MicrosoftAzureBuilder::from_env();
+            let keys = [AzureConfigKey::AccountName, AzureConfigKey::Endpoint];
+            keys.iter().filter_map(|key| builder.get_config_value(key)).collect()
+        }
+        _ => Vec::new(),
+    };
+    Some(said.join("@")).filter(|said| !said.is_empty())
 }
 
 /// The store of an address, with what the environment says of it.
-fn store(address: &Address) -> object_store::Result<Arc<dyn ObjectStore>> {
+fn store(address: &Address, patience: &Patience) -> object_store::Result<Arc<dyn ObjectStore>> {
     let url = address.url.as_str();
+    let retries = patience.retries.clone();
     Ok(match address.kind {
         ObjectStoreScheme::AmazonS3 => {
-            let builder = AmazonS3Builder::from_env().with_url(url);
-            Arc::new(PATIENCE.iter().fold(builder, |b, (k, v)| b.with_config(AmazonS3ConfigKey::Client(*k), *v)).build()?)
+            let builder = AmazonS3Builder::from_env().with_url(url).with_retry(retries);
+            let settings = patience.settings(&variables("AWS_"), AmazonS3ConfigKey::Client);
+            Arc::new(settings.into_iter().fold(builder, |b, (k, v)| b.with_config(k, v)).build()?)
         }
         ObjectStoreScheme::GoogleCloudStorage => {
-            let builder = GoogleCloudStorageBuilder::from_env().with_url(url);
-            Arc::new(PATIENCE.iter().fold(builder, |b, (k, v)| b.with_config(GoogleConfigKey::Client(*k), *v)).build()?)
+            let builder = GoogleCloudStorageBuilder::from_env().with_url(url).with_retry(retries);
+            let settings = patience.settings(&variables("GOOGLE_"), GoogleConfigKey::Client);
+            Arc::new(settings.into_iter().fold(builder, |b, (k, v)| b.with_config(k, v)).build()?)
         }
         ObjectStoreScheme::MicrosoftAzure => {
-            let builder = MicrosoftAzureBuilder::from_env().with_url(url);
-            Arc::new(PATIENCE.iter().fold(builder, |b, (k, v)| b.with_config(AzureConfigKey::Client(*k), *v)).build()?)
+            let builder = MicrosoftAzureBuilder::from_env().with_url(url).with_retry(retries);
+            let settings = patience.settings(&variables("AZURE_"), AzureConfigKey::Client);
+            Arc::new(settings.into_iter().fold(builder, |b, (k, v)| b.with_config(k, v)).build()?)
         }
         _ => {
-            let builder = HttpBuilder::new().with_url(&address.url[..url::Position::BeforePath]);
+            let builder = HttpBuilder::new().with_url(&address.url[..url::Position::BeforePath]).with_retry(retries);
             let builder = builder.with_config(ClientConfigKey::AllowHttp, (address.url.scheme() == "http").to_string());
-            Arc::new(PATIENCE.iter().fold(builder, |b, (k, v)| b.with_config(*k, *v)).build()?)
+            // No variables are read for these.
+            let settings = patience.settings(&[], |key| key);
+            Arc::new(settings.into_iter().fold(builder, |b, (k, v)| b.with_config(k, v)).build()?)
         }
     })
 }
 
 /// What tells one state of an object from another.
 fn identity(meta: &ObjectMeta) -> Value {
-    json!({"size": meta.size, "tag": meta.e_tag, "modified": meta.last_modified.timestamp_millis()})
+    json!({"size": meta.size, "tag": meta.e_tag, "modified": meta.last_modified.timestamp()})
 }
 
 /// The state of the object that `copy` is whole of; `None` where there is no copy.

@@ -1,5 +1,6 @@
 //! Addresses of objects, and where their copies lie.
 
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use object_store::ObjectStoreScheme;
@@ -7,6 +8,7 @@ use object_store::path::Path as ObjectPath;
 use url::Url;
 
 use super::braces::expand;
+use super::safe;
 use crate::formats::webdataset::is_archive;
 
 /// What an address stands for.
@@ -19,6 +21,9 @@ pub(super) struct Address {
     /// What is wanted of it.
     pub(super) wanted: Wanted,
 }
+
+/// Most objects of a data set.
+pub(super) const MOST_OBJECTS: usize = 100_000;
 
 /// Objects.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -58,6 +63,12 @@ impl Address {
             found.get_or_insert((url, kind));
         }
         let (url, kind) = found.ok_or("stands for no address")?;
+        if let Some((one, other)) = of_one_copy(&paths) {
+            return Err(match one == other {
+                true => format!("names {one} twice; expected each object once"),
+                false => format!("names {one} and {other}, which some systems take for one file; expected one of them"),
+            });
+        }
         let known: Vec<bool> = paths.iter().map(|p| is_data(p.as_ref())).collect();
         let wanted = match &paths[..] {
             [one] if !known[0] => match kind {
@@ -79,8 +90,8 @@ impl Address {
         Ok(Self { url, kind, wanted })
     }
 
-    /// The folder for copies of this store's objects, below `cache`.
-    pub(super) fn folder(&self, cache: &Path) -> PathBuf {
+    /// The folder for copies of this store's objects, below `cache`; `elsewhere` says where the store is, or whose, if the address does not.
+    pub(super) fn folder(&self, cache: &Path, elsewhere: Option<&str>) -> PathBuf {
         let host = self.url.host_str().unwrap_or_default();
         let port = self.url.port().map_or(String::new(), |p| format!("_{p}"));
         // az://container@account: two accounts may have containers of one name.
@@ -92,7 +103,8 @@ impl Address {
         let of_path =
             self.url.path().split('/').nth(1).filter(|_| self.url.scheme() == "https" && self.kind != ObjectStoreScheme::Http);
         let bucket = of_path.map_or(String::new(), |b| format!("_{b}"));
-        cache.join("objects").join(self.url.scheme()).join(safe(&format!("{user}{host}{port}{bucket}")))
+        let elsewhere = elsewhere.map_or(String::new(), |e| format!("@{e}"));
+        cache.join("objects").join(self.url.scheme()).join(safe(&format!("{user}{host}{port}{bucket}{elsewhere}")))
     }
 
     /// The folder that all of the objects lie below.
@@ -118,6 +130,15 @@ pub(super) fn copy_of(folder: &Path, object: &ObjectPath) -> PathBuf {
     parts_of(object).iter().fold(folder.to_path_buf(), |folder, part| folder.join(part))
 }
 
+/// Two objects that would have one copy, if there are; also where a file system does not tell capitals from small letters.
+pub(super) fn of_one_copy<'a>(paths: impl IntoIterator<Item = &'a ObjectPath>) -> Option<(&'a ObjectPath, &'a ObjectPath)> {
+    let mut known = HashMap::new();
+    paths.into_iter().find_map(|path| {
+        let before = known.insert(parts_of(path).join("/").to_ascii_lowercase(), path)?;
+        Some((before, path))
+    })
+}
+
 /// Whether a name is that of an archive or a table.
 pub(super) fn is_data(name: &str) -> bool {
     is_table(name) || is_archive(Path::new(name))
@@ -130,14 +151,6 @@ pub(super) fn is_table(name: &str) -> bool {
 
 fn parts_of(path: &ObjectPath) -> Vec<String> {
     path.parts().map(|part| safe(part.as_ref())).collect()
-}
-
-/// A name that every file system takes for a file: other bytes than letters, digits and `._-=@` as `%` and their number, and so the dots of
-/// a name of dots alone.
-fn safe(name: &str) -> String {
-    let dots = name.bytes().all(|b| b == b'.');
-    let plain = |b: u8| b.is_ascii_alphanumeric() || b"_-=@".contains(&b) || b == b'.' && !dots;
-    name.bytes().map(|b| if plain(b) { char::from(b).to_string() } else { format!("%{b:02X}") }).collect()
 }
 
 #[cfg(test)]
@@ -165,6 +178,8 @@ mod tests {
             ("s3://b/{x.tar,y.zip}", "end in .tar"),
             ("s3://b/{x.tar,y.parquet}", "one kind"),
             ("https://h:port/x.tar", "no address"),
+            ("s3://b/x-{a,a}.tar", "names x-a.tar twice"),
+            ("s3://b/x-{a,A}.tar", "names x-a.tar and x-A.tar"),
         ] {
             let told = of(text).expect_err(text);
             assert!(told.contains(word) && !told.contains("secret"), "{text}: {told}");
@@ -176,7 +191,7 @@ mod tests {
         let cache = Path::new("c");
         let place = |text: &str| -> anyhow::Result<(String, String)> {
             let address = Address::parse(text).map_err(anyhow::Error::msg)?;
-            let folder = address.folder(cache);
+            let folder = address.folder(cache, None);
             let Wanted::These(paths) = &address.wanted else { anyhow::bail!("a folder") };
             let copy = copy_of(&folder, &paths[0]).display().to_string();
             Ok((copy.replace('\\', "/"), address.root(&folder).display().to_string().replace('\\', "/")))
@@ -185,6 +200,10 @@ mod tests {
         assert_eq!(place("s3://b/d/x.tar")?, pair("c/objects/s3/b/d/x.tar", "c/objects/s3/b/d"));
         assert_eq!(place("http://h:81/d/{a,b}/x.tar")?, pair("c/objects/http/h_81/d/a/x.tar", "c/objects/http/h_81/d"));
         assert_eq!(place("https://h/../a%20b%2F..:/x.tar")?.1, "c/objects/https/h/a%20b/..%3A");
+        let folder = |elsewhere| -> anyhow::Result<PathBuf> {
+            Ok(Address::parse("s3://b/x.tar").map_err(anyhow::Error::msg)?.folder(cache, elsewhere))
+        };
+        assert_eq!(folder(Some("http://h:9"))?, cache.join("objects/s3/b@http%3A%2F%2Fh%3A9"));
         assert_eq!((safe(".."), safe("a/b"), safe("ä")), ("%2E%2E".into(), "a%2Fb".into(), "%C3%A4".into()));
         Ok(())
     }

@@ -12,8 +12,8 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
-use super::hub::{Datasets, HubId, Listing, Repository};
-use super::{Fetched, Network, size_in_words};
+use super::hub::{Datasets, HubId, Listing, Repository, is_commit};
+use super::{Fetched, Network, safe, size_in_words};
 use crate::sources::Split;
 use crate::{Error, Result};
 
@@ -37,14 +37,22 @@ struct Table {
 /// A name of another form, no such repository, configuration or split, no Parquet files, a network that fails.
 pub(super) fn fetch(name: &str, cache: &Path, network: Network) -> Result<Fetched> {
     let id = HubId::parse(name)?;
-    let hub = Repository::datasets(&id, name, network)?;
-    let folder = cache.join("hub").join(format!("datasets--{}--{}", id.owner, id.name));
+    fetch_from(&Repository::datasets(&id, name, network)?, &id, cache)
+}
+
+/// The same of a repository of this id.
+pub(super) fn fetch_from(hub: &Repository<Datasets>, id: &HubId, cache: &Path) -> Result<Fetched> {
+    let folder = match hub.elsewhere() {
+        None => cache.join("hub"),
+        Some(other) => cache.join("hub").join(safe(other)),
+    };
+    let folder = folder.join(format!("datasets--{}--{}", id.owner, id.name));
     let mut told = String::new();
-    let mut listing = listing(&hub, &folder, id.revision.as_deref(), false)?;
+    let mut listing = listing(hub, &folder, id.revision.as_deref(), false)?;
     let mut tables = tables_of(&listing, id.revision.as_deref() == Some(CONVERTED));
     if tables.is_empty() && id.revision.is_none() {
         hub.note(&format!("holds no Parquet files; looking at the branch {CONVERTED}"));
-        listing = self::listing(&hub, &folder, Some(CONVERTED), true)?;
+        listing = self::listing(hub, &folder, Some(CONVERTED), true)?;
         tables = tables_of(&listing, true);
         told.push_str(&format!("; as the Hub converted them ({CONVERTED})"));
     }
@@ -67,25 +75,23 @@ pub(super) fn fetch(name: &str, cache: &Path, network: Network) -> Result<Fetche
             missing.push(table);
         }
     }
+    let bytes = missing.iter().fold(0_u64, |sum, t| sum.saturating_add(t.size));
     if let ([first, ..], true) = (&missing[..], hub.is_offline()) {
-        let reason =
-            format!("{} of its files are not in the cache ({}, …), and nothing is fetched offline", missing.len(), first.path);
+        let reason = format!(
+            "{} of its files are not in the cache ({}, …; {}), and nothing is fetched offline",
+            missing.len(),
+            first.path,
+            size_in_words(bytes)
+        );
         return Err(hub.wrong(reason));
     }
     if !missing.is_empty() {
-        let bytes = missing.iter().map(|t| t.size).sum();
-        hub.note(&format!("fetching {} files, {}", missing.len(), size_in_words(bytes)));
+        hub.note(&format!("fetching {} files of {}, {}", missing.len(), tables.len(), size_in_words(bytes)));
     }
     let mut files = Vec::new();
     for table in &tables {
-        let file = hub.get(&table.path, commit)?;
-        let file = file.ok_or_else(|| hub.wrong(format!("lists the file {}, but does not have it", table.path)))?;
-        let length = std::fs::metadata(&file).map_err(Error::io(&file))?.len();
-        if length != table.size {
-            let reason = format!("has {length} bytes where the Hub says {}; delete it to fetch it again", table.size);
-            return Err(Error::bad(file, reason));
-        }
-        files.push(file);
+        let file = hub.get(&table.path, commit, Some(table.size))?;
+        files.push(file.ok_or_else(|| hub.wrong(format!("lists the file {}, but does not have it", table.path)))?);
     }
     Ok(Fetched { root: root_of(&files, &tables), files, told })
 }
@@ -122,7 +128,8 @@ fn listing(hub: &Repository<Datasets>, folder: &Path, revision: Option<&str>, ma
     let damaged = || Error::bad(&path, "is damaged; delete it");
     let value: Value = serde_json::from_slice(&text).map_err(|_| damaged())?;
     let file = |v: &Value| Some((v.get(0)?.as_str()?.to_string(), v.get(1)?.as_u64()?));
-    let commit = value["commit"].as_str().ok_or_else(damaged)?.to_string();
+    // Of a branch that is not there nothing is known.
+    let commit = value["commit"].as_str().filter(|c| c.is_empty() || is_commit(c)).ok_or_else(damaged)?.to_string();
     let files = value["files"].as_array().and_then(|f| f.iter().map(file).collect()).ok_or_else(damaged)?;
     Ok(Listing { commit, files })
 }

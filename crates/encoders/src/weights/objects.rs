@@ -8,6 +8,8 @@ use std::collections::HashMap;
 
 use candle_core::pickle::Object;
 
+use super::opcodes::is_dictionary;
+
 /// The object that the pickle at the start of `bytes` describes.
 ///
 /// # Errors
@@ -77,9 +79,7 @@ impl Machine<'_> {
             b'R' | 0x81 => {
                 let (args, callable) = (self.stack.pop()?, self.stack.pop()?);
                 match &callable {
-                    Object::Class { module_name, class_name }
-                        if module_name == "collections" && matches!(&class_name[..], "OrderedDict" | "defaultdict") =>
-                    {
+                    Object::Class { module_name, class_name } if is_dictionary(module_name, class_name) => {
                         Object::Dict(Vec::new())
                     }
                     _ => Object::Reduce { callable: Box::new(callable), args: Box::new(args) },
@@ -101,22 +101,21 @@ impl Machine<'_> {
         Some(true)
     }
 
-    /// Adds items to the object on top: keys and values where `pairs`.
+    /// Adds items to the object on top: keys and values where `pairs`. Those of an object of another kind than a list or a dictionary
+    /// are a state of it, one for all of its keys and values and one for its other items.
     fn add(&mut self, items: Vec<Object>, pairs: bool) -> Option<()> {
-        let paired = |items: Vec<Object>| {
-            let mut items = items.into_iter();
-            std::iter::from_fn(move || Some((items.next()?, items.next()?))).collect::<Vec<_>>()
-        };
         if pairs && !items.len().is_multiple_of(2) {
             return None;
         }
-        match (self.stack.last_mut()?, pairs) {
-            (Object::Dict(held), true) => held.extend(paired(items)),
-            (Object::List(held), false) => held.extend(items),
-            (made @ (Object::Reduce { .. } | Object::Build { .. }), _) => {
-                let state = if pairs { Object::Dict(paired(items)) } else { Object::List(items) };
-                *made = Object::Build { callable: Box::new(std::mem::replace(made, Object::None)), args: Box::new(state) };
-            }
+        let made = self.stack.last_mut()?;
+        let state = if pairs { Object::Dict(Vec::new()) } else { Object::List(Vec::new()) };
+        if matches!(made, Object::Reduce { .. } | Object::Build { .. }) && held(made, pairs).is_none() {
+            *made = Object::Build { callable: Box::new(std::mem::replace(made, Object::None)), args: Box::new(state) };
+        }
+        let mut items = items.into_iter();
+        match held(made, pairs)? {
+            Object::Dict(held) => held.extend(std::iter::from_fn(|| Some((items.next()?, items.next()?)))),
+            Object::List(held) => held.extend(items),
             _ => return None,
         }
         Some(())
@@ -152,6 +151,23 @@ impl Machine<'_> {
         let above = self.stack.split_off(at + 1);
         self.stack.pop();
         Some(above)
+    }
+}
+
+/// The dictionary, if `pairs`, or else the list that takes further items of an object: itself, its state, or the state below, so that no
+/// object lies deeper for having many items, in whatever order they come. `None` where there is none yet.
+fn held(made: &mut Object, pairs: bool) -> Option<&mut Object> {
+    let takes = |object: &Object| matches!((object, pairs), (Object::Dict(_), true) | (Object::List(_), false));
+    if takes(made) {
+        return Some(made);
+    }
+    let Object::Build { callable, args } = made else { return None };
+    if takes(args) {
+        return Some(args);
+    }
+    match &mut **callable {
+        Object::Build { args, .. } if takes(args) => Some(args),
+        _ => None,
     }
 }
 
@@ -193,6 +209,35 @@ mod tests {
             make(b"cmy\nDict\n)\x81(K\x01K\x02u."),
             Ok(with("Dict", Object::Dict(vec![(Object::Int(1), Object::Int(2))])))
         );
+    }
+
+    #[test]
+    fn no_object_lies_deeper_for_having_many_items() {
+        fn depth(object: &Object) -> usize {
+            match object {
+                Object::Build { callable, args } => 1 + depth(callable).max(depth(args)),
+                _ => 1,
+            }
+        }
+        let one = |op: u8| if op == b'a' { b"Na".to_vec() } else { b"NNs".to_vec() };
+        let many = |op: u8| if op == b'e' { b"(NNe".to_vec() } else { b"(NNu".to_vec() };
+        for (items, most) in [
+            (one(b'a'), 2),
+            (one(b's'), 2),
+            (many(b'e'), 2),
+            (many(b'u'), 2),
+            ([one(b'a'), one(b's')].concat(), 3),
+            ([many(b'u'), many(b'e'), one(b's')].concat(), 3),
+        ] {
+            let pickle = [&b"cmy\nN\n)R"[..], &items.repeat(100_000), b"."].concat();
+            assert_eq!(crate::weights::opcodes::check(&pickle), Ok(pickle.len()));
+            let made = make(&pickle).expect("a pickle");
+            assert_eq!(depth(&made), most, "{}", String::from_utf8_lossy(&items));
+            assert_eq!(made.clone(), made);
+        }
+        // A state between the items makes it deeper, which counts.
+        let pickle = [&b"cmy\nN\n)R"[..], &b"NaNNsNb".repeat(100), b"."].concat();
+        assert!(crate::weights::opcodes::check(&pickle).expect_err("deep").contains("nested"));
     }
 
     #[test]

@@ -71,16 +71,39 @@ fn runs(module: &str, name: &str) -> bool {
     }
 }
 
+/// Whether a class is one of Python's dictionaries, which are made as such.
+pub(super) fn is_dictionary(module: &str, name: &str) -> bool {
+    module == "collections" && matches!(name, "OrderedDict" | "defaultdict")
+}
+
 /// Nesting, number and text of the parts of an object.
 #[derive(Clone, Copy)]
 struct Size {
     depth: u32,
     count: u64,
     bytes: u64,
-    mark: bool,
+    sort: Sort,
 }
 
-const LEAF: Size = Size { depth: 1, count: 1, bytes: 0, mark: false };
+/// What more items do to an object.
+#[derive(Clone, Copy, PartialEq)]
+enum Sort {
+    /// It is where a tuple or a list of items begins.
+    Mark,
+    /// A list or a dictionary: they go into it.
+    Container,
+    /// The class of a dictionary.
+    Ordered,
+    /// They go into a list or a dictionary that is laid around it.
+    Other,
+    /// There are a list and a dictionary around it already.
+    Around,
+}
+
+/// Objects that one comes to lie in where items are added to it that is no container: [`make`](super::objects::make) lays a list and a
+/// dictionary around it.
+const AROUND: u32 = 2;
+const LEAF: Size = Size { depth: 1, count: 1, bytes: 0, sort: Sort::Other };
 
 /// Walks a pickle without making its objects; what follows its end is left alone. Gives its length. The error says what it holds
 /// that it must not.
@@ -101,12 +124,14 @@ pub(super) fn check(pickle: &[u8]) -> Result<usize, String> {
                 if runs(&module, &name) {
                     return Err(refusal(&format!("{module}.{name}")));
                 }
-                let text = Size { bytes: (module.len() + name.len()) as u64, ..LEAF };
+                let sort = if is_dictionary(&module, &name) { Sort::Ordered } else { Sort::Other };
+                let text = Size { bytes: (module.len() + name.len()) as u64, sort, ..LEAF };
                 bytes += text.bytes;
                 stack.push(text);
             }
-            b')' | b'}' | b']' | b'N' | 0x88 | 0x89 => stack.push(LEAF),
-            b'(' => stack.push(Size { mark: true, ..LEAF }),
+            b'}' | b']' => stack.push(Size { sort: Sort::Container, ..LEAF }),
+            b')' | b'N' | 0x88 | 0x89 => stack.push(LEAF),
+            b'(' => stack.push(Size { sort: Sort::Mark, ..LEAF }),
             b'X' => {
                 let length = number(&mut rest, 4)?;
                 take(&mut rest, length as usize)?;
@@ -150,7 +175,14 @@ pub(super) fn check(pickle: &[u8]) -> Result<usize, String> {
             }
             b'Q' => wrap(&mut stack, 1)?,
             0x85 => wrap(&mut stack, 1)?,
-            0x86 | b'R' | b'b' | 0x81 => wrap(&mut stack, 2)?,
+            b'R' | 0x81 => {
+                let ordered = stack.iter().nth_back(1).is_some_and(|callable| callable.sort == Sort::Ordered);
+                wrap(&mut stack, 2)?;
+                if let (Some(made), true) = (stack.last_mut(), ordered) {
+                    made.sort = Sort::Container;
+                }
+            }
+            0x86 | b'b' => wrap(&mut stack, 2)?,
             0x87 => wrap(&mut stack, 3)?,
             b't' => {
                 let size = marked(&mut stack)?;
@@ -227,7 +259,7 @@ fn wrap(stack: &mut Vec<Size>, count: usize) -> Result<(), String> {
 
 /// Everything above the last mark becomes one object.
 fn marked(stack: &mut Vec<Size>) -> Result<Size, String> {
-    let at = stack.iter().rposition(|s| s.mark).ok_or("holds a damaged pickle: a mark is missing")?;
+    let at = stack.iter().rposition(|s| s.sort == Sort::Mark).ok_or("holds a damaged pickle: a mark is missing")?;
     let size = holding(stack.drain(at..).skip(1));
     Ok(size)
 }
@@ -238,7 +270,12 @@ fn into_last(stack: &mut Vec<Size>, count: usize) -> Result<(), String> {
     let added = holding(stack.split_off(parts).into_iter());
     if let Some(last) = stack.last_mut() {
         // It does not lie deeper for being longer.
-        last.depth = last.depth.max(added.depth);
+        let around = if last.sort == Sort::Container { 0 } else { AROUND };
+        let within = if last.sort == Sort::Around { last.depth } else { last.depth.saturating_add(around) };
+        last.depth = within.max(added.depth.saturating_add(around));
+        if last.sort != Sort::Container {
+            last.sort = Sort::Around;
+        }
         last.count = last.count.saturating_add(added.count);
         last.bytes = last.bytes.saturating_add(added.bytes);
     }
@@ -250,6 +287,6 @@ fn holding(parts: impl Iterator<Item = Size>) -> Size {
         depth: all.depth.max(part.depth.saturating_add(1)),
         count: all.count.saturating_add(part.count),
         bytes: all.bytes.saturating_add(part.bytes),
-        mark: false,
+        sort: Sort::Other,
     })
 }

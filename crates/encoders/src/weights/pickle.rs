@@ -176,6 +176,9 @@ impl Found<'_> {
         }
         if holds_tensors(object) {
             self.closed.insert(name.to_string(), kind.clone());
+            if self.closed.len() > MOST_TENSORS {
+                return Err(format!("holds more than {MOST_TENSORS} objects of unknown kinds with tensors in them"));
+            }
         }
         self.passed_over.insert(kind);
         Ok(())

@@ -85,7 +85,7 @@ fn what_is_missing_closed_or_no_archive_is_told() -> anyhow::Result<()> {
     })?;
     for (file, words) in [
         ("gone.tar", "gone.tar: is not there (404)"),
-        ("closed.tar", "credentials come from the environment"),
+        ("closed.tar", "web servers are read without credentials"),
         ("text.tar", "no readable image"),
         ("folder/", "a web server can't be asked what it holds"),
     ] {
@@ -111,9 +111,9 @@ fn that_cuts(times: usize, tag: bool, parts: bool) -> anyhow::Result<Server> {
 
 #[test]
 fn a_transfer_that_is_cut_goes_on_where_it_broke() -> anyhow::Result<()> {
-    for (tag, parts) in [(true, true), (false, true), (false, false)] {
+    for (tag, parts, times) in [(true, true, 2), (false, true, 2), (false, false, 2), (false, false, 3)] {
         let dir = tempfile::tempdir()?;
-        let server = that_cuts(2, tag, parts)?;
+        let server = that_cuts(times, tag, parts)?;
         let found = opened(&format!("{}/x.tar", server.address()), dir.path(), ONLINE)?;
         ensure!(found.train.len() == 2, "tag {tag}, parts {parts}: {} images", found.train.len());
         let ranges: Vec<Option<usize>> = server.asked().iter().filter(|r| r.method == "GET").map(Request::first_byte).collect();
@@ -125,6 +125,67 @@ fn a_transfer_that_is_cut_goes_on_where_it_broke() -> anyhow::Result<()> {
         names.sort_unstable();
         ensure!(names == [".lock", "x.tar", "x.tar.about"], "{names:?}");
     }
+    Ok(())
+}
+
+#[test]
+fn a_server_without_parts_that_always_breaks_off_is_told_as_such() -> anyhow::Result<()> {
+    let dir = tempfile::tempdir()?;
+    let server = that_cuts(usize::MAX, false, false)?;
+    let told = opened(&format!("{}/x.tar", server.address()), dir.path(), ONLINE).err().context("it never ends")?.to_string();
+    ensure!(told.contains("4 times in a row; the server gives no parts") && !told.contains("is kept"), "{told}");
+    Ok(())
+}
+
+#[test]
+fn a_server_that_is_silent_is_left() -> anyhow::Result<()> {
+    let dir = tempfile::tempdir()?;
+    let server = Server::start(|_| {
+        std::thread::sleep(Duration::from_secs(20));
+        Answer::status(404)
+    })?;
+    let patience = Patience {
+        silence: Duration::from_millis(200),
+        retries: RetryConfig { max_retries: 1, ..RetryConfig::default() },
+        ..Patience::default()
+    };
+    let start = std::time::Instant::now();
+    let told = fetch_with(&patience, &format!("{}/x.tar", server.address()), dir.path(), ONLINE).err().context("it waits")?;
+    ensure!(told.to_string().contains("x.tar: ") && told.to_string().contains("--offline takes what was fetched"), "{told}");
+    ensure!(start.elapsed() < Duration::from_secs(10), "{:?}", start.elapsed());
+    Ok(())
+}
+
+#[test]
+fn time_outs_of_the_environment_come_first() {
+    let names = ["AWS_TIMEOUT", "AWS_REGION", "AWS_CONNECT_TIMEOUT"].map(String::from);
+    let settings = Patience::default().settings(&names, AmazonS3ConfigKey::Client);
+    assert_eq!(settings, [(AmazonS3ConfigKey::Client(ClientConfigKey::ReadTimeout), "30000ms".into())]);
+    assert_eq!(Patience::default().settings(&[], GoogleConfigKey::Client).len(), 3);
+    assert_eq!(Patience::default().settings(&["AZURE_READ_TIMEOUT".into()], AzureConfigKey::Client).len(), 2);
+}
+
+#[test]
+fn an_object_that_is_named_twice_is_not_fetched() -> anyhow::Result<()> {
+    let dir = tempfile::tempdir()?;
+    let server = of_fixtures()?;
+    let told = opened(&format!("{}/webdataset/train-{{000000,000000}}.tar", server.address()), dir.path(), ONLINE);
+    let told = told.err().context("twice")?.to_string();
+    ensure!(told.contains("twice") && server.asked().is_empty(), "{told}");
+    Ok(())
+}
+
+#[test]
+fn an_object_that_changes_between_two_requests_is_told() -> anyhow::Result<()> {
+    let dir = tempfile::tempdir()?;
+    let content = std::fs::read(fixture("webdataset/train-000000.tar"))?;
+    // Of the same size, without an entity tag.
+    let server = Server::start(move |request| {
+        let day = if request.method == "HEAD" { "Mon, 01 Jan 2024" } else { "Tue, 02 Jan 2024" };
+        Answer::file(request, &content).with("Last-Modified", &format!("{day} 00:00:00 GMT"))
+    })?;
+    let told = opened(&format!("{}/x.tar", server.address()), dir.path(), ONLINE).err().context("it was taken")?.to_string();
+    ensure!(told.contains("changed while it was fetched"), "{told}");
     Ok(())
 }
 

@@ -167,6 +167,25 @@ fn what_holds_tensors_beside_the_weights_stays_closed_and_is_named() -> anyhow::
 }
 
 #[test]
+fn an_object_with_many_items_is_passed_over_like_another() -> anyhow::Result<()> {
+    let dir = tempfile::tempdir()?;
+    let whole = tensor(0, [2, 3], [3, 1]);
+    let key = b"X\x01\x00\x00\x00x";
+    for items in [&b"Na"[..], b"NNs", b"NaNNs", b"(NNe(NNu"] {
+        let times = 900_000 / items.len();
+        let object = [&b"cmy\nN\n)R"[..], &items.repeat(times), b"s."].concat();
+        let pickle = [&whole[..whole.len() - 1], key, &object].concat();
+        let weights = open_bytes(dir.path(), &archive(&pickle, &floats()))?;
+        assert_eq!(weights.names().collect::<Vec<_>>(), ["model.w"]);
+        assert_eq!(weights.passed_over(), ["my.N"]);
+        let told = open_bytes(dir.path(), &archive(&[&object[..object.len() - 2], b"."].concat(), &floats()));
+        let told = told.err().map(|e| e.to_string()).unwrap_or_default();
+        assert!(told.contains("`my.N`"), "{told}");
+    }
+    Ok(())
+}
+
+#[test]
 fn weights_that_are_not_finite_are_refused_by_name() -> anyhow::Result<()> {
     let dir = tempfile::tempdir()?;
     for value in [f32::NAN, f32::INFINITY] {
