@@ -107,10 +107,7 @@ impl Trainer {
         }
         if words.get("images") != Some(&self.images) {
             let path = &self.config.data.path;
-            return Err(Error::run(
-                &place,
-                format!("was made with other images than {path} has now: files or labels differ"),
-            ));
+            return Err(Error::run(&place, format!("was made with other images than {path} has now: files or labels differ")));
         }
         let mut loader = StateLoader::new(tensors, place.display().to_string());
         self.visit_state(&mut loader)?;
