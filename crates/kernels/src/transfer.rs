@@ -64,10 +64,10 @@ impl Transfers {
         false
     }
 
-    /// Memory for `len` values, which may hold anything.
+    /// Memory for `len` values, which may hold anything. The host waits only where several rooms of this length wait for their copies.
     ///
     /// # Errors
-    /// When CUDA has no page-locked memory left.
+    /// When CUDA has no page-locked memory left, or can't finish a copy.
     pub fn buffer(&self, len: usize) -> Result<HostBuffer> {
         #[cfg(feature = "cuda")]
         if let Some(copies) = &self.copies {
@@ -114,7 +114,7 @@ impl HostBuffer {
     /// The values, to be written.
     ///
     /// # Errors
-    /// When CUDA can't finish the copy that used the memory before.
+    /// When CUDA fails.
     pub fn as_mut_slice(&mut self) -> Result<&mut [f32]> {
         match &mut self.0 {
             Kind::Plain(values) => Ok(values),

@@ -13,14 +13,14 @@ use candle_core::{CudaDevice, CudaStorage, DType, Error, Result, bail};
 use super::launch::{Arg, Engine, Upload};
 use super::source::Source;
 
-/// A CUDA device as a place for kernels.
+/// A CUDA device as a place for kernels. They are started on its one stream ([`crate::open_cuda`]), whatever the thread.
 pub(crate) struct Gpu<'a>(pub &'a CudaDevice);
 
 impl Engine for Gpu<'_> {
     type Buffer = CudaStorage;
 
     fn alloc(&self, kind: DType, len: usize) -> Result<CudaStorage> {
-        // An empty allocation is refused by the driver.
+        // Never nothing: whether the driver takes an allocation of no bytes is its affair.
         let room = len.max(1);
         // SAFETY: the callers write what they read: every kernel writes its whole result, or nothing is read of an empty one.
         let slice = unsafe {

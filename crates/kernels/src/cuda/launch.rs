@@ -66,17 +66,6 @@ impl<'a, B> Arg<'a, B> {
     pub fn maybe(view: Option<View<'a, B>>) -> Self {
         view.map_or(Self::Null, View::arg)
     }
-
-    /// The letter of the argument's kind: pointer, int, long long, float.
-    #[cfg(any(test, feature = "emulation"))]
-    pub fn letter(&self) -> char {
-        match self {
-            Self::In(..) | Self::Changed(..) | Self::Out(_) | Self::Null => 'p',
-            Self::Int(_) => 'i',
-            Self::Long(_) => 'l',
-            Self::Float(_) => 'f',
-        }
-    }
 }
 
 /// Elements of a buffer from `offset` on.
