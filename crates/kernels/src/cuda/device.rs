@@ -3,11 +3,11 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use candle_core::cuda_backend::CudaStorageSlice;
 use candle_core::cuda_backend::cudarc::driver::{
-    CudaSlice, CudaStream, DevicePtr, DevicePtrMut, LaunchConfig, PushKernelArg, SyncOnDrop,
+    CudaFunction, CudaSlice, CudaStream, DevicePtr, DevicePtrMut, LaunchConfig, PushKernelArg, SyncOnDrop,
 };
 use candle_core::cuda_backend::cudarc::nvrtc::{CompileError, CompileOptions, Ptx, compile_ptx_with_opts};
+use candle_core::cuda_backend::{CudaStorageSlice, DeviceId};
 use candle_core::{CudaDevice, CudaStorage, DType, Error, Result, bail};
 
 use super::launch::{Arg, Engine, Upload};
@@ -59,7 +59,7 @@ impl Engine for Gpu<'_> {
         block: u32,
         mut args: Vec<Arg<'_, CudaStorage>>,
     ) -> Result<()> {
-        let function = self.0.get_or_load_custom_func(kernel, &format!("twinsight-{}", source.name), &ptx(self.0, source)?)?;
+        let function = function(self.0, source, kernel)?;
         let stream = self.0.cuda_stream();
         // Held until the kernel is started: they order it among the streams that share a buffer.
         let mut held = Vec::with_capacity(args.len());
@@ -82,7 +82,7 @@ impl Engine for Gpu<'_> {
                 Arg::Float(v) => Value::Float(*v),
             });
         }
-        let mut builder = function.builder();
+        let mut builder = stream.launch_builder(&function);
         for value in &values {
             match value {
                 Value::Pointer(v) => builder.arg(v),
@@ -132,6 +132,26 @@ fn pointer_mut<'a>(buffer: &'a mut CudaStorage, stream: &'a CudaStream) -> Resul
         CudaStorageSlice::I64(s) => s.device_ptr_mut(stream),
         _ => bail!("internal: a CUDA kernel was given an element type that none writes"),
     })
+}
+
+/// The kernel on the device, looked up once.
+fn function(device: &CudaDevice, source: &'static Source, kernel: &str) -> Result<CudaFunction> {
+    /// By the device and the source's name, then by the kernel's.
+    type Found = HashMap<(DeviceId, &'static str), HashMap<String, CudaFunction>>;
+    static FOUND: Mutex<Option<Found>> = Mutex::new(None);
+    let key = (device.id(), source.name);
+    let known = {
+        let mut found = FOUND.lock().unwrap_or_else(PoisonError::into_inner);
+        found.get_or_insert_default().get(&key).and_then(|kernels| kernels.get(kernel)).cloned()
+    };
+    if let Some(function) = known {
+        return Ok(function);
+    }
+    let function = device.get_or_load_custom_func(kernel, &format!("twinsight-{}", source.name), &ptx(device, source)?)?;
+    let function = function.into_cuda_function();
+    let mut found = FOUND.lock().unwrap_or_else(PoisonError::into_inner);
+    found.get_or_insert_default().entry(key).or_default().insert(kernel.to_string(), function.clone());
+    Ok(function)
 }
 
 /// The source compiled for the device, once in a process.
