@@ -137,31 +137,31 @@ impl Copies {
     pub fn begin(&self, from: Pinned) -> Result<Begun> {
         let compute = self.device.cuda_stream();
         // SAFETY: the copy writes every element before `finish` lets the stream read them.
-        let mut to = unsafe { compute.alloc::<f32>(from.memory.len()) }.map_err(failed)?;
+        let to = unsafe { compute.alloc::<f32>(from.memory.len()) }.map_err(failed)?;
         // Allocation is ordered on the computing stream.
         self.stream.join(&compute).map_err(failed)?;
-        let copied = self.stream.memcpy_htod(&from.memory, &mut to);
-        let done = match copied.and_then(|()| self.stream.record_event(None)) {
-            Ok(done) => done,
-            Err(error) => {
-                // Whatever was begun must not write to memory that others get.
-                if let Err(error) = self.stream.synchronize() {
-                    std::mem::forget((to, from));
-                    return Err(failed(error));
-                }
-                return Err(failed(error));
-            }
-        };
-        Ok(Begun { to: ManuallyDrop::new(to), from: Some(from), done: Some(done) })
+        copied(&self.stream, from, to)
+    }
+
+    /// The tensor, by a copy on the device's own stream.
+    pub fn send(&self, from: Pinned, shape: Shape) -> Result<Tensor> {
+        let compute = self.device.cuda_stream();
+        // SAFETY: the copy writes every element before what follows on the stream reads them.
+        let to = unsafe { compute.alloc::<f32>(from.memory.len()) }.map_err(failed)?;
+        self.taken(copied(&compute, from, to)?, shape)
     }
 
     /// The tensor; the device's stream waits for the copy, the host does not.
-    pub fn finish(&self, mut copy: Begun, shape: Shape) -> Result<Tensor> {
-        let Some(done) = copy.done.take() else { bail!("internal: a copy was taken twice") };
-        if let Err(error) = self.device.cuda_stream().wait(&done) {
-            copy.done = Some(done);
-            return Err(failed(error));
+    pub fn finish(&self, copy: Begun, shape: Shape) -> Result<Tensor> {
+        if let Some(done) = &copy.done {
+            self.device.cuda_stream().wait(done).map_err(failed)?;
         }
+        self.taken(copy, shape)
+    }
+
+    /// The tensor of a copy that comes before what follows on the device's stream.
+    fn taken(&self, mut copy: Begun, shape: Shape) -> Result<Tensor> {
+        let Some(done) = copy.done.take() else { bail!("internal: a copy was taken twice") };
         // SAFETY: it is taken once: without `done`, `drop` keeps its hands from it.
         let to = unsafe { ManuallyDrop::take(&mut copy.to) };
         if let Some(Pinned { memory, .. }) = copy.from.take() {
@@ -169,6 +169,22 @@ impl Copies {
         }
         let storage = Storage::Cuda(CudaStorage::wrap_cuda_slice(to, self.device.clone()));
         Ok(Tensor::from_storage(storage, shape, BackpropOp::none(), false))
+    }
+}
+
+/// The copy, begun on `stream`.
+fn copied(stream: &Arc<CudaStream>, from: Pinned, mut to: CudaSlice<f32>) -> Result<Begun> {
+    let copied = stream.memcpy_htod(&from.memory, &mut to);
+    match copied.and_then(|()| stream.record_event(None)) {
+        Ok(done) => Ok(Begun { to: ManuallyDrop::new(to), from: Some(from), done: Some(done) }),
+        Err(error) => {
+            // Whatever was begun must not touch memory that others get.
+            if let Err(error) = stream.synchronize() {
+                std::mem::forget((to, from));
+                return Err(failed(error));
+            }
+            Err(failed(error))
+        }
     }
 }
 

@@ -167,11 +167,13 @@ impl Engine for Host {
 
     fn upload(&self, values: Upload<'_>) -> Result<HostBuffer> {
         let (kind, len) = match values {
+            Upload::U8(v) => (DType::U8, v.len()),
             Upload::U32(v) => (DType::U32, v.len()),
             Upload::I64(v) => (DType::I64, v.len()),
         };
         let mut buffer = HostBuffer::new(kind, len);
         match values {
+            Upload::U8(v) => buffer.write(v),
             Upload::U32(v) => buffer.write(v),
             Upload::I64(v) => buffer.write(v),
         }

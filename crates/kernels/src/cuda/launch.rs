@@ -38,6 +38,7 @@ pub(crate) trait Engine {
 /// Numbers on their way to the device.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Upload<'a> {
+    U8(&'a [u8]),
     U32(&'a [u32]),
     I64(&'a [i64]),
 }
