@@ -42,8 +42,11 @@ pub fn run(args: &CheckCudaArgs) -> Result<()> {
     let mut path = vec![toolkit.join("bin"), toolkit.join("nvvm/bin")];
     path.extend(std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default()));
     let path = std::env::join_paths(path)?;
+    // A folder of its own: what is compiled without optimisation below must not be taken by a build that runs.
+    let target = Path::new(shell::metadata()?.target_directory.as_str()).join("check-cuda");
     let cargo = |words: &[&str]| {
         let mut command = shell::cargo(words);
+        command.env("CARGO_TARGET_DIR", &target);
         for key in ["CUDA_HOME", "CUDA_PATH", "CUDA_ROOT", "CUDA_TOOLKIT_ROOT_DIR"] {
             command.env(key, &toolkit);
         }

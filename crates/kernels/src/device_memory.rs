@@ -15,8 +15,9 @@ pub struct DeviceMemory {
 pub fn device_memory(device: &Device) -> Option<DeviceMemory> {
     #[cfg(feature = "cuda")]
     if let Device::Cuda(cuda) = device {
-        // What was freed goes back to the driver when the device is waited for.
         device.synchronize().ok()?;
+        // What tensors freed is kept for the next ones (see `open_cuda`).
+        crate::open::pool::trim(cuda).ok()?;
         let (free, total) = cuda.cuda_stream().context().mem_get_info().ok()?;
         return Some(DeviceMemory { free: free as u64, total: total as u64 });
     }

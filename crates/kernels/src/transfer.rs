@@ -64,10 +64,10 @@ impl Transfers {
         false
     }
 
-    /// Memory for `len` values, which may hold anything.
+    /// Memory for `len` values, which may hold anything. The host waits only where several rooms of this length wait for their copies.
     ///
     /// # Errors
-    /// When CUDA has no page-locked memory left.
+    /// When CUDA has no page-locked memory left, or can't finish a copy.
     pub fn buffer(&self, len: usize) -> Result<HostBuffer> {
         #[cfg(feature = "cuda")]
         if let Some(copies) = &self.copies {
@@ -94,6 +94,23 @@ impl Transfers {
         })
     }
 
+    /// The tensor of `shape`, of a copy in the order of the device's work: for what is wanted at once, and small. The host does not wait.
+    ///
+    /// # Errors
+    /// As [`Transfers::begin`] and [`Transfers::finish`].
+    pub fn send(&self, buffer: HostBuffer, shape: Shape) -> Result<Tensor> {
+        #[cfg(feature = "cuda")]
+        if buffer.len() == shape.elem_count()
+            && let Some(copies) = &self.copies
+        {
+            return match buffer.0 {
+                Kind::Pinned(values) => copies.send(values, shape),
+                Kind::Plain(values) => Tensor::from_vec(values, shape, &self.device),
+            };
+        }
+        self.finish(self.begin(buffer, shape)?)
+    }
+
     /// The tensor. Work of the device on it comes after the copy; the host does not wait.
     ///
     /// # Errors
@@ -114,7 +131,7 @@ impl HostBuffer {
     /// The values, to be written.
     ///
     /// # Errors
-    /// When CUDA can't finish the copy that used the memory before.
+    /// When CUDA fails.
     pub fn as_mut_slice(&mut self) -> Result<&mut [f32]> {
         match &mut self.0 {
             Kind::Plain(values) => Ok(values),
@@ -151,6 +168,8 @@ mod tests {
         let tensor = transfers.finish(transfers.begin(buffer, (2, 3).into())?)?;
         assert_eq!(tensor.to_vec2::<f32>()?, [[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]]);
         assert!(transfers.begin(transfers.buffer(5)?, (2, 3).into()).is_err());
+        assert!(transfers.send(transfers.buffer(5)?, (2, 3).into()).is_err());
+        assert_eq!(transfers.send(transfers.buffer(6)?, (2, 3).into())?.dims(), [2, 3]);
         assert!(transfers.buffer(0)?.is_empty());
         Ok(())
     }

@@ -100,10 +100,10 @@ impl DeviceImages {
         match device {
             #[cfg(feature = "cuda")]
             Device::Cuda(cuda) => {
-                use crate::cuda::{device::Gpu, launch::Engine, launch::Upload, views::words};
-                let words = Gpu(cuda).upload(Upload::U32(&words(bytes)))?;
+                use crate::cuda::{device::Gpu, launch::Engine, launch::Upload};
+                let there = Gpu(cuda).upload(Upload::U8(bytes))?;
                 let transfers = crate::transfer::Transfers::new(device)?;
-                Ok(Self { device: cuda.clone(), bytes: words, transfers, len: bytes.len() })
+                Ok(Self { device: cuda.clone(), bytes: there, transfers, len: bytes.len() })
             }
             other => bail!("views: {} bytes of images can lie on a CUDA device only, not on {:?}", bytes.len(), other.location()),
         }
@@ -133,7 +133,7 @@ impl DeviceImages {
             let room = words.len().next_power_of_two();
             let mut buffer = self.transfers.buffer(room)?;
             buffer.as_mut_slice()?.iter_mut().zip(&words).for_each(|(to, &word)| *to = f32::from_bits(word));
-            let words = self.transfers.finish(self.transfers.begin(buffer, room.into())?)?;
+            let words = self.transfers.send(buffer, room.into())?;
             let reading = Reading::of(&words)?;
             let gpu = Gpu(&self.device);
             let out = render(&gpu, &self.bytes, self.len, table, reading.view()?, candle_core::DType::F32)?;
@@ -156,7 +156,7 @@ impl DeviceImages {
 pub fn emulated(bytes: &[u8], table: &ViewTable) -> Result<Vec<f32>> {
     use crate::cuda::{emulated::Host, launch::Engine, launch::Upload, launch::View, views};
     let host = Host::new();
-    let images = host.upload(Upload::U32(&views::words(bytes)))?;
+    let images = host.upload(Upload::U8(bytes))?;
     let words = host.upload(Upload::U32(&table.words()))?;
     Ok(views::render(&host, &images, bytes.len(), table, View::all(&words), candle_core::DType::F32)?.read())
 }
@@ -272,6 +272,7 @@ impl ViewTable {
     }
 
     /// Everything that the kernels read, as words: views, steps, weights of blurs, and factor, offset and level of nothing a channel.
+    #[cfg(any(feature = "cuda", feature = "emulation", test))]
     pub(crate) fn words(&self) -> Vec<u32> {
         let normal = self.channels.iter().flat_map(|c| [c.factor, c.offset, c.nothing.into()]);
         let floats = self.taps.iter().copied().chain(normal).map(f32::to_bits);
@@ -279,6 +280,7 @@ impl ViewTable {
     }
 
     /// Where steps, weights and channels begin among the words.
+    #[cfg(any(feature = "cuda", feature = "emulation", test))]
     pub(crate) fn places(&self) -> [usize; 3] {
         let steps = self.views.len();
         let taps = steps + self.steps.len();

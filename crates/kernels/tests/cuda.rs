@@ -11,12 +11,12 @@ use twinsight_kernels::update::{self, AdamwConfig, AdamwTensor, LarsConfig, SgdC
 use twinsight_kernels::{
     Affine, BatchNormConfig, BlockParts, Conv2dConfig, ConvNorm, Keep, Shortcut, TransformerParameters, attention,
     batch_norm_eval, batch_norm_train, conv_blocks, conv2d, cross_entropy_soft, epps_pulley, gelu, global_avg_pool, l2_normalize,
-    layer_norm, linear, log_softmax, log_sum_exp, max_pool2d, relu, row_max, softmax, takes_bf16, transformer_blocks,
+    layer_norm, linear, log_softmax, log_sum_exp, max_pool2d, open_cuda, relu, row_max, softmax, takes_bf16, transformer_blocks,
 };
 
 /// The first CUDA device, or a line that says why not.
 fn device() -> Option<Device> {
-    match Device::new_cuda(0) {
+    match open_cuda(0) {
         Ok(device) => Some(device),
         Err(e) => {
             eprintln!("skipped: no CUDA device opens ({})", e.to_string().lines().next().unwrap_or_default());
@@ -113,11 +113,12 @@ fn convolutions_give_what_the_cpu_gives() -> Result<()> {
     for (x, weight, f) in cases {
         agree(&device, &format!("convolution of {x:?} with {weight:?}"), &[x, weight], 1e-4, f)?;
     }
-    let empty = conv2d(
-        &Tensor::zeros((0, 9, 8, 5), DType::F32, &device)?,
-        &Tensor::zeros((7, 5, 3, 3), DType::F32, &device)?,
-        c(1, 1, 1, 1),
-    )?;
+    // Images that start within a vector of 16 bytes.
+    agree(&device, "convolution of a part", &[&[3, 27, 27, 1], &[4, 1, 3, 3]], 1e-4, |t| {
+        conv2d(&t[0].narrow(0, 1, 2)?, &t[1], Conv2dConfig { padding: 1, ..Conv2dConfig::default() })
+    })?;
+    let none = Tensor::zeros((1, 9, 8, 5), DType::F32, &device)?.narrow(0, 0, 0)?;
+    let empty = conv2d(&none, &Tensor::zeros((7, 5, 3, 3), DType::F32, &device)?, c(1, 1, 1, 1))?;
     ensure!(empty.dims() == [0, 9, 8, 7]);
     Ok(())
 }
@@ -149,22 +150,8 @@ fn residual_blocks_give_what_the_cpu_gives() -> Result<()> {
     agree(&device, "residual blocks", &shapes, 1e-3, blocks)
 }
 
-#[test]
-fn bfloat16_is_near_f32() -> Result<()> {
-    let Some(device) = device() else { return Ok(()) };
-    if !takes_bf16(&device) {
-        return Ok(());
-    }
-    let shapes: [&[usize]; 4] = [&[4, 8, 8, 16], &[16, 16, 3, 3], &[16], &[16]];
-    let inputs =
-        shapes.iter().enumerate().map(|(i, s)| Ok(tensor(s, i as u64 + 1)?.to_device(&device)?)).collect::<Result<Vec<_>>>()?;
-    let (exact, half) = (block(&inputs, Keep::F32)?, block(&inputs, Keep::Bf16)?);
-    ensure!(half.dtype() == DType::BF16 && exact.dtype() == DType::F32);
-    near("block", &flat(&half.to_dtype(DType::F32)?)?, &flat(&exact)?, 3e-2)?;
-    let shapes: [&[usize]; 13] =
-        [&[2, 9, 32], &[32], &[32], &[96, 32], &[96], &[32, 32], &[32], &[32], &[32], &[64, 32], &[64], &[32, 64], &[32]];
-    let t =
-        shapes.iter().enumerate().map(|(i, s)| Ok(tensor(s, i as u64 + 1)?.to_device(&device)?)).collect::<Result<Vec<_>>>()?;
+/// Two transformer parameters' worth of tensors as one block.
+fn transformer(t: &[Tensor], keep: Keep) -> candle_core::Result<Tensor> {
     let affine = |i: usize| Affine { weight: &t[i], bias: &t[i + 1] };
     let parameters = TransformerParameters {
         norm1: affine(1),
@@ -174,10 +161,43 @@ fn bfloat16_is_near_f32() -> Result<()> {
         fc1: affine(9),
         fc2: affine(11),
     };
-    let of = |keep| transformer_blocks(&t[0], &[parameters], 4, 1e-6, keep);
-    let (exact, half) = (of(Keep::F32)?, of(Keep::Bf16)?);
-    ensure!(half.dtype() == DType::F32);
-    near("transformer block", &flat(&half)?, &flat(&exact)?, 3e-2)
+    transformer_blocks(&t[0], &[parameters], 4, 1e-6, keep)
+}
+
+#[test]
+fn bfloat16_is_near_f32_forward_and_backward() -> Result<()> {
+    let Some(device) = device() else { return Ok(()) };
+    if !takes_bf16(&device) {
+        return Ok(());
+    }
+    // How far off results and gradients may be: of norms, within which a few values round to the other side of a ReLU.
+    let near_f32 = |what: &str, shapes: &[&[usize]], exact: Function, half: Function, off: [f64; 2]| -> Result<()> {
+        let inputs = shapes.iter().enumerate().map(|(i, s)| tensor(s, i as u64 + 1)).collect::<Result<Vec<_>>>()?;
+        let (want, want_grads) = differentiate(&device, &inputs, exact)?;
+        let (got, got_grads) = differentiate(&device, &inputs, half)?;
+        near(what, &got, &want, off[0])?;
+        for (i, (got, want)) in got_grads.iter().zip(&want_grads).enumerate() {
+            ensure!(!want.is_empty(), "{what}: no gradient to input {i}");
+            near(&format!("{what}: gradient to input {i}"), got, want, off[1])?;
+        }
+        Ok(())
+    };
+    let shapes: [&[usize]; 4] = [&[4, 8, 8, 16], &[16, 16, 3, 3], &[16], &[16]];
+    near_f32("block", &shapes, |t| block(t, Keep::F32), |t| block(t, Keep::Bf16), [3e-2, 1e-1])?;
+    let shapes: [&[usize]; 13] =
+        [&[2, 9, 32], &[32], &[32], &[96, 32], &[96], &[32, 32], &[32], &[32], &[32], &[64, 32], &[64], &[32, 64], &[32]];
+    near_f32("transformer block", &shapes, |t| transformer(t, Keep::F32), |t| transformer(t, Keep::Bf16), [3e-2, 1e-1])?;
+    let inputs = [tensor(&[2, 3, 33], 1)?.to_device(&device)?];
+    ensure!(block_kinds(&device)? == [DType::F32, DType::BF16]);
+    let half = |f: Function| -> Result<Vec<f32>> { flat(&f(&[inputs[0].to_dtype(DType::BF16)?])?.to_dtype(DType::F32)?) };
+    near("softmax", &half(|t| softmax(&t[0]))?, &flat(&softmax(&inputs[0])?)?, 1e-2)
+}
+
+/// The element types of a block's result, kept in `f32` and in bfloat16.
+fn block_kinds(device: &Device) -> Result<[DType; 2]> {
+    let shapes: [&[usize]; 4] = [&[4, 8, 8, 16], &[16, 16, 3, 3], &[16], &[16]];
+    let inputs = shapes.iter().map(|s| Ok(tensor(s, 1)?.to_device(device)?)).collect::<Result<Vec<_>>>()?;
+    Ok([block(&inputs, Keep::F32)?.dtype(), block(&inputs, Keep::Bf16)?.dtype()])
 }
 
 #[test]
@@ -223,11 +243,59 @@ fn updates_give_what_the_cpu_gives() -> Result<()> {
     Ok(())
 }
 
+/// Work that keeps the device from what follows for a while.
+fn busy(device: &Device) -> Result<Tensor> {
+    let x = Tensor::full(1e-4f32, (4096, 4096), device)?;
+    let mut y = x.clone();
+    for _ in 0..200 {
+        y = y.matmul(&x)?;
+    }
+    Ok(y)
+}
+
+#[test]
+fn tables_of_views_are_not_rewritten_before_they_are_read() -> Result<()> {
+    use twinsight_kernels::views::{DeviceImages, ViewChannel, ViewCrop, ViewTable};
+    let Some(device) = device() else { return Ok(()) };
+    // An image of 16 pixels for each table, all of one level.
+    let bytes: Vec<u8> = (0..20 * 16).map(|i| (i / 16 * 7) as u8).collect();
+    let images = DeviceImages::new(&device, &bytes)?;
+    let busy = busy(&device)?;
+    let mut views = Vec::new();
+    for i in 0..20_u64 {
+        let mut table = ViewTable::new(4, false, &[ViewChannel { factor: 1.0, offset: 0.0, nothing: 0 }])?;
+        table.push(&ViewCrop { place: 16 * i, image: (4, 4), crop: (0, 0, 4, 4), flip: false })?;
+        views.push(images.render(&table)?);
+    }
+    for (i, view) in views.iter().enumerate() {
+        let found = flat(view)?;
+        ensure!(found.iter().all(|&v| v == (7 * i) as f32), "view {i} is made of another's table: {found:?}");
+    }
+    ensure!(flat(&busy)?.iter().all(|v| v.is_finite()));
+    Ok(())
+}
+
+#[test]
+fn tensors_pass_between_threads() -> Result<()> {
+    let Some(device) = device() else { return Ok(()) };
+    for i in 0..20 {
+        let slow = busy(&device)?.affine(0.0, f64::from(i))?;
+        // Another thread's work comes after this one's.
+        let there = std::thread::scope(|scope| scope.spawn(|| relu(&slow).and_then(|y| y.sum_all())).join());
+        let sum = there.map_err(|_| anyhow::anyhow!("a thread panicked"))??.to_scalar::<f32>()?;
+        let want = i as f32 * 4096.0 * 4096.0;
+        ensure!((sum - want).abs() <= 1e-3 * want, "{sum} for {want}");
+    }
+    Ok(())
+}
+
 #[test]
 fn copies_beside_the_work_bring_every_value() -> Result<()> {
     let Some(device) = device() else { return Ok(()) };
     let transfers = twinsight_kernels::transfer::Transfers::new(&device)?;
     ensure!(transfers.are_apart(), "copies to a CUDA device run on a stream of their own");
+    // Copies come after what the device was told before, so that the host is ahead of all of them from here on.
+    let busy = busy(&device)?;
     // More batches than rooms, of two lengths, with work in between; and one that nobody takes.
     let mut sums = Vec::new();
     for i in 0..20_usize {
@@ -248,5 +316,6 @@ fn copies_beside_the_work_bring_every_value() -> Result<()> {
         let (got, want) = (sum.to_scalar::<f32>()?, want.iter().sum::<f32>());
         ensure!((got - want).abs() <= 1e-4 * want, "the sum of batch {i}, taken while others were copied, is {got}, not {want}");
     }
+    ensure!(flat(&busy)?.iter().all(|v| v.is_finite()));
     Ok(())
 }

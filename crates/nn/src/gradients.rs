@@ -74,11 +74,14 @@ impl Gradients {
     /// # Errors
     /// [`Error::NonFiniteGradient`] with the first parameter, in order of names, whose gradient holds NaN or infinity.
     pub fn check_finite(&self) -> Result<()> {
-        // Squares of finite `f32` values stay finite in the `f64` sum, so only a bad value makes a bad sum.
-        match self.map.keys().zip(self.squares()?).find(|(_, square)| !square.is_finite()) {
-            None => Ok(()),
-            Some((name, _)) => Err(Error::NonFiniteGradient(name.clone())),
+        for ((name, gradient), square) in self.map.iter().zip(self.squares()?) {
+            // A bad value makes a bad sum. On the CPU nothing else does; on other devices squares are added in `f32`, where a norm above
+            // 1.8e19 makes one too.
+            if !square.is_finite() && has_bad(gradient)? {
+                return Err(Error::NonFiniteGradient(name.clone()));
+            }
         }
+        Ok(())
     }
 
     /// The L2 norm of all gradients together.
@@ -187,6 +190,11 @@ impl Gradients {
         let all: Vec<&Tensor> = self.map.values().collect();
         Ok(twinsight_kernels::update::square_sums(&all)?)
     }
+}
+
+/// Whether a value is NaN or infinite.
+fn has_bad(gradient: &Tensor) -> Result<bool> {
+    Ok(gradient.flatten_all()?.to_vec1::<f32>()?.iter().any(|v| !v.is_finite()))
 }
 
 /// What takes a norm, whose square is given, to at most `max`: max / (norm + 1e-6), at most 1.

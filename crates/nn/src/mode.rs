@@ -27,8 +27,8 @@ pub enum Precision {
 impl Precision {
     /// Tells the kernels, for the whole process, whether products may run in TF32. To be called before a step at this precision.
     pub fn apply(self) {
-        // Where products are bfloat16, the few that are left need no more.
-        twinsight_kernels::allow_tf32(self != Self::F32);
+        // With bfloat16, what is left in `f32` is so because it needs it.
+        twinsight_kernels::allow_tf32(self == Self::Tf32);
     }
 
     /// How the kernels keep values.

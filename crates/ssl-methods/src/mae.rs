@@ -136,9 +136,13 @@ impl Mae {
         ((self.patches as f64 * (1.0 - self.config.mask_ratio)) as usize).clamp(1, self.patches - 1)
     }
 
-    /// (N, P) u32: each image's patches in random order, the visible ones first.
-    fn orders(&self, mode: &Mode, n: usize, device: &Device) -> Result<Tensor> {
-        let orders: Vec<u32> = mode.places(n).flat_map(|image| random_order(mode.key, image, self.patches)).collect();
+    /// Each of `n` images' patches in random order, the visible ones first, image after image.
+    fn orders(&self, mode: &Mode, n: usize) -> Vec<u32> {
+        mode.places(n).flat_map(|image| random_order(mode.key, image, self.patches)).collect()
+    }
+
+    /// The same as a tensor: (N, P) u32.
+    fn on_device(&self, orders: Vec<u32>, n: usize, device: &Device) -> Result<Tensor> {
         Ok(Tensor::from_vec(orders, (n, self.patches), device)?)
     }
 }
@@ -155,7 +159,8 @@ impl Method for Mae {
     /// The visible patches' tokens behind the class token: (1, N, 1 + visible, D).
     fn student_outputs(&self, views: &[Tensor], _first: usize, mode: &Mode) -> Result<Vec<Tensor>> {
         let x = &views[0];
-        let kept = self.orders(mode, x.dim(0)?, x.device())?.narrow(1, 0, self.visible())?.contiguous()?;
+        let n = x.dim(0)?;
+        let kept = self.on_device(self.orders(mode, n), n, x.device())?.narrow(1, 0, self.visible())?.contiguous()?;
         let features = self.net.branch.backbone.forward_masked(x, &Masking::Keep(kept), mode)?;
         let tokens = features.tokens.ok_or_else(|| Error::BadViews("the encoder gave no tokens".into()))?;
         Ok(vec![tokens.unsqueeze(0)?])
@@ -170,10 +175,10 @@ impl Method for Mae {
         let (tokens, pixels) = (outputs.student[0].squeeze(0)?, outputs.teacher[0].squeeze(0)?);
         let mode = at.mode();
         let n = tokens.dim(0)?;
-        let orders = self.orders(&mode, n, tokens.device())?;
+        let orders = self.orders(&mode, n);
         let told = self.net.branch.head.forward(&tokens, &orders, &mode)?;
         let visible = self.visible();
-        let hidden = orders.narrow(1, visible, self.patches - visible)?;
+        let hidden = self.on_device(orders, n, tokens.device())?.narrow(1, visible, self.patches - visible)?;
         let loss = mae_loss(&told, &pixels, &hidden.contiguous()?, self.config.norm_pixels)?;
         Ok(LossOutput {
             loss,
@@ -251,17 +256,16 @@ impl Decoder {
         })
     }
 
-    /// (N, 1 + visible, inputs) and each image's order of patches to the pixels of all patches (N, P, pixels).
-    fn forward(&self, tokens: &Tensor, orders: &Tensor, mode: &Mode) -> Result<Tensor> {
+    /// (N, 1 + visible, inputs) and each image's order of patches, image after image, to the pixels of all patches (N, P, pixels).
+    fn forward(&self, tokens: &Tensor, orders: &[u32], mode: &Mode) -> Result<Tensor> {
         let x = self.embed.forward(tokens, mode)?;
         let (n, seen, dim) = x.dims3()?;
-        let patches = orders.dim(1)?;
+        let patches = orders.len() / n.max(1);
         let masks = self.mask_token.get(mode).broadcast_as((n, patches + 1 - seen, dim))?;
         let x = Tensor::cat(&[&x, &masks], 1)?;
         // Patch p stands behind the class token at the place where the order names it.
         let places: Vec<u32> = orders
-            .to_vec2::<u32>()?
-            .into_iter()
+            .chunks(patches.max(1))
             .flat_map(|order| {
                 let mut places = vec![0u32; patches + 1];
                 order.iter().enumerate().for_each(|(place, &patch)| places[1 + patch as usize] = 1 + place as u32);

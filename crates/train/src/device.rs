@@ -36,7 +36,7 @@ pub fn check(name: &str) -> Result<()> {
     Name::parse(name).map(|_| ())
 }
 
-/// The device of this name.
+/// The device of this name. On CUDA all threads share one stream ([`twinsight_kernels::open_cuda`]).
 ///
 /// # Errors
 /// A word that names none; a device that the program was not built for, or that the machine lacks.
@@ -45,7 +45,7 @@ pub fn open(name: &str) -> Result<Device> {
         Name::Cpu => Ok(Device::Cpu),
         Name::Cuda(number) => {
             let built = candle_core::utils::cuda_is_available();
-            opened(name, built, "cuda", "an NVIDIA GPU with its driver", || Device::new_cuda(number))
+            opened(name, built, "cuda", "an NVIDIA GPU with its driver", || twinsight_kernels::open_cuda(number))
         }
         Name::Metal(number) => {
             let built = candle_core::utils::metal_is_available();
@@ -80,10 +80,10 @@ pub(crate) fn is_out_of_memory(error: &Error) -> bool {
 }
 
 /// The words for a device whose memory was too small for `part` images in the encoder at a time, and what to do; `fits`: how many would fit, where
-/// that was measured.
+/// forward passes were measured.
 pub(crate) fn out_of_memory(device: &str, part: usize, fits: Option<usize>) -> Error {
     let (size, known) = match fits {
-        Some(fits) => (fits, format!("the largest batch that would fit is about {fits} (measured); ")),
+        Some(fits) => (fits, format!("the largest batch that would fit is about {fits} (estimated from forward passes); ")),
         None => (part / 2, String::new()),
     };
     let advice = match size {
@@ -127,7 +127,7 @@ mod tests {
         assert!(!full("a full disk"));
         let words = |part, fits| out_of_memory("cuda", part, fits).to_string();
         assert!(words(256, None).contains("256 images") && words(256, None).contains("--micro-batch 128"));
-        assert!(words(256, Some(96)).contains("about 96 (measured)") && words(256, Some(96)).contains("--micro-batch 96"));
+        assert!(words(256, Some(96)).contains("about 96 (estimated") && words(256, Some(96)).contains("--micro-batch 96"));
         assert!(words(2, None).contains("smaller encoder") && words(64, Some(1)).contains("smaller encoder"));
     }
 }

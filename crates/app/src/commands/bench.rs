@@ -40,10 +40,12 @@ pub fn step(args: &BenchStepArgs, output: &Output) -> Result<ExitCode> {
         report.images_per_s,
         report.step_s,
         report.best_step_s,
-        report.gmac_per_step,
+        report.gmac_per_step.map_or("uncounted".into(), |g| g.to_string()),
         report.peak_rss_mb.map_or("unknown".into(), |m| m.to_string())
     ));
-    if args.profile {
+    if args.profile && report.profile.is_empty() {
+        output.say("no profile: where the time goes is told on the CPU only");
+    } else if args.profile {
         output
             .say(format!("\n{:<30} {:>6} {:>9} {:>7} {:>9} {:>9}", "operation", "calls", "seconds", "share", "GMAC", "GFLOP/s"));
         for op in &report.profile {

@@ -216,9 +216,9 @@ pub(crate) use on_device::{eval, take_up, train};
 
 #[cfg(feature = "cuda")]
 mod on_device {
-    use candle_core::{D, DType, Result, Tensor, Var};
+    use candle_core::backend::BackendDevice;
+    use candle_core::{D, DType, Result, Shape, Tensor, Var};
 
-    use super::super::launch::Engine;
     use super::super::tensor::{Reading, gpu, recorded2, recorded3, tensor};
     use super::{Parts, Sizes, Wanted, apply, backward, running, scale, statistics};
     use crate::batch_norm::{BatchNormConfig, BatchNormOutput};
@@ -338,15 +338,15 @@ mod on_device {
         }
     }
 
-    /// Weight and bias as one tensor (2, c) of the graph, since an operation has three inputs at most. Nothing reads its
-    /// values, and nothing writes them: the kernels take the two themselves.
+    /// Weight and bias as one tensor (2, c) of the graph, since an operation has three inputs at most. Its
+    /// values, which the kernels do not read, since they take the two themselves, are zeros.
     fn pair(weight: Option<&Tensor>, bias: Option<&Tensor>, c: usize, on: &Tensor) -> Result<Tensor> {
         let zeros = || Tensor::zeros(c, DType::F32, on.device());
         let (weight, bias) = match (weight, bias) {
             (None, None) => return Tensor::zeros((2, c), DType::F32, on.device()),
             (weight, bias) => (weight.cloned().map_or_else(zeros, Ok)?, bias.cloned().map_or_else(zeros, Ok)?),
         };
-        let nothing = gpu(on)?.alloc(DType::F32, 2 * c)?;
+        let nothing = gpu(on)?.0.zeros_impl(&Shape::from((2, c)), DType::F32)?;
         recorded2("affine", [&weight, &bias], nothing, (2, c), |[w, b], _, grad| {
             let part = |i: usize, t: &Tensor| if t.track_op() { grad.get(i).map(Some) } else { Ok(None) };
             Ok([part(0, w)?, part(1, b)?])

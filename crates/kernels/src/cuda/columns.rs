@@ -65,9 +65,9 @@ pub(crate) mod on_device {
         shape[x.rank() - 1] = outputs;
         let cast = weight.detach().to_dtype(x.dtype())?.contiguous()?;
         let y = forward(&x.detach().reshape((rows, inputs))?, &cast, bias)?;
-        let nothing = Tensor::zeros(0, DType::F32, x.device())?;
         let with_bias = bias.is_some();
-        recorded3("linear", [&x, weight, bias.unwrap_or(&nothing)], y, shape, move |[x, weight, bias], _, grad| {
+        // Without a bias the weight stands in its place, and gets no gradient from there.
+        recorded3("linear", [&x, weight, bias.unwrap_or(weight)], y, shape, move |[x, weight, bias], _, grad| {
             let grad = grad.reshape((rows, outputs))?;
             let dx = x.track_op().then(|| to_input(&grad, &cast)?.reshape(x.shape())).transpose()?;
             let dw = weight.track_op().then(|| to_weight(&x.detach().reshape((rows, inputs))?, &grad)).transpose()?;

@@ -5,7 +5,7 @@ use std::cell::RefCell;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use candle_core::backend::BackendStorage;
+use candle_core::backend::{BackendDevice, BackendStorage};
 use candle_core::cuda_backend::cudarc::cudnn::sys::{
     cudnnConvolutionBwdDataAlgo_t as DataAlgorithm, cudnnConvolutionBwdFilterAlgo_t as WeightAlgorithm,
     cudnnConvolutionFwdAlgo_t as ForwardAlgorithm, cudnnConvolutionMode_t, cudnnMathType_t, cudnnTensorFormat_t,
@@ -17,9 +17,10 @@ use candle_core::cuda_backend::cudarc::cudnn::{
 use candle_core::cuda_backend::cudarc::driver::sys::CUevent_flags;
 use candle_core::cuda_backend::cudarc::driver::{CudaSlice, CudaView, DeviceRepr};
 use candle_core::cuda_backend::{CudaDType, DeviceId};
-use candle_core::{CudaDevice, CudaStorage, DType, Error, Result, Storage, Tensor, WithDType, bail};
+use candle_core::{CudaDevice, CudaStorage, DType, Error, Result, Shape, Storage, Tensor, WithDType, bail};
 use half::bf16;
 
+use super::cudnn::{Attempt, aligned, choose};
 use super::launch::{View, int};
 use super::tensor::{Reading, gpu, recorded2, tensor};
 use crate::conv::Geometry;
@@ -38,7 +39,9 @@ pub(crate) fn conv2d(x: &Tensor, weight: &Tensor, geometry: Geometry) -> Result<
     let Geometry { n, o, oh, ow, .. } = geometry;
     let shape = (n, oh, ow, o);
     if n * o * geometry.c == 0 {
-        return Tensor::zeros(shape, kind, x.device());
+        // Room for one at least: whether the driver takes an allocation of nothing is its affair.
+        let zeros = gpu(&x)?.0.zeros_impl(&Shape::from((n * oh * ow * o).max(1)), kind)?;
+        return Ok(tensor(zeros, shape));
     }
     // (O, C / groups, kh, kw) as PyTorch keeps it; cuDNN's channels-last order is (O, kh, kw, C / groups).
     let filter = weight.detach().to_dtype(kind)?.permute((0, 2, 3, 1))?.contiguous()?;
@@ -65,7 +68,8 @@ pub(super) fn any_layout(geometry: Geometry, pass: Pass, inputs: [&Tensor; 2]) -
     let kind = inputs[0].dtype();
     let device = gpu(inputs[0])?.0;
     let run = |[a, b]: [&Tensor; 2], layout: Layout| {
-        let (kind, a, b) = (a.dtype(), Reading::of(a)?, Reading::of(b)?);
+        let (kind, a, b) = (a.dtype(), aligned(a)?, aligned(b)?);
+        let (a, b) = (Reading::of(&a)?, Reading::of(&b)?);
         run(device, kind, geometry, pass, layout, [a.view()?, b.view()?])
     };
     if let Some(out) = run(inputs, Layout::ChannelsLast)? {
@@ -114,7 +118,7 @@ pub(super) enum Pass {
 /// What an algorithm was measured for.
 type Key = (DeviceId, Pass, Layout, Geometry, DType, bool);
 
-/// The fastest algorithms, by their numbers in cuDNN; none where there is none.
+/// The fastest algorithms, by their numbers in cuDNN; none where all are unfit. A failure is not kept.
 static FASTEST: Mutex<Option<HashMap<Key, Option<u32>>>> = Mutex::new(None);
 
 /// The result, if cuDNN has an algorithm.
@@ -177,32 +181,9 @@ where
     Ok(Some(CudaStorage::wrap_cuda_slice(out, device.clone())))
 }
 
-/// Why an algorithm did not run.
-enum Attempt {
-    /// It can't, for these sizes, or needs too much room.
-    Unfit(String),
-    /// The device failed.
-    Failed(Error),
-}
-
-impl Attempt {
-    fn into_error(self) -> Error {
-        match self {
-            Self::Unfit(words) => Error::Cuda(format!("conv2d: {words}").into()),
-            Self::Failed(error) => error,
-        }
-    }
-}
-
 impl From<CudnnError> for Attempt {
     fn from(error: CudnnError) -> Self {
-        Self::Unfit(format!("cuDNN: {error:?}"))
-    }
-}
-
-impl From<Error> for Attempt {
-    fn from(error: Error) -> Self {
-        Self::Failed(error)
+        Self::of_status(&format!("{:?}", error.0))
     }
 }
 
@@ -320,7 +301,8 @@ impl<T: CudaDType + CudnnDataType + DeviceRepr + WithDType> Call<T> {
             }
             // SAFETY: cuDNN writes what it reads of its workspace.
             let room = (size > 0).then(|| unsafe { device.alloc::<u8>(size) }).transpose();
-            room.map_err(|e| Attempt::Unfit(e.to_string()))
+            // A full memory is no property of the algorithm.
+            room.map_err(Attempt::Failed)
         };
         let Self { conv, x, filter, y } = self;
         match pass {
@@ -387,29 +369,18 @@ impl<T: CudaDType + CudnnDataType + DeviceRepr + WithDType> Call<T> {
         out: &mut CudaSlice<T>,
     ) -> Result<Option<u32>> {
         let stream = device.cuda_stream();
-        for group in candidates(pass) {
-            let mut best: Option<(f32, u32)> = None;
-            for &algorithm in group {
-                match self.run(device, pass, algorithm, a, b, out) {
-                    Ok(()) => {}
-                    Err(Attempt::Unfit(_)) => continue,
-                    Err(Attempt::Failed(error)) => return Err(error),
-                }
-                let start = stream.record_event(Some(CUevent_flags::CU_EVENT_DEFAULT))?;
-                for _ in 0..TIMES {
-                    self.run(device, pass, algorithm, a, b, out).map_err(Attempt::into_error)?;
-                }
-                let end = stream.record_event(Some(CUevent_flags::CU_EVENT_DEFAULT))?;
-                let time = start.elapsed_ms(&end)?;
-                if best.is_none_or(|(shortest, _)| time < shortest) {
-                    best = Some((time, algorithm));
-                }
+        let event = || {
+            let event = stream.record_event(Some(CUevent_flags::CU_EVENT_DEFAULT));
+            event.map_err(|e| Attempt::Failed(Error::Cuda(Box::new(e))))
+        };
+        choose(candidates(pass), |algorithm| {
+            self.run(device, pass, algorithm, a, b, out)?;
+            let start = event()?;
+            for _ in 0..TIMES {
+                self.run(device, pass, algorithm, a, b, out)?;
             }
-            if let Some((_, algorithm)) = best {
-                return Ok(Some(algorithm));
-            }
-        }
-        Ok(None)
+            start.elapsed_ms(&event()?).map_err(|e| Attempt::Failed(Error::Cuda(Box::new(e))))
+        })
     }
 }
 

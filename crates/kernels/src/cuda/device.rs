@@ -3,24 +3,24 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use candle_core::cuda_backend::CudaStorageSlice;
 use candle_core::cuda_backend::cudarc::driver::{
-    CudaSlice, CudaStream, DevicePtr, DevicePtrMut, LaunchConfig, PushKernelArg, SyncOnDrop,
+    CudaFunction, CudaSlice, CudaStream, DevicePtr, DevicePtrMut, LaunchConfig, PushKernelArg, SyncOnDrop,
 };
 use candle_core::cuda_backend::cudarc::nvrtc::{CompileError, CompileOptions, Ptx, compile_ptx_with_opts};
+use candle_core::cuda_backend::{CudaStorageSlice, DeviceId};
 use candle_core::{CudaDevice, CudaStorage, DType, Error, Result, bail};
 
 use super::launch::{Arg, Engine, Upload};
 use super::source::Source;
 
-/// A CUDA device as a place for kernels.
+/// A CUDA device as a place for kernels. They are started on its one stream ([`crate::open_cuda`]), whatever the thread.
 pub(crate) struct Gpu<'a>(pub &'a CudaDevice);
 
 impl Engine for Gpu<'_> {
     type Buffer = CudaStorage;
 
     fn alloc(&self, kind: DType, len: usize) -> Result<CudaStorage> {
-        // An empty allocation is refused by the driver.
+        // Never nothing: whether the driver takes an allocation of no bytes is its affair.
         let room = len.max(1);
         // SAFETY: the callers write what they read: every kernel writes its whole result, or nothing is read of an empty one.
         let slice = unsafe {
@@ -38,8 +38,10 @@ impl Engine for Gpu<'_> {
 
     fn upload(&self, values: Upload<'_>) -> Result<CudaStorage> {
         let slice = match values {
+            Upload::U8([]) => CudaStorageSlice::U8(self.0.alloc_zeros(1)?),
             Upload::U32([]) => CudaStorageSlice::U32(self.0.alloc_zeros(1)?),
             Upload::I64([]) => CudaStorageSlice::I64(self.0.alloc_zeros(1)?),
+            Upload::U8(values) => CudaStorageSlice::U8(self.0.clone_htod(values)?),
             Upload::U32(values) => CudaStorageSlice::U32(self.0.clone_htod(values)?),
             Upload::I64(values) => CudaStorageSlice::I64(self.0.clone_htod(values)?),
         };
@@ -59,7 +61,7 @@ impl Engine for Gpu<'_> {
         block: u32,
         mut args: Vec<Arg<'_, CudaStorage>>,
     ) -> Result<()> {
-        let function = self.0.get_or_load_custom_func(kernel, &format!("twinsight-{}", source.name), &ptx(self.0, source)?)?;
+        let function = function(self.0, source, kernel)?;
         let stream = self.0.cuda_stream();
         // Held until the kernel is started: they order it among the streams that share a buffer.
         let mut held = Vec::with_capacity(args.len());
@@ -82,7 +84,7 @@ impl Engine for Gpu<'_> {
                 Arg::Float(v) => Value::Float(*v),
             });
         }
-        let mut builder = function.builder();
+        let mut builder = stream.launch_builder(&function);
         for value in &values {
             match value {
                 Value::Pointer(v) => builder.arg(v),
@@ -132,6 +134,26 @@ fn pointer_mut<'a>(buffer: &'a mut CudaStorage, stream: &'a CudaStream) -> Resul
         CudaStorageSlice::I64(s) => s.device_ptr_mut(stream),
         _ => bail!("internal: a CUDA kernel was given an element type that none writes"),
     })
+}
+
+/// The kernel on the device, looked up once.
+fn function(device: &CudaDevice, source: &'static Source, kernel: &str) -> Result<CudaFunction> {
+    /// By the device and the source's name, then by the kernel's.
+    type Found = HashMap<(DeviceId, &'static str), HashMap<String, CudaFunction>>;
+    static FOUND: Mutex<Option<Found>> = Mutex::new(None);
+    let key = (device.id(), source.name);
+    let known = {
+        let mut found = FOUND.lock().unwrap_or_else(PoisonError::into_inner);
+        found.get_or_insert_default().get(&key).and_then(|kernels| kernels.get(kernel)).cloned()
+    };
+    if let Some(function) = known {
+        return Ok(function);
+    }
+    let function = device.get_or_load_custom_func(kernel, &format!("twinsight-{}", source.name), &ptx(device, source)?)?;
+    let function = function.into_cuda_function();
+    let mut found = FOUND.lock().unwrap_or_else(PoisonError::into_inner);
+    found.get_or_insert_default().entry(key).or_default().insert(kernel.to_string(), function.clone());
+    Ok(function)
 }
 
 /// The source compiled for the device, once in a process.

@@ -1,6 +1,7 @@
 // A C++ compiler in the place of NVRTC: CUDA's words for sources of this folder that are run by tests on the processor.
 // Every CUDA thread is a fibre; the blocks run one after the other. A barrier that some threads of a block pass and others have left
-// is reported, as is a kernel's parameter list, so that the caller's can be held against it.
+// is reported, as is a parameter list that is not the caller's, element types included. Fibres run in ascending order of threads or in
+// descending order: what a missing barrier hides in one shows in the other.
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -44,6 +45,9 @@ static inline long long max(long long a, long long b) { return a > b ? a : b; }
 // Fibres change at barriers only, so that a plain addition is an atomic one.
 template <class T> static inline T atomicAdd(T *at, T value) { T old = *at; *at = old + value; return old; }
 
+// The prelude's.
+struct bf16;
+
 namespace host {
 
 enum Wait { Ready, Block, Warp, Done };
@@ -58,8 +62,12 @@ struct Fibre {
 static std::vector<Fibre> fibres;
 static ucontext_t scheduler;
 static unsigned current;
+static bool descending;
 static void (*body)(void **);
 static void **body_args;
+
+// Number `i` of `count` in the order of this launch.
+static unsigned turn(unsigned i, unsigned count) { return descending ? count - 1 - i : i; }
 
 static void entry() {
     body(body_args);
@@ -104,22 +112,23 @@ static int run_block() {
         makecontext(&f.context, entry, 0);
         f.wait = Ready;
     }
-    for (unsigned i = 0; i < threads; i++) resume(i);
+    for (unsigned i = 0; i < threads; i++) resume(turn(i, threads));
     for (;;) {
         bool moved = false;
-        for (unsigned first = 0; first < threads; first += 32) {
-            unsigned last = first + 32 < threads ? first + 32 : threads;
+        unsigned warps = (threads + 31) / 32;
+        for (unsigned warp = 0; warp < warps; warp++) {
+            unsigned first = 32 * turn(warp, warps), last = first + 32 < threads ? first + 32 : threads;
             int at = all_wait(first, last, Warp);
             if (at < 0) return 1;
             if (at == 0) continue;
             moved = true;
-            for (unsigned i = first; i < last; i++) resume(i);
+            for (unsigned i = first; i < last; i++) resume(first + turn(i - first, last - first));
         }
         if (moved) continue;
         int at = all_wait(0, threads, Block);
         if (at < 0) return 1;
         if (at == 1) {
-            for (unsigned i = 0; i < threads; i++) resume(i);
+            for (unsigned i = 0; i < threads; i++) resume(turn(i, threads));
             continue;
         }
         for (unsigned i = 0; i < threads; i++)
@@ -128,12 +137,28 @@ static int run_block() {
     }
 }
 
+// A parameter's kind; pointers by what they point to.
 template <class T> constexpr char letter() {
-    if (std::is_pointer<T>::value) return 'p';
+    using To = typename std::remove_cv<typename std::remove_pointer<T>::type>::type;
+    if (std::is_pointer<T>::value) {
+        if (std::is_same<To, float>::value) return 'F';
+        if (std::is_same<To, bf16>::value) return 'H';
+        if (std::is_same<To, long long>::value) return 'L';
+        if (std::is_same<To, unsigned char>::value) return 'B';
+        if (std::is_same<To, unsigned>::value || std::is_same<To, int>::value) return 'U';
+        return '?';
+    }
     if (std::is_same<T, float>::value) return 'f';
     if (std::is_same<T, int>::value) return 'i';
     if (std::is_same<T, long long>::value) return 'l';
     return '?';
+}
+
+// Whether an argument goes to a parameter: 0 (written '0') to any pointer, words to pointers to anything of at most their size.
+static bool fits(char parameter, char argument) {
+    if (argument == '0') return std::strchr("FHLBU", parameter) != nullptr;
+    if (argument == 'U') return std::strchr("UFB", parameter) != nullptr;
+    return parameter == argument;
 }
 
 template <class... A> struct Call {
@@ -153,9 +178,12 @@ template <class... A> static Call<A...> call_of(void (*)(A...)) { return {}; }
 static std::mutex one_at_a_time;
 
 // 0, 1 as run_block, 2 for another parameter list than `signature`.
-static int run(void (*f)(void **), const char *letters, const char *signature, const unsigned *grid, const unsigned *block, void **args) {
+static int run(void (*f)(void **), const char *letters, const char *signature, const unsigned *grid, const unsigned *block, bool down, void **args) {
     std::lock_guard<std::mutex> lock(one_at_a_time);
-    if (std::strcmp(letters, signature) != 0) return 2;
+    if (std::strlen(letters) != std::strlen(signature)) return 2;
+    for (std::size_t i = 0; letters[i]; i++)
+        if (!fits(letters[i], signature[i])) return 2;
+    descending = down;
     body = f;
     body_args = args;
     gridDim = {grid[0], grid[1], grid[2]};
@@ -183,7 +211,8 @@ static inline float __shfl_xor_sync(unsigned, float x, int step) {
 }
 
 // Written by the tests for every kernel of a source.
-#define HOST_KERNEL(name)                                                                                                     \
-    extern "C" int run_##name(const char *signature, const unsigned *grid, const unsigned *block, void **args) {             \
-        return host::run(&decltype(host::call_of(name))::template call<name>, host::letters(name), signature, grid, block, args); \
+#define HOST_KERNEL(name)                                                                                                                 \
+    extern "C" __attribute__((visibility("default"))) int run_##name(                                                                   \
+        const char *signature, const unsigned *grid, const unsigned *block, int down, void **args) {                                    \
+        return host::run(&decltype(host::call_of(name))::template call<name>, host::letters(name), signature, grid, block, down, args); \
     }

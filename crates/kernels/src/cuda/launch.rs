@@ -38,6 +38,7 @@ pub(crate) trait Engine {
 /// Numbers on their way to the device.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Upload<'a> {
+    U8(&'a [u8]),
     U32(&'a [u32]),
     I64(&'a [i64]),
 }
@@ -65,17 +66,6 @@ impl<'a, B> Arg<'a, B> {
     /// Some elements, or a null pointer.
     pub fn maybe(view: Option<View<'a, B>>) -> Self {
         view.map_or(Self::Null, View::arg)
-    }
-
-    /// The letter of the argument's kind: pointer, int, long long, float.
-    #[cfg(any(test, feature = "emulation"))]
-    pub fn letter(&self) -> char {
-        match self {
-            Self::In(..) | Self::Changed(..) | Self::Out(_) | Self::Null => 'p',
-            Self::Int(_) => 'i',
-            Self::Long(_) => 'l',
-            Self::Float(_) => 'f',
-        }
     }
 }
 

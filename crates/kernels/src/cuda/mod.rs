@@ -16,6 +16,8 @@ pub(crate) mod columns;
 pub(crate) mod conv;
 #[cfg(feature = "cuda")]
 pub(crate) mod copies;
+#[cfg(any(feature = "cudnn", test))]
+mod cudnn;
 #[cfg(feature = "cuda")]
 pub(crate) mod device;
 pub(crate) mod elementwise;

@@ -363,11 +363,21 @@ mod tests {
     #[ignore = "needs a C++ compiler; `cargo xtask check-cuda` runs it"]
     fn softmax_takes_bfloat16_and_no_rows_and_shows_nan() -> Result<()> {
         let host = Host::new();
-        let size = Size { rows: 4, k: 50 };
-        let x = host.floats(DType::BF16, &values(200, 1), 0);
-        let want = crate::softmax(&Tensor::from_vec(x.read(), (4, 50), &Device::Cpu)?)?.flatten_all()?.to_vec1()?;
-        let y = softmax(&host, DType::BF16, View::all(&x), size, 1.0)?;
-        close("bfloat16", &y.read(), &want, 5e-3);
+        // Rows of a warp, of a block, and at the border between them; the gradient's rounding to bfloat16 is of sums of products.
+        for (rows, k) in [(4, 50), (1, 3), (3, 1024), (2, 1025), (5, 2500)] {
+            let size = Size { rows, k };
+            let x = host.floats(DType::BF16, &values(rows * k, 1), 3);
+            let g = host.floats(DType::BF16, &values(rows * k, 2), 0);
+            let read = |b: &HostBuffer, from: usize| Tensor::from_vec(b.read()[from..].to_vec(), (rows, k), &Device::Cpu);
+            let v = Var::from_tensor(&read(&x, 3)?)?;
+            let want = crate::softmax(&(v.as_tensor() * 2.0)?)?;
+            let y = softmax(&host, DType::BF16, View { buffer: &x, offset: 3 }, size, 2.0)?;
+            close(&format!("bfloat16 of {size:?}"), &y.read(), &want.flatten_all()?.to_vec1()?, 5e-3);
+            let grads = (&want * read(&g, 0)?)?.sum_all()?.backward()?;
+            let want = grads.get(&v).expect("a gradient").flatten_all()?.to_vec1::<f32>()?;
+            let dx = softmax_backward(&host, DType::BF16, [View::all(&y), View::all(&g)], size, 2.0)?;
+            close(&format!("bfloat16 of {size:?}: dx"), &dx.read(), &want, 1e-2);
+        }
         let none = Size { rows: 0, k: 50 };
         assert!(softmax(&host, DType::F32, View::all(&host.floats(DType::F32, &[], 0)), none, 1.0)?.read().is_empty());
         let with_nan = host.floats(DType::F32, &[1.0, f32::NAN, 2.0], 0);

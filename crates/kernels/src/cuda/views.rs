@@ -11,16 +11,6 @@ const THREADS: u32 = 256;
 /// Views that are in the making at a time: each block has memory for one.
 const MOST_BLOCKS: usize = 1024;
 
-/// Bytes as words, for upload; zeros are added to the last.
-pub(crate) fn words(bytes: &[u8]) -> Vec<u32> {
-    let word = |part: &[u8]| {
-        let mut word = [0; 4];
-        word[..part.len()].copy_from_slice(part);
-        u32::from_le_bytes(word)
-    };
-    bytes.chunks(4).map(word).collect()
-}
-
 /// The views of `table`, (count, channels, size, size) of `kind` (`f32` or bfloat16), of images whose `len` bytes are `images`; `tables` are
 /// the table's words on the device.
 pub(crate) fn render<E: Engine>(
@@ -97,7 +87,7 @@ mod tests {
 
     fn tried(table: &ViewTable, bytes: &[u8], kind: DType) -> Result<HostBuffer> {
         let host = Host::new();
-        let images = host.upload(Upload::U32(&words(bytes)))?;
+        let images = host.upload(Upload::U8(bytes))?;
         // Behind something else, as in a larger buffer.
         let tables = host.upload(Upload::U32(&[vec![7; 5], table.words()].concat()))?;
         render(&host, &images, bytes.len(), table, View { buffer: &tables, offset: 5 }, kind)

@@ -13,7 +13,7 @@ use twinsight_augment::Normalize;
 use twinsight_encoders::EncoderConfig;
 use twinsight_kernels::trace::{self, OpTotal};
 use twinsight_nn::{DrawKey, Optimizer, OptimizerConfig, Precision};
-use twinsight_ssl_methods::{At, MethodContext, backward, method};
+use twinsight_ssl_methods::{At, MethodContext, backward, backward_unseen, method};
 
 use crate::{Error, Result};
 
@@ -83,9 +83,10 @@ pub struct BenchReport {
     /// Peak resident memory of the process in MiB; `null` where the system does not tell.
     pub peak_rss_mb: Option<u64>,
     /// Billions of multiply-adds of a step, forward and backward of every product, by their definitions: what Winograd's
-    /// algorithm saves is counted, what recomputation adds is not.
-    pub gmac_per_step: f64,
-    /// Where the time of one more step went, the longest first; what the operations leave is the rest.
+    /// algorithm saves is counted, what recomputation adds is not. `None` on devices other than the CPU, where they are not counted.
+    pub gmac_per_step: Option<f64>,
+    /// Where the time of one more step went, the longest first; what the operations leave is the rest. Empty on other devices, which work
+    /// behind the program's back.
     pub profile: Vec<OpShare>,
 }
 
@@ -131,15 +132,21 @@ pub fn bench_step(bench: &BenchStep, tick: &mut dyn FnMut(usize)) -> Result<Benc
         .collect::<Result<Vec<_>>>()?;
     let mut times = Vec::with_capacity(bench.steps);
     let mut traced = Vec::new();
-    for i in 0..=bench.steps + 1 {
+    // As in training: on the CPU each loss is looked at, other devices are not waited for within a step.
+    let on_cpu = device.is_cpu();
+    let go = if on_cpu { backward } else { backward_unseen };
+    let not_finite = || Error::Config("the loss is not finite".into());
+    let mut last = None;
+    for i in 0..=bench.steps + usize::from(on_cpu) {
         if i > bench.steps {
             trace::start();
         }
         let start = Instant::now();
         // Past the epochs in which DINO's last layer is frozen, so that a step does all its work.
         let at = At { step: 1000 + i as u64, epoch: 10, steps_per_epoch: 100, epochs: 100, seed: 0, precision: bench.precision };
-        let gradients = backward(&mut *method, &views, &at, bench.micro_batch)?.gradients;
-        let mut gradients = gradients.ok_or_else(|| Error::Config("the loss is not finite".into()))?;
+        let made = go(&mut *method, &views, &at, bench.micro_batch)?;
+        let mut gradients = made.gradients.ok_or_else(not_finite)?;
+        last = Some(made.output.loss);
         method.adjust_gradients(&mut gradients, &at)?;
         optimizer.step(&gradients, 0.01, weight_decay)?;
         method.after_step(&at)?;
@@ -154,6 +161,12 @@ pub fn bench_step(bench: &BenchStep, tick: &mut dyn FnMut(usize)) -> Result<Benc
             }
             tick(i);
         }
+    }
+    // What would be timed otherwise are NaNs.
+    if let Some(loss) = last
+        && !loss.to_scalar::<f32>()?.is_finite()
+    {
+        return Err(not_finite());
     }
     times.sort_by(f64::total_cmp);
     let median = times[times.len() / 2];
@@ -170,7 +183,7 @@ pub fn bench_step(bench: &BenchStep, tick: &mut dyn FnMut(usize)) -> Result<Benc
         step_s: (median * 1e4).round() / 1e4,
         best_step_s: (times[0] * 1e4).round() / 1e4,
         peak_rss_mb: peak_rss_mb(),
-        gmac_per_step: (traced.iter().map(|t| t.gmac).sum::<f64>() * 100.0).round() / 100.0,
+        gmac_per_step: on_cpu.then(|| (traced.iter().map(|t| t.gmac).sum::<f64>() * 100.0).round() / 100.0),
         profile: traced,
     })
 }

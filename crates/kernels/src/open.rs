@@ -1,0 +1,85 @@
+//! CUDA devices, opened the way the kernels use them.
+
+use candle_core::{Device, Result};
+
+/// Opens the CUDA device with this number, from 0, for work on one stream: candle's and this crate's.
+///
+/// - The stream is one and the same on every thread (`Device::new_cuda` takes each thread's own, and work of one thread would not wait for
+///   that of another).
+/// - Tensors record no events of their uses, since one stream orders them. Copies by [`crate::transfer`] are ordered by their own. Streams
+///   that others make of the device's context are not ordered with its tensors.
+/// - Memory that tensors free is kept for the next ones; [`crate::device_memory`] gives back what none uses before it asks.
+///
+/// # Errors
+/// A build without the feature `cuda`, a machine without such a device or its driver.
+pub fn open_cuda(number: usize) -> Result<Device> {
+    let device = Device::new_cuda_with_stream(number)?;
+    #[cfg(feature = "cuda")]
+    if let Device::Cuda(cuda) = &device {
+        // SAFETY: the context was made by the line above, and its one stream is the device's. The only other stream that touches a tensor is
+        // that of `cuda/copies.rs`, which orders its copies by events of its own.
+        unsafe { cuda.disable_event_tracking() };
+        pool::keep(cuda)?;
+    }
+    Ok(device)
+}
+
+/// The driver's pool, of which tensors' memory is.
+#[cfg(feature = "cuda")]
+pub(crate) mod pool {
+    use std::sync::Arc;
+
+    use candle_core::cuda_backend::cudarc::driver::DriverError;
+    use candle_core::cuda_backend::cudarc::driver::result::{device, mem_pool};
+    use candle_core::cuda_backend::cudarc::driver::sys::{CUmemPool_attribute, CUmemoryPool};
+    use candle_core::{CudaDevice, Error, Result};
+
+    /// Keeps what tensors free: as it is at first, a wait for the device gives all of it back to the driver.
+    pub(super) fn keep(device: &CudaDevice) -> Result<()> {
+        let Some(pool) = of(device)? else { return Ok(()) };
+        let mut most = u64::MAX;
+        // SAFETY: the pool is the driver's own and lives as long as the device; the attribute's type is an unsigned 64-bit number.
+        let set = unsafe {
+            mem_pool::set_attribute(
+                pool,
+                CUmemPool_attribute::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD,
+                std::ptr::from_mut(&mut most).cast(),
+            )
+        };
+        set.map_err(failed)
+    }
+
+    /// Gives what no tensor uses back to the driver.
+    pub(crate) fn trim(device: &CudaDevice) -> Result<()> {
+        let Some(pool) = of(device)? else { return Ok(()) };
+        // SAFETY: the pool is the driver's own; memory in use stays.
+        unsafe { mem_pool::trim_to(pool, 0) }.map_err(failed)
+    }
+
+    /// The pool; `None` where tensors' memory comes from none.
+    fn of(device: &CudaDevice) -> Result<Option<CUmemoryPool>> {
+        let context = Arc::clone(device.cuda_stream().context());
+        if !context.has_async_alloc() {
+            return Ok(None);
+        }
+        context.bind_to_thread().map_err(failed)?;
+        // SAFETY: the device is that of a live context.
+        unsafe { device::get_mem_pool(context.cu_device()) }.map(Some).map_err(failed)
+    }
+
+    fn failed(error: DriverError) -> Error {
+        Error::Cuda(Box::new(error))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_build_for_the_processor_opens_none() {
+        if !candle_core::utils::cuda_is_available() {
+            assert!(open_cuda(0).is_err());
+        }
+    }
+}
