@@ -127,6 +127,25 @@ pub(super) fn decode(
     tables: &[[Table; 2]; 3],
     planes: &mut [Plane; 3],
 ) -> Option<()> {
+    // Two copies of the loop: the one over whole blocks keeps their size as a constant.
+    if reduction == 1 {
+        decode_at::<false>(frame, reduction, parts, data, segments, tables, planes)
+    } else {
+        decode_at::<true>(frame, reduction, parts, data, segments, tables, planes)
+    }
+}
+
+/// As [`decode`]; `REDUCED` where `reduction` is above 1.
+#[inline(always)]
+fn decode_at<const REDUCED: bool>(
+    frame: &Frame<'_>,
+    reduction: usize,
+    parts: &[Rect],
+    data: &[u8],
+    segments: &[Range<usize>],
+    tables: &[[Table; 2]; 3],
+    planes: &mut [Plane; 3],
+) -> Option<()> {
     let most = |side: fn(&super::header::Component<'_>) -> usize| frame.components.iter().map(side).max().unwrap_or(1);
     let (across, down) = (most(|c| c.across), most(|c| c.down));
     let (columns, rows) = (frame.width.div_ceil(8 * across), frame.height.div_ceil(8 * down));
@@ -176,8 +195,9 @@ pub(super) fn decode(
                             bits.block::<false>(dc, ac, factors, before, &mut blocks[0])?;
                             continue;
                         }
-                        let start = plane.block.1 * (y - plane.top) * plane.stride + plane.block.0 * (x - plane.left);
-                        if plane.block == (1, 1) {
+                        let block = if REDUCED { plane.block } else { (8, 8) };
+                        let start = block.1 * (y - plane.top) * plane.stride + block.0 * (x - plane.left);
+                        if REDUCED && block == (1, 1) {
                             bits.block::<false>(dc, ac, factors, before, &mut blocks[0])?;
                             plane.levels[start] = idct::mean(before.wrapping_mul(factors[0]));
                         } else {
@@ -186,7 +206,7 @@ pub(super) fn decode(
                             turn = !turn;
                             let last = bits.block::<true>(dc, ac, factors, before, block)?;
                             if let Some(w) = waiting.replace(Waiting { component: c, start, last }) {
-                                w.transform(other, planes);
+                                w.transform::<REDUCED>(other, planes);
                             }
                         }
                     }
@@ -198,7 +218,7 @@ pub(super) fn decode(
         }
     }
     if let Some(w) = waiting {
-        w.transform(&blocks[usize::from(!turn)], planes);
+        w.transform::<REDUCED>(&blocks[usize::from(!turn)], planes);
     }
     Some(())
 }
@@ -212,12 +232,12 @@ struct Waiting {
 
 impl Waiting {
     #[inline(always)]
-    fn transform(&self, block: &Block, planes: &mut [Plane; 3]) {
+    fn transform<const REDUCED: bool>(&self, block: &Block, planes: &mut [Plane; 3]) {
         let plane = &mut planes[self.component];
         let out = &mut plane.levels[self.start..];
         match plane.block {
-            (8, 8) => idct::transform(block, self.last, out, plane.stride),
-            smaller => idct::reduce(block, self.last, smaller, out, plane.stride),
+            smaller if REDUCED && smaller != (8, 8) => idct::reduce(block, self.last, smaller, out, plane.stride),
+            _ => idct::transform(block, self.last, out, plane.stride),
         }
     }
 }
