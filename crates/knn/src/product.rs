@@ -1,7 +1,7 @@
 //! The matrix products of the search and of the linear classifier, on the calling thread: rows times rows, and weights times rows.
 //!
 //! `gemm` is the product that candle itself uses; its interface is a raw-pointer one, so this file holds the crate's only
-//! `unsafe` blocks, behind checked functions.
+//! `unsafe` block, behind checked functions.
 
 /// A number that `gemm` multiplies.
 pub(crate) trait Number: Copy + 'static {
@@ -32,34 +32,7 @@ pub(crate) fn products<T: Number>(queries: &[T], bank: &[T], dim: usize, out: &m
     if m == 0 || n == 0 {
         return;
     }
-    let (row, stride) = (dim as isize, n as isize);
-    // SAFETY: the destination is n × m with row stride 1 and column stride n, which stays inside `out` (m * n elements,
-    // asserted above); the left side is n × dim over `bank`, the right side dim × m over `queries`, both of whole rows
-    // (asserted above). `out` is borrowed exclusively, so it overlaps neither. No element of `out` is read
-    // (`read_dst` is false).
-    unsafe {
-        gemm::gemm(
-            n,
-            m,
-            dim,
-            out.as_mut_ptr(),
-            stride,
-            1,
-            false,
-            bank.as_ptr(),
-            1,
-            row,
-            queries.as_ptr(),
-            row,
-            1,
-            T::ZERO,
-            T::ONE,
-            false,
-            false,
-            false,
-            gemm::Parallelism::None,
-        );
-    }
+    multiply((n, m, dim), bank, Order::Rows, queries, out);
 }
 
 /// `out[w * dim + j] = sum over i of weights[w * rows + i] * table[i * dim + j]`, in no promised order of summation: each row of `weights`
@@ -77,24 +50,46 @@ pub(crate) fn weighted_sums<T: Number>(weights: &[T], table: &[T], dim: usize, o
     if sums == 0 {
         return;
     }
-    // SAFETY: the destination is dim × sums with row stride 1 and column stride dim, which stays inside `out` (sums * dim elements,
-    // asserted above); the left side is dim × rows over `table`, transposed by its strides, the right side rows × sums over
-    // `weights`, both of whole rows (asserted above). `out` is borrowed exclusively, so it overlaps neither. No element of
-    // `out` is read (`read_dst` is false).
+    multiply((dim, sums, rows), table, Order::Columns, weights, out);
+}
+
+/// How the left side of a product lies in memory.
+enum Order {
+    /// A row of it after the other.
+    Rows,
+    /// A column of it after the other.
+    #[cfg(feature = "linear")]
+    Columns,
+}
+
+/// `out` = `left` (n × k) times `right` (k × m, a column after the other), n × m, a column after the other.
+///
+/// # Panics
+/// When a slice has another length.
+fn multiply<T: Number>((n, m, k): (usize, usize, usize), left: &[T], order: Order, right: &[T], out: &mut [T]) {
+    assert!(left.len() == n * k && right.len() == k * m && out.len() == n * m, "sides that fit");
+    let (across, down) = match order {
+        Order::Rows => (1, k as isize),
+        #[cfg(feature = "linear")]
+        Order::Columns => (n as isize, 1),
+    };
+    // SAFETY: each matrix stays inside its slice, whose length is that of its sides (asserted above): the destination with row stride
+    // 1 and column stride n, the left side with strides k and 1 or 1 and n, the right side with row stride 1 and column stride k.
+    // `out` is borrowed exclusively, so it overlaps neither. No element of `out` is read (`read_dst` is false).
     unsafe {
         gemm::gemm(
-            dim,
-            sums,
-            rows,
+            n,
+            m,
+            k,
             out.as_mut_ptr(),
-            dim as isize,
+            n as isize,
             1,
             false,
-            table.as_ptr(),
-            dim as isize,
-            1,
-            weights.as_ptr(),
-            rows as isize,
+            left.as_ptr(),
+            across,
+            down,
+            right.as_ptr(),
+            k as isize,
             1,
             T::ZERO,
             T::ONE,
