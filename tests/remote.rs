@@ -210,6 +210,10 @@ mod hub {
         let train =
             ["train", "--init", "hf:someone/single", "--offline", "--out", "further", "--data", "pictures", "--epochs", "1"];
         done(cache, &nowhere, &[&train[..], &["--batch", "8", "--image-size", "32", "--on-collapse", "warn"]].concat())?;
+        // The run's configuration goes on to mean the commit that it began from.
+        let written = std::fs::read_to_string(cache.join("further/config.toml"))?;
+        let pinned = format!("init = \"hf:someone/single@{}\"", "1".repeat(40));
+        ensure!(written.contains(&pinned), "{written}");
         done(cache, &nowhere, &["embed", "hf:someone/single", "--offline", "--data", "pictures", "--out", "v.npy"])?;
         // A token opens what is closed.
         let (code, _, told) = ask(cache, &hub, &import("hf:closed/one", &["--out", "no.safetensors"]))?;

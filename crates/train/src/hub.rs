@@ -1,8 +1,9 @@
 //! Weights of the Hugging Face Hub: `hf:owner/name` or `hf:owner/name@revision` wherever a file of weights is named.
 //!
 //! What is fetched is `model.safetensors`, or the files of an index, or `pytorch_model.bin`, the first of these that there is, and
-//! `config.json` and `preprocessor_config.json` beside it, which say what it holds, all of them of the commit that the revision is at. They lie in the cache of Hugging Face's own programs,
-//! so that what these fetched is taken too; `twinsight_datasets::remote::hub` says what decides.
+//! `config.json` and `preprocessor_config.json` beside it, which say what it holds, all of them of the commit that the revision is at. They
+//! lie in the cache of Hugging Face's own programs, so that what these fetched is taken too; `twinsight_datasets::remote::hub` says what
+//! decides.
 
 use std::path::{Path, PathBuf};
 
@@ -21,6 +22,16 @@ pub fn weights(path: &Path) -> Result<Option<PathBuf>> {
         return Err(Error::run(path, "weights are read from this machine or from the Hugging Face Hub (hf:owner/name)"));
     }
     fetch(name).map(Some)
+}
+
+/// The name of the Hub at the commit that `file`, which [`weights`] found for it, is of, so that a run's configuration goes on to mean the
+/// same weights; `None` of what is no name of the Hub.
+pub fn pinned(name: &str, file: &Path) -> Option<String> {
+    hub_id(name)?;
+    let mut parts = file.iter().skip_while(|part| *part != "snapshots");
+    let commit = parts.nth(1)?.to_str().filter(|c| c.len() == 40 && c.bytes().all(|b| b.is_ascii_hexdigit()))?;
+    let repository = name.split_once('@').map_or(name, |(repository, _)| repository);
+    Some(format!("{repository}@{commit}"))
 }
 
 #[cfg(not(feature = "hub"))]
@@ -126,6 +137,17 @@ mod tests {
             assert!(told("hf:a/b").contains("--features hub"));
         }
         Ok(())
+    }
+
+    #[test]
+    fn a_name_is_pinned_to_its_commit() {
+        let commit = "0123456789abcdef0123456789abcdef01234567";
+        let file = Path::new("/snapshots-of/hub/models--a--b/snapshots").join(commit).join("model.safetensors");
+        for name in ["hf:a/b", "hf:a/b@main", "hf:a/b@refs/pr/1", &format!("hf:a/b@{commit}")] {
+            assert_eq!(pinned(name, &file), Some(format!("hf:a/b@{commit}")), "{name}");
+        }
+        assert_eq!(pinned("runs/a", &file), None);
+        assert_eq!(pinned("hf:a/b", Path::new("/cache/snapshots/main/model.safetensors")), None);
     }
 
     #[cfg(feature = "hub")]

@@ -10,15 +10,19 @@ use crate::source::{Origin, encoder_file, normalisation};
 use crate::{Error, Layer, Result, RunConfig};
 
 /// Gives student and teacher the weights that `network.init` names, if it names any, and tells what went where. Heads stay as they
-/// were drawn.
+/// were drawn. A name of the Hugging Face Hub gets the commit that its weights are of.
 ///
 /// # Errors
 /// A file that is missing, damaged, or another encoder's.
-pub fn start(method: &dyn Method, config: &RunConfig) -> Result<Option<ImportReport>> {
+pub fn start(method: &dyn Method, config: &mut RunConfig) -> Result<Option<ImportReport>> {
     if config.network.init.is_empty() {
         return Ok(None);
     }
-    let weights = Weights::open(&encoder_file(Path::new(&config.network.init))?.0)?;
+    let file = encoder_file(Path::new(&config.network.init))?.0;
+    let weights = Weights::open(&file)?;
+    if let Some(pinned) = crate::hub::pinned(&config.network.init, &file) {
+        config.network.init = pinned;
+    }
     let spec = twinsight_encoders::encoder(&config.encoder)?;
     let networks = method.networks();
     let student = networks.student.sub_store("backbone");

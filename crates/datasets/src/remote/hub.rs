@@ -7,33 +7,26 @@
 //! The environment is that of Hugging Face's programs: `HF_HOME` (or `HF_HUB_CACHE`) is where files go, `HF_TOKEN` (or the token that
 //! was stored there) opens closed repositories, `HF_ENDPOINT` names another hub, and `HF_HUB_OFFLINE` forbids to ask it.
 
+mod id;
+mod pulse;
+
 use std::path::{Path, PathBuf};
 use std::pin::pin;
-use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use futures_util::StreamExt;
-use hf_hub::progress::{DownloadEvent, ProgressEvent, ProgressHandler};
 use hf_hub::repository::{RepoTreeEntry, RepoType, RepoTypeDataset, RepoTypeModel};
 use hf_hub::{HFClient, HFError, HFRepository};
 
+use sha2::{Digest, Sha256};
+
+pub use id::HubId;
+pub(super) use id::is_commit;
+use id::lies_below;
+use pulse::Pulse;
+
 use super::{HUB, Network, Runtime, one_line};
 use crate::{Error, Result};
-
-/// What a name says.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct HubId {
-    /// The user or organisation.
-    pub owner: String,
-    /// The repository.
-    pub name: String,
-    /// A branch, a tag or a commit; `None`: `main`.
-    pub revision: Option<String>,
-    /// The configuration of a data set.
-    pub config: Option<String>,
-    /// The split of a data set.
-    pub split: Option<String>,
-}
 
 /// Weights, a repository of this kind.
 pub type Models = RepoTypeModel;
@@ -66,60 +59,6 @@ const TIMEOUTS: (Duration, Duration) = (Duration::from_secs(20), Duration::from_
 const PATIENCE: Duration = Duration::from_secs(120);
 /// Most files of a repository.
 const MOST_FILES: usize = 1_000_000;
-
-impl HubId {
-    /// Reads a name.
-    ///
-    /// # Errors
-    /// Another form than `hf:owner/name[@revision][:configuration][/split]`.
-    pub fn parse(name: &str) -> Result<Self> {
-        let wrong = || Error::Download {
-            url: name.into(),
-            reason: format!(
-                "expected {HUB}owner/name, with @revision, :configuration and /split behind it where they are meant ({HUB}owner/name@v1:small/test)"
-            ),
-        };
-        let text = name.strip_prefix(HUB).ok_or_else(wrong)?;
-        let (owner, rest) = text.split_once('/').ok_or_else(wrong)?;
-        let (repository, mut rest) = until(rest, &['@', ':', '/']);
-        let plain = |word: &str| {
-            let known = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
-            !word.is_empty() && word.chars().all(known) && word.chars().any(|c| c != '.')
-        };
-        if !plain(owner) || !plain(repository) {
-            return Err(wrong());
-        }
-        let mut id = Self { owner: owner.into(), name: repository.into(), revision: None, config: None, split: None };
-        if let Some(behind) = rest.strip_prefix('@') {
-            let known = ["refs/convert/", "refs/pr/"].into_iter().find(|k| behind.starts_with(k)).unwrap_or_default();
-            let (word, after) = until(&behind[known.len()..], &[':', '/']);
-            let revision = format!("{known}{word}").replace("%2F", "/").replace("%2f", "/");
-            if word.is_empty() || revision.contains("..") || !lies_below(&revision) {
-                return Err(wrong());
-            }
-            (id.revision, rest) = (Some(revision), after);
-        }
-        if let Some(behind) = rest.strip_prefix(':') {
-            let (word, after) = until(behind, &['/']);
-            (id.config, rest) = (Some(word.to_string()).filter(|w| !w.is_empty()), after);
-            if id.config.is_none() {
-                return Err(wrong());
-            }
-        }
-        if let Some(word) = rest.strip_prefix('/') {
-            (id.split, rest) = (Some(word.to_string()).filter(|w| !w.is_empty() && !w.contains('/')), "");
-            if id.split.is_none() {
-                return Err(wrong());
-            }
-        }
-        if rest.is_empty() { Ok(id) } else { Err(wrong()) }
-    }
-}
-
-/// `text` up to the first of `ends`, and from there on.
-fn until<'a>(text: &'a str, ends: &[char]) -> (&'a str, &'a str) {
-    text.split_at(text.find(ends).unwrap_or(text.len()))
-}
 
 impl Listing {
     /// The length of `file` in bytes, if there is one.
@@ -241,35 +180,29 @@ impl<T: RepoType> Repository<T> {
     }
 
     /// The path of `file` in the cache, fetched where it is not there at `revision`; `None` where the repository, or offline the cache, has
-    /// none. One that breaks off, or has not the `size` in bytes that the hub told, is begun anew, a few times.
+    /// none. One that breaks off, has not the `size` in bytes that the hub told, or was fetched now and is not what its SHA-256 (which the
+    /// hub tells of large files) says, is begun anew, a few times.
     ///
     /// # Errors
-    /// A closed repository, a hub that can't be reached, a full disk, a name that does not lie below the repository, another size.
+    /// A closed repository, a hub that can't be reached, a full disk, a name that does not lie below the repository, another size or
+    /// content.
     pub fn get(&self, file: &str, revision: Option<&str>, size: Option<u64>) -> Result<Option<PathBuf>> {
+        let fresh = !self.network.offline && self.cached(file, revision)?.is_none();
         let Some(path) = self.asked(file, revision, self.network.offline, false)? else { return Ok(None) };
-        let (Some(size), Some(length)) = (size, size.map(|_| length(&path)).transpose()?) else { return Ok(Some(path)) };
-        if length == size {
-            return Ok(Some(path));
-        }
+        let Some(fault) = fault(&path, size, fresh)? else { return Ok(Some(path)) };
         if self.network.offline {
             let place = path.display();
-            let reason =
-                format!("{place} has {length} bytes where the hub told {size}; it is fetched anew where that is not forbidden");
-            return Err(self.wrong(reason));
+            return Err(self.wrong(format!("{place} {fault}; it is fetched anew where that is not forbidden")));
         }
         // Hugging Face's client takes whatever comes for the file's content, an error's page too.
-        self.note(&format!("{file} has {length} bytes where the hub says {size}; fetching it anew"));
+        self.note(&format!("{file} {fault}; fetching it anew"));
         drop_copy(&path)?;
         let Some(path) = self.asked(file, revision, false, true)? else { return Ok(None) };
-        let length = self::length(&path)?;
-        if length == size {
-            return Ok(Some(path));
-        }
+        let Some(fault) = self::fault(&path, size, true)? else { return Ok(Some(path)) };
         let target = drop_copy(&path)?;
         let (path, target) = (path.display(), target.display());
         Err(self.wrong(format!(
-            "the hub sent {length} bytes of {file}, which has {size}; try again later ({path} and {target}, which it led to, were \
-             removed again)"
+            "what the hub sent as {file} {fault}; try again later ({path} and {target}, which it led to, were removed again)"
         )))
     }
 
@@ -405,55 +338,22 @@ impl<T: RepoType> Repository<T> {
     }
 }
 
-/// When something happened last.
-#[derive(Clone)]
-struct Pulse(Arc<Mutex<(Instant, u64)>>);
-
-impl Default for Pulse {
-    fn default() -> Self {
-        Self(Arc::new(Mutex::new((Instant::now(), 0))))
+/// What tells that a file of the cache is not the hub's: another length than `size`, or, where its content is looked at, another SHA-256
+/// than the one that its copy is called by in the cache, as large files' are.
+fn fault(path: &Path, size: Option<u64>, content: bool) -> Result<Option<String>> {
+    let length = std::fs::metadata(path).map_err(Error::io(path))?.len();
+    if let Some(size) = size.filter(|&size| size != length) {
+        return Ok(Some(format!("has {length} bytes where the hub told {size}")));
     }
-}
-
-impl Pulse {
-    /// Tells how far it is; the same as before is no news.
-    fn beat(&self, count: u64) {
-        if let Ok(mut last) = self.0.lock()
-            && last.1 != count
-        {
-            *last = (Instant::now(), count);
-        }
+    let copy = path.canonicalize().map_err(Error::io(path))?;
+    let name = copy.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+    if !content || name.len() != 64 || !name.bytes().all(|b| b.is_ascii_hexdigit()) {
+        return Ok(None);
     }
-
-    fn silence(&self) -> Duration {
-        self.0.lock().map_or(Duration::ZERO, |last| last.0.elapsed())
-    }
-}
-
-impl ProgressHandler for Pulse {
-    fn on_progress(&self, event: &ProgressEvent) {
-        match event {
-            ProgressEvent::Download(DownloadEvent::Progress { files }) => {
-                self.beat(1 + files.iter().map(|f| f.bytes_completed).sum::<u64>())
-            }
-            ProgressEvent::Download(DownloadEvent::AggregateProgress { bytes_completed, .. }) => self.beat(1 + bytes_completed),
-            _ => {}
-        }
-    }
-}
-
-/// Whether a revision is a commit's hash. Hugging Face's client makes paths of it.
-pub(super) fn is_commit(revision: &str) -> bool {
-    revision.len() == 40 && revision.bytes().all(|b| b.is_ascii_hexdigit())
-}
-
-/// Whether a path in a repository stays below it on every system. Hugging Face's client makes paths of it.
-fn lies_below(path: &str) -> bool {
-    path.split('/').all(|part| !matches!(part, "" | "." | "..")) && !path.contains(['\\', ':', '\0'])
-}
-
-fn length(path: &Path) -> Result<u64> {
-    Ok(std::fs::metadata(path).map_err(Error::io(path))?.len())
+    let mut hash = Sha256::new();
+    std::io::copy(&mut std::fs::File::open(path).map_err(Error::io(path))?, &mut hash).map_err(Error::io(path))?;
+    let found: String = hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
+    Ok((!found.eq_ignore_ascii_case(name)).then(|| format!("has the SHA-256 {found} where the hub told {name}")))
 }
 
 /// Removes a file of the cache and what it is a link to, whose path is returned.

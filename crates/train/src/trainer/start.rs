@@ -29,7 +29,8 @@ struct Parts {
 }
 
 impl Trainer {
-    /// Prepares a new run in `out`. Nothing is written before data, encoder and method are known to be good.
+    /// Prepares a new run in `out`. Nothing is written before data, encoder and method are known to be good. Weights of the Hugging Face
+    /// Hub stand in its configuration with their commit.
     ///
     /// # Errors
     /// Bad settings, unreadable data, a folder that already holds a run.
@@ -39,8 +40,8 @@ impl Trainer {
             return Err(Error::run(out, "already holds a run; choose another --out, or go on with it by `twinsight resume`"));
         }
         let data = RunData::open(&mut config)?;
-        let parts = Parts::build(started, config, data)?;
-        let begun = init::start(&*parts.method, &parts.config)?;
+        let mut parts = Parts::build(started, config, data)?;
+        let begun = init::start(&*parts.method, &mut parts.config)?;
         try_views(&*parts.method, &parts.device)?;
         let folder = RunFolder::create(out, &parts.config)?;
         let lock = folder.lock()?;
@@ -73,7 +74,7 @@ impl Trainer {
         let mut trainer = Parts::build(started, config, data)?.assemble(folder, lock)?;
         match checkpoint {
             Some(checkpoint) => trainer.take_up(checkpoint)?,
-            None => trainer.begun = init::start(&*trainer.method, &trainer.config)?,
+            None => trainer.begun = init::start(&*trainer.method, &mut trainer.config)?,
         }
         Ok(trainer)
     }

@@ -1,6 +1,7 @@
 //! Names of repositories, and files from a hub on this machine.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Instant;
 
 use anyhow::{Context, ensure};
 use twinsight_test_support::server::{Answer, Request, Server};
@@ -99,7 +100,10 @@ fn an_error_s_page_does_not_stay_in_the_place_of_a_file() -> anyhow::Result<()> 
         let got = hub.get("x/model.bin", Some(&commit()), Some(7));
         if bad == usize::MAX {
             let failed = got.err().context("it was taken")?.to_string();
-            ensure!(failed.contains("sent 16 bytes of x/model.bin, which has 7") && failed.contains("blobs"), "{failed}");
+            ensure!(
+                failed.contains("sent as x/model.bin has 16 bytes where the hub told 7") && failed.contains("blobs"),
+                "{failed}"
+            );
             ensure!(below(dir.path()).is_empty(), "{:?}", below(dir.path()));
         } else {
             let path = got?.context("no file")?;
@@ -114,6 +118,33 @@ fn an_error_s_page_does_not_stay_in_the_place_of_a_file() -> anyhow::Result<()> 
             ensure!(failed.contains("has 5 bytes where the hub told 7"), "{failed}");
             let path = hub.get("x/model.bin", Some(&commit()), Some(7))?.context("no file")?;
             ensure!(std::fs::read(path)? == b"content");
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn content_is_what_its_sha_256_says() -> anyhow::Result<()> {
+    // Of "content", as large files' copies are called; and of something else.
+    let right = "ed7002b439e9ac845f22357d822bac1444730fbdb6016d3ec9432297b9ec9f73";
+    for (bad, tag) in [(0, right), (1, right), (usize::MAX, right), (0, "tag")] {
+        let dir = tempfile::tempdir()?;
+        let gets = AtomicUsize::new(0);
+        let server = Server::start(move |request| {
+            let broken = request.method == "GET" && gets.fetch_add(1, Ordering::SeqCst) < bad;
+            let content = if broken { b"c0ntent" } else { b"content" };
+            Answer::file(request, content).with("X-Repo-Commit", &commit()).with("ETag", &format!("\"{tag}\""))
+        })?;
+        let hub = models(&server, dir.path(), ONLINE, PATIENCE)?;
+        let got = hub.get("model.bin", Some(&commit()), Some(7));
+        if bad == usize::MAX {
+            let failed = got.err().context("it was taken")?.to_string();
+            ensure!(failed.contains("sent as model.bin has the SHA-256") && failed.contains(right), "{failed}");
+            ensure!(below(dir.path()).is_empty(), "{:?}", below(dir.path()));
+        } else {
+            ensure!(std::fs::read(got?.context("no file")?)? == b"content", "{bad} {tag}");
+            let asked = server.asked().into_iter().filter(|request| request.method == "GET").count();
+            ensure!(asked == bad + 1, "{asked} requests where {bad} were answered wrongly");
         }
     }
     Ok(())
