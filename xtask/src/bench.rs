@@ -8,6 +8,7 @@ use clap::{Args, Subcommand};
 
 use crate::shell;
 
+mod gpu;
 mod knn;
 mod methods;
 mod report;
@@ -40,6 +41,8 @@ pub enum BenchCommand {
     Knn(knn::KnnArgs),
     /// JPEGs to views against other libraries, in turn, and two threads against one, into docs/benchmarks.md.
     Views(views::ViewsArgs),
+    /// A GPU's checks and measurements in one command, by programs that are built already.
+    Gpu(gpu::GpuArgs),
 }
 
 /// What to compare, and with which program.
@@ -133,6 +136,7 @@ pub fn run(command: &BenchCommand) -> Result<()> {
         BenchCommand::Methods(args) => methods::run(args),
         BenchCommand::Knn(args) => knn::run(args),
         BenchCommand::Views(args) => views::run(args),
+        BenchCommand::Gpu(args) => gpu::run(args),
     }
 }
 

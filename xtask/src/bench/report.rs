@@ -73,6 +73,11 @@ impl Comparison {
         Ok(Self { case, peer, ours: medians(ours), theirs, ratio })
     }
 
+    /// Ours over the best variant's of the same round: the median of the rounds, the lowest, the highest.
+    pub fn ratio(&self) -> [f64; 3] {
+        self.ratio
+    }
+
     /// The table's row.
     pub fn row(&self, version: &str) -> String {
         let [mid, low, high] = self.ratio;

@@ -1,0 +1,117 @@
+//! Whether a device gives the losses of the processor, and a run that was resumed those of one that was not stopped.
+
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use serde_json::json;
+
+use super::{GpuArgs, Log, curve};
+use crate::shell;
+
+/// Steps that are compared with the processor's.
+const STEPS: u64 = 20;
+
+/// How long a step may take.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// Compares the first losses of the processor and the device, by runs that are stopped then.
+///
+/// # Errors
+/// When a run fails, or the losses are further apart than they may.
+pub fn agree(args: &GpuArgs, program: &Path, log: &Log) -> Result<()> {
+    let (here, there) = (args.out.join("agree-cpu"), whole(args, program)?);
+    stopped(&mut train(args, program, "cpu", &here), &here, STEPS)?;
+    let found = curve::apart(&curve::of(&here, "loss")?, &curve::of(&there, "loss")?, STEPS)?;
+    tell(args, log, "agree", "the processor's and the device's", found)?;
+    ensure!(found.1 as u64 >= STEPS, "only {} steps to compare", found.1);
+    Ok(())
+}
+
+/// Compares the losses of a run that was stopped and resumed with those of one that was not.
+///
+/// # Errors
+/// As [`agree`].
+pub fn resume(args: &GpuArgs, program: &Path, log: &Log) -> Result<()> {
+    let (one, two) = (whole(args, program)?, args.out.join("agree-resumed"));
+    stopped(&mut train(args, program, &args.device, &two), &two, STEPS)?;
+    let at = curve::of(&two, "loss")?.last().map_or(0, |(step, _)| *step);
+    let all = curve::of(&one, "loss")?;
+    let last = all.last().map_or(0, |(step, _)| *step);
+    ensure!(at < last, "the run was done, with {last} steps, before it could be stopped: nothing was resumed");
+    shell::output(Command::new(program).args(["resume", "--json"]).arg(&two))?;
+    let found = curve::apart(&all, &curve::of(&two, "loss")?, u64::MAX)?;
+    tell(args, log, "resume", &format!("one run's and those of one that was resumed after step {at}"), found)?;
+    ensure!(found.1 as u64 == last, "{} steps to compare, of {last}", found.1);
+    Ok(())
+}
+
+fn tell(args: &GpuArgs, log: &Log, part: &str, whose: &str, (share, steps): (f64, usize)) -> Result<()> {
+    let device = &args.device;
+    log.figure(
+        &json!({"part": part, "device": device, "steps": steps, "largest_difference": share, "tolerance": args.tolerance}),
+    )?;
+    log.text(&format!(
+        "## Losses: {part}\n\n{}, on {device}: {whose} losses of {steps} steps differ by {share:.2e} of the loss at most ({:.0e} allowed)\n",
+        args.encoder, args.tolerance
+    ))?;
+    if share > args.tolerance {
+        bail!("{whose} losses differ by {share:.2e}, over {:.0e}", args.tolerance);
+    }
+    Ok(())
+}
+
+/// The run on the device that is not stopped, made where it is not there.
+fn whole(args: &GpuArgs, program: &Path) -> Result<PathBuf> {
+    let run = args.out.join("agree-device");
+    if !run.join("result.json").exists() {
+        shell::output(&mut train(args, program, &args.device, &run))?;
+    }
+    Ok(run)
+}
+
+/// Some 200 steps of SimCLR on images that the program has within it, every loss logged.
+fn train(args: &GpuArgs, program: &Path, device: &str, out: &Path) -> Command {
+    let mut command = Command::new(program);
+    command.args(["train", "--json", "--data", "fashion-mnist-mini", "--encoder", &args.encoder, "--device", device]);
+    command.args(["--limit", "2000", "--batch", "64", "--epochs", "8", "--set", "log.every=1"]);
+    // Losses are all that is looked at.
+    command.args(["--set", "eval.baselines=false", "--set", "eval.every=1000", "--out"]).arg(out);
+    command
+}
+
+/// Runs until `step` is logged, then asks the program to stop, as Ctrl-C does, and waits for it.
+fn stopped(command: &mut Command, run: &Path, step: u64) -> Result<()> {
+    let mut child = command.stdout(Stdio::null()).spawn().context("cannot start the program")?;
+    let waited = wait_for(&mut child, run, step);
+    if waited.is_ok() {
+        // A run that is done by now has no process to be told.
+        let _ = Command::new("kill").args(["-INT", &child.id().to_string()]).stderr(Stdio::null()).status();
+    } else {
+        let _ = child.kill();
+    }
+    let status = child.wait().context("the program")?;
+    waited?;
+    // 130 is what a program says that was interrupted.
+    ensure!(status.success() || status.code() == Some(130), "the run ended with {status}");
+    Ok(())
+}
+
+fn wait_for(child: &mut Child, run: &Path, step: u64) -> Result<()> {
+    let (mut begun, mut seen) = (Instant::now(), 0);
+    loop {
+        let now = curve::of(run, "loss")?.last().map_or(0, |(step, _)| *step);
+        if now >= step {
+            return Ok(());
+        }
+        if let Some(status) = child.try_wait()? {
+            bail!("the run ended with {status} after {now} steps");
+        }
+        if now > seen {
+            (begun, seen) = (Instant::now(), now);
+        }
+        ensure!(begun.elapsed() < PATIENCE, "no step for {} seconds, after {now}", PATIENCE.as_secs());
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
