@@ -1,14 +1,14 @@
 //! What contrastive losses share: a table of cosine similarities, and who belongs together in it.
 
 use candle_core::{DType, Tensor};
-use twinsight_kernels::{l2_normalize, linear, log_sum_exp, row_max};
+use twinsight_kernels::{Similarities, l2_normalize};
 
 use crate::Result;
 
 /// The similarities of 2 N projections, view after view, with each other over a temperature.
 pub(crate) struct PairTable {
     /// (2 N, 2 N).
-    logits: Tensor,
+    logits: Similarities,
     /// (2 N): those of a projection and its partner.
     positives: Tensor,
     n: usize,
@@ -21,7 +21,7 @@ impl PairTable {
         let (a, b) = (l2_normalize(a, 1e-12)?, l2_normalize(b, 1e-12)?);
         let z = Tensor::cat(&[&a, &b], 0)?;
         // The temperature divides the rows, not the table, which is larger.
-        let logits = linear(&(&z * (1.0 / temperature))?, &z, None)?;
+        let logits = Similarities::new(&(&z * (1.0 / temperature))?, &z)?;
         let positives = ((a * b)?.sum(1)? * (1.0 / temperature))?;
         Ok(Self { logits, positives: Tensor::cat(&[&positives, &positives], 0)?, n })
     }
@@ -33,17 +33,17 @@ impl PairTable {
 
     /// (2 N): log Σ exp of each row over all others, its partner included.
     pub fn log_sum_all(&self) -> Result<Tensor> {
-        Ok(log_sum_exp(&self.logits, &self.except(false))?)
+        Ok(self.logits.log_sum_exp(&self.except(false))?)
     }
 
     /// (2 N): log Σ exp of each row over the views of other images.
     pub fn log_sum_negatives(&self) -> Result<Tensor> {
-        Ok(log_sum_exp(&self.logits, &self.except(true))?)
+        Ok(self.logits.log_sum_exp(&self.except(true))?)
     }
 
     /// The share of rows that are nearer to their partner than to any other, without a graph.
     pub fn accuracy(&self) -> Result<Tensor> {
-        let best = row_max(&self.logits.detach(), &self.except(true))?;
+        let best = self.logits.row_max(&self.except(true))?;
         Ok(self.positives.detach().gt(&best)?.to_dtype(DType::F32)?.mean_all()?)
     }
 
@@ -62,12 +62,12 @@ pub(crate) fn match_rows(queries: &Tensor, keys: &Tensor, temperature: f64) -> R
     let own = keys.narrow(0, 0, n)?;
     let queries = (queries * (1.0 / temperature))?;
     let positives = (&queries * own)?.sum(1)?;
-    let logits = linear(&queries, &keys, None)?;
-    let loss = (log_sum_exp(&logits, &[])? - &positives)?.mean_all()?;
+    let logits = Similarities::new(&queries, &keys)?;
+    let loss = (logits.log_sum_exp(&[])? - &positives)?.mean_all()?;
     let except: Vec<[u32; 2]> = (0..n as u32).map(|i| [i, i]).collect();
-    let accuracy = match logits.dim(1)? {
-        1 => Tensor::ones((), DType::F32, logits.device())?,
-        _ => positives.detach().gt(&row_max(&logits, &except)?)?.to_dtype(DType::F32)?.mean_all()?,
+    let accuracy = match logits.dims() {
+        (_, 1) => Tensor::ones((), DType::F32, loss.device())?,
+        _ => positives.detach().gt(&logits.row_max(&except)?)?.to_dtype(DType::F32)?.mean_all()?,
     };
     Ok((loss, accuracy))
 }

@@ -11,7 +11,7 @@ use candle_core::Tensor;
 use rand::seq::SliceRandom;
 use serde::{Deserialize, Serialize};
 use twinsight_augment::{SimclrViews, ViewPlan};
-use twinsight_kernels::{l2_normalize, linear, log_sum_exp, row_max};
+use twinsight_kernels::{Similarities, l2_normalize, log_sum_exp};
 use twinsight_nn::{Mode, StateVisitor};
 
 use crate::config::{defaults, ensure, read};
@@ -242,10 +242,10 @@ fn against_queue(queries: &Tensor, keys: &Tensor, queue: &Tensor, temperature: f
     let queries = (l2_normalize(queries, 1e-12)? * (1.0 / temperature))?;
     let (keys, queue) = (l2_normalize(&keys.detach(), 1e-12)?, l2_normalize(&queue.detach(), 1e-12)?);
     let positives = (&queries * keys)?.sum(1)?;
-    let negatives = linear(&queries, &queue, None)?;
-    let both = Tensor::stack(&[&positives, &log_sum_exp(&negatives, &[])?], 1)?;
+    let negatives = Similarities::new(&queries, &queue)?;
+    let both = Tensor::stack(&[&positives, &negatives.log_sum_exp(&[])?], 1)?;
     let loss = (log_sum_exp(&both, &[])? - &positives)?.mean_all()?;
-    let found = positives.detach().gt(&row_max(&negatives, &[])?)?;
+    let found = positives.detach().gt(&negatives.row_max(&[])?)?;
     Ok((loss, found.to_dtype(candle_core::DType::F32)?.mean_all()?))
 }
 

@@ -4,12 +4,21 @@
 //! `--set key=value`. The layers are TOML tables; every key of every layer must exist, and an unknown one is refused with
 //! the nearest that does. What comes out is a [`RunConfig`].
 
+mod check;
+mod defaults;
+#[cfg(test)]
+mod tests;
+
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 use twinsight_datasets::{LevelRange, Levels, OpenOptions};
 use twinsight_encoders::{EncoderConfig, Ffn, Stem};
 use twinsight_nn::{NormKind, OptimizerConfig, Precision};
 use twinsight_ssl_methods::{METHODS, method};
+
+use defaults::defaults;
+
+pub use defaults::all_keys;
 
 use crate::fit::Free;
 use crate::layers::{Layer, dotted_keys, merge, nearest, value_at};
@@ -372,245 +381,8 @@ impl RunConfig {
             freeze: self.network.freeze.clone(),
         }
     }
-
-    fn check(&self) -> Result<()> {
-        twinsight_encoders::encoder(&self.encoder)?;
-        crate::device::check(&self.device)?;
-        let one_of = |key: &str, value: &str, allowed: &[&str]| -> Result<()> {
-            if allowed.contains(&value) {
-                return Ok(());
-            }
-            let guess = nearest(value, allowed.iter().copied()).map(|n| format!("; did you mean `{n}`?")).unwrap_or_default();
-            Err(Error::Config(format!("{key} = \"{value}\" is none of {}{guess}", allowed.join(", "))))
-        };
-        let within = |key: &str, value: f64, low: f64, high: f64| {
-            if value >= low && value <= high {
-                Ok(())
-            } else {
-                Err(Error::Config(format!("{key} = {value} is out of range: expected {low} to {high}")))
-            }
-        };
-        one_of("optimizer.kind", &self.optimizer.kind, &["sgd", "adamw", "lars"])?;
-        one_of("data.labels", &self.data.labels, &["auto", "folder", "none"])?;
-        one_of("data.views_on", &self.data.views_on, &["auto", "cpu", "device"])?;
-        self.data.levels()?;
-        one_of("log.on_collapse", &self.log.on_collapse, &["stop", "warn"])?;
-        within("epochs", self.epochs as f64, 1.0, 1e6)?;
-        within("batch", self.batch as f64, 2.0, 1e6)?;
-        within("micro_batch", self.micro_batch as f64, 0.0, 1e6)?;
-        within("data.image_size", self.data.image_size as f64, 0.0, 4096.0)?;
-        within("data.held_out", self.data.held_out, 0.0, 0.5)?;
-        within("data.workers", self.data.workers as f64, 0.0, 1024.0)?;
-        within("network.drop_path", self.network.drop_path, 0.0, 0.99)?;
-        within("network.registers", self.network.registers as f64, 0.0, 1024.0)?;
-        within("network.heads", self.network.heads as f64, 0.0, 1024.0)?;
-        within("network.layer_scale", self.network.layer_scale, 0.0, 1e3)?;
-        within("optimizer.momentum", self.optimizer.momentum, 0.0, 0.9999)?;
-        within("optimizer.beta1", self.optimizer.beta1, 0.0, 0.9999)?;
-        within("optimizer.beta2", self.optimizer.beta2, 0.0, 0.99999)?;
-        within("optimizer.eps", self.optimizer.eps, 0.0, 1.0)?;
-        within("optimizer.clip_norm", self.optimizer.clip_norm, 0.0, f64::MAX)?;
-        within("schedule.lr", self.schedule.lr, 0.0, 1e3)?;
-        within("schedule.lr_end", self.schedule.lr_end, 0.0, 1.0)?;
-        within("schedule.warmup_epochs", self.schedule.warmup_epochs, 0.0, self.epochs as f64)?;
-        within("schedule.weight_decay", self.schedule.weight_decay, 0.0, 10.0)?;
-        within("schedule.weight_decay_end", self.schedule.weight_decay_end, 0.0, 10.0)?;
-        within("eval.batch", self.eval.batch as f64, 1.0, 1e6)?;
-        within("eval.probe_images", self.eval.probe_images as f64, 0.0, 1e6)?;
-        within("log.every", self.log.every as f64, 1.0, 1e9)?;
-        if self.eval.k.is_empty() || self.eval.k.contains(&0) {
-            return Err(Error::Config("eval.k needs at least one number of neighbours, each 1 or more".into()));
-        }
-        if self.eval.temperature.is_empty() || self.eval.temperature.iter().any(|&t| t <= 0.0 || !t.is_finite()) {
-            return Err(Error::Config("eval.temperature needs at least one number, each above 0".into()));
-        }
-        if self.data.mean.len() != self.data.std.len() || self.data.std.iter().any(|&s| s <= 0.0 || !s.is_finite()) {
-            return Err(Error::Config("data.mean and data.std need one number a channel each, std above 0".into()));
-        }
-        Ok(())
-    }
-}
-
-/// Every key of the configuration with the method's own, dotted.
-pub fn all_keys(method_name: &str) -> Result<Vec<String>> {
-    let mut table = defaults();
-    table.insert("options".into(), Value::Table((method(method_name)?.defaults)()));
-    Ok(dotted_keys(&table))
 }
 
 fn cpu() -> String {
     "cpu".into()
-}
-
-fn defaults() -> Table {
-    let defaults = RunConfig {
-        method: METHODS[0].name.to_string(),
-        encoder: "resnet_mini".into(),
-        epochs: 20,
-        batch: 256,
-        micro_batch: 0,
-        seed: 0,
-        device: cpu(),
-        data: DataConfig {
-            path: String::new(),
-            limit: 0,
-            strict: false,
-            labels: "auto".into(),
-            held_out: 0.1,
-            image_size: 0,
-            mean: Vec::new(),
-            std: Vec::new(),
-            workers: 0,
-            views_on: auto(),
-            keep_bytes: keep_bytes(),
-            reduced_decode: true,
-            levels: full_levels(),
-        },
-        network: NetworkConfig {
-            stem: Stem::Auto,
-            patch: 0,
-            registers: 0,
-            layer_scale: 0.0,
-            ffn: Ffn::Mlp,
-            heads: 0,
-            drop_path: 0.0,
-            zero_init_residual: false,
-            norm: NormKind::Batch,
-            precision: Precision::F32,
-            checkpoint_activations: false,
-            freeze: Vec::new(),
-            init: String::new(),
-        },
-        optimizer: OptimizerSettings {
-            kind: "sgd".into(),
-            momentum: 0.9,
-            nesterov: false,
-            beta1: 0.9,
-            beta2: 0.999,
-            eps: 1e-8,
-            trust_coefficient: 0.001,
-            clip_lr: false,
-            clip_norm: 0.0,
-        },
-        schedule: ScheduleConfig {
-            lr: 0.06,
-            lr_batch: 128,
-            warmup_epochs: 1.0,
-            lr_end: 0.0,
-            by_epoch: false,
-            weight_decay: 5e-4,
-            weight_decay_end: 5e-4,
-        },
-        eval: EvalConfig {
-            every: 1,
-            k: vec![5, 10, 20, 50, 200],
-            temperature: vec![0.03, 0.07, 0.1, 0.2],
-            batch: 256,
-            baselines: true,
-            probe_images: 0,
-            published: false,
-        },
-        log: LogConfig { every: 10, checkpoint_seconds: 60, on_collapse: "stop".into() },
-        options: Table::new(),
-        free: Free::default(),
-    };
-    Table::try_from(defaults).expect("the defaults are plain numbers and words")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::layers::parse_assignment;
-
-    fn layer(text: &str) -> Layer {
-        Layer::new("test", toml::from_str(text).expect("valid TOML"))
-    }
-
-    #[test]
-    fn every_method_resolves_and_survives_a_round_trip() -> Result<()> {
-        for spec in METHODS {
-            let config = RunConfig::resolve(&[layer(&format!("method = \"{}\"\nepochs = 3", spec.name))])?;
-            assert_eq!(config.epochs, 3);
-            let read = RunConfig::parse(&config.to_toml()?)?;
-            assert_eq!(RunConfig { free: config.free, ..read }, config);
-        }
-        Ok(())
-    }
-
-    #[test]
-    fn a_run_of_before_reduced_decoding_and_levels_goes_on_without_them() -> Result<()> {
-        let new = RunConfig::resolve(&[layer("[data]\nlevels = \"range:0:4095\"")])?;
-        assert!(new.data.reduced_decode && new.data.level_range()?.is_some());
-        let text = new.to_toml()?;
-        assert_eq!(RunConfig::parse(&text)?.data, new.data);
-        let is_new = |line: &str| ["reduced_decode", "levels"].iter().any(|key| line.starts_with(key));
-        let without: String = text.lines().filter(|l| !is_new(l)).map(|l| format!("{l}\n")).collect();
-        assert_eq!(text.lines().count(), without.lines().count() + 2);
-        let old = RunConfig::parse(&without)?.data;
-        assert!(!old.reduced_decode && old.levels == "full" && old.level_range()?.is_none());
-        Ok(())
-    }
-
-    #[test]
-    fn unknown_keys_and_values_name_the_nearest() {
-        for (text, word) in [
-            ("epoch = 3", "epochs"),
-            ("[schedule]\nwarmup_epoch = 3", "schedule.warmup_epochs"),
-            ("[options]\ntemprature = 3", "options.temperature"),
-            ("[optimizer]\nkind = \"adam\"", "adamw"),
-            ("method = \"simclear\"", "simclr"),
-            ("encoder = \"resnet19\"", "resnet18"),
-            ("[data]\nviews_on = \"devise\"", "did you mean `device`"),
-            ("epochs = \"many\"", "integer"),
-            ("batch = 1", "out of range"),
-            ("[data]\nlevels = \"range:9:3\"", "data.levels"),
-            ("[data]\nlevels = \"range:9:3\"", "LOW must be below HIGH"),
-            ("[data]\nlevels = \"range:0:65536\"", "above 65535"),
-            ("[data]\nlevels = \"percentile:a:3\"", "`a` is no number"),
-        ] {
-            let error = RunConfig::resolve(&[layer(text)]).expect_err(text).to_string();
-            assert!(error.contains(word), "{text}: {error}");
-        }
-    }
-
-    #[test]
-    fn a_recipe_stands_alone_and_its_warmup_fits_the_run() -> Result<()> {
-        let lightly = recipe::recipe("simclr-lightly-cifar10")?.layer()?;
-        let config = RunConfig::resolve(&[lightly])?;
-        assert_eq!(config.options["views"]["crop_scale_min"].as_float(), Some(0.08));
-        assert_eq!((config.options["temperature"].as_float(), config.schedule.warmup_epochs), (Some(0.5), 0.0));
-        for spec in METHODS {
-            let short = layer(&format!("method = \"{}\"\nepochs = 1", spec.name));
-            assert!(RunConfig::resolve(std::slice::from_ref(&short))?.schedule.warmup_epochs <= 1.0);
-            let asked = layer("[schedule]\nwarmup_epochs = 3.0");
-            assert!(RunConfig::resolve(&[short, asked]).is_err());
-        }
-        Ok(())
-    }
-
-    #[test]
-    fn a_changed_setting_is_found_by_its_key() -> Result<()> {
-        let config = RunConfig::resolve(&[])?;
-        let mut other = config.clone();
-        other.data.path = "elsewhere".into();
-        other.log.every = 7;
-        other.data.views_on = "cpu".into();
-        assert!(config.differences(&other.to_toml()?)?.is_empty());
-        other.batch = 8;
-        other.options.insert("temperature".into(), Value::Float(0.9));
-        assert_eq!(config.differences(&other.to_toml()?)?, ["batch", "options.temperature"]);
-        Ok(())
-    }
-
-    #[test]
-    fn assignments_take_toml_values_and_bare_words() -> Result<()> {
-        let config = RunConfig::resolve(&[
-            Layer::new("--set", parse_assignment("schedule.lr=1")?),
-            Layer::new("--set", parse_assignment("optimizer.kind=adamw")?),
-            Layer::new("--set", parse_assignment("eval.k=[5, 7]")?),
-        ])?;
-        assert_eq!((config.schedule.lr, config.optimizer.kind.as_str(), config.eval.k), (1.0, "adamw", vec![5, 7]));
-        assert!(parse_assignment("lr").is_err());
-        Ok(())
-    }
 }

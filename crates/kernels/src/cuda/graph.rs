@@ -1,32 +1,10 @@
-//! Operations whose results are there already, on any device, as nodes of candle's graph.
+//! Parameters of operations that have more than candle's three inputs.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use candle_core::backend::BackendStorage;
-use candle_core::{CpuStorage, CudaStorage, CustomOp2, CustomOp3, DType, Layout, Result, Shape, Storage, Tensor, bail};
+use candle_core::{DType, Result, Tensor, bail};
 
-/// A result on its way into the graph, and its backward pass.
-struct Handed<F> {
-    name: &'static str,
-    result: Mutex<Option<Tensor>>,
-    back: F,
-}
-
-/// `result` as a function of two tensors; `back` gets them and the gradient to the result. A copy of the result enters the graph.
-pub(crate) fn handed2<F>(name: &'static str, [a, b]: [&Tensor; 2], result: &Tensor, back: F) -> Result<Tensor>
-where
-    F: Fn([&Tensor; 2], &Tensor) -> Result<[Option<Tensor>; 2]> + Send + Sync + 'static,
-{
-    a.apply_op2(b, Handed { name, result: Mutex::new(Some(result.detach())), back })
-}
-
-/// As [`handed2`], of three tensors.
-pub(crate) fn handed3<F>(name: &'static str, [a, b, c]: [&Tensor; 3], result: &Tensor, back: F) -> Result<Tensor>
-where
-    F: Fn([&Tensor; 3], &Tensor) -> Result<[Option<Tensor>; 3]> + Send + Sync + 'static,
-{
-    a.apply_op3(b, c, Handed { name, result: Mutex::new(Some(result.detach())), back })
-}
+pub(crate) use crate::graph::{handed2, handed3};
 
 /// Gradients of parameters, in the order in which [`parameters`] took them, once a backward pass has put them there.
 pub(crate) type Given = Arc<Mutex<Vec<Option<Tensor>>>>;
@@ -60,97 +38,4 @@ pub(crate) fn parameters(all: &[&Tensor], given: &Given) -> Result<Tensor> {
         });
     }
     Ok(token.unwrap_or(zero))
-}
-
-impl<F> Handed<F> {
-    /// The result as storage of its own that starts with it.
-    fn take<S>(&self, of: impl FnOnce(&Storage, &Layout) -> Result<S>) -> Result<(S, Shape)> {
-        let Some(result) = self.result.lock().unwrap_or_else(PoisonError::into_inner).take() else {
-            bail!("{}: the forward pass of one operation ran a second time", self.name)
-        };
-        let result = if result.layout().start_offset() == 0 { result.contiguous()? } else { result.force_contiguous()? };
-        let (storage, layout) = result.storage_and_layout();
-        Ok((of(&storage, layout)?, result.shape().clone()))
-    }
-
-    fn cpu(&self) -> Result<(CpuStorage, Shape)> {
-        self.take(|storage, layout| match storage {
-            Storage::Cpu(storage) => storage.try_clone(layout),
-            _ => bail!("{}: the result is not on the device of its input", self.name),
-        })
-    }
-
-    fn cuda(&self) -> Result<(CudaStorage, Shape)> {
-        self.take(|storage, layout| match storage {
-            Storage::Cuda(storage) => storage.try_clone(layout),
-            _ => bail!("{}: the result is not on the device of its input", self.name),
-        })
-    }
-}
-
-impl<F> CustomOp2 for Handed<F>
-where
-    F: Fn([&Tensor; 2], &Tensor) -> Result<[Option<Tensor>; 2]>,
-{
-    fn name(&self) -> &'static str {
-        self.name
-    }
-
-    fn cpu_fwd(&self, _: &CpuStorage, _: &Layout, _: &CpuStorage, _: &Layout) -> Result<(CpuStorage, Shape)> {
-        self.cpu()
-    }
-
-    fn cuda_fwd(&self, _: &CudaStorage, _: &Layout, _: &CudaStorage, _: &Layout) -> Result<(CudaStorage, Shape)> {
-        self.cuda()
-    }
-
-    fn bwd(&self, a: &Tensor, b: &Tensor, _: &Tensor, grad: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        let [da, db] = (self.back)([a, b], &grad.detach().contiguous()?)?;
-        Ok((da, db))
-    }
-}
-
-impl<F> CustomOp3 for Handed<F>
-where
-    F: Fn([&Tensor; 3], &Tensor) -> Result<[Option<Tensor>; 3]>,
-{
-    fn name(&self) -> &'static str {
-        self.name
-    }
-
-    fn cpu_fwd(
-        &self,
-        _: &CpuStorage,
-        _: &Layout,
-        _: &CpuStorage,
-        _: &Layout,
-        _: &CpuStorage,
-        _: &Layout,
-    ) -> Result<(CpuStorage, Shape)> {
-        self.cpu()
-    }
-
-    fn cuda_fwd(
-        &self,
-        _: &CudaStorage,
-        _: &Layout,
-        _: &CudaStorage,
-        _: &Layout,
-        _: &CudaStorage,
-        _: &Layout,
-    ) -> Result<(CudaStorage, Shape)> {
-        self.cuda()
-    }
-
-    fn bwd(
-        &self,
-        a: &Tensor,
-        b: &Tensor,
-        c: &Tensor,
-        _: &Tensor,
-        grad: &Tensor,
-    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
-        let [da, db, dc] = (self.back)([a, b, c], &grad.detach().contiguous()?)?;
-        Ok((da, db, dc))
-    }
 }

@@ -1,6 +1,9 @@
 //! What holds for every method of the registry: finite losses, gradients for the student alone, reproducibility, complete
 //! state, settings refused by name, and a loss that falls.
 
+mod cases;
+mod teachers;
+
 use std::collections::BTreeMap;
 
 use anyhow::{Context, Result, ensure};
@@ -12,10 +15,8 @@ use twinsight_nn::{
     Gradients, NormKind, Optimizer, OptimizerConfig, ParamStore, Precision, StateLoader, StateSaver, load_tensors, save_tensors,
 };
 use twinsight_ssl_methods::{At, EncoderNeed, LossOutput, METHODS, Method, MethodContext, MethodSpec, backward};
-use twinsight_test_support::procedural;
 
-/// Images a batch.
-const BATCH: usize = 6;
+use cases::{BATCH, at, batches, bits, cases, finite, flat, for_every_case, values};
 
 #[test]
 fn the_loss_is_finite_and_so_is_what_comes_with_it() -> Result<()> {
@@ -264,29 +265,6 @@ fn the_evaluated_encoder_has_the_encoders_own_names() -> Result<()> {
     })
 }
 
-/// DINO's head keeps its last layer for the first epochs, and no gradient is longer than the limit.
-#[test]
-fn dino_freezes_and_clips() -> Result<()> {
-    let case = cases()?.into_iter().find(|c| c.spec.name == "dino").context("dino")?;
-    let mut method = case.build(0)?;
-    let views = batches(&*method, 1)?;
-    let last = "projector.last_layer.weight_v";
-    for (epoch, frozen) in [(0, true), (1, false)] {
-        let at = At { epoch, ..at(0) };
-        let store = method.loss(&views, &at)?.loss.backward()?;
-        let mut gradients = Gradients::collect(&store, method.student())?;
-        gradients.scale(1e4)?;
-        method.adjust_gradients(&mut gradients, &at)?;
-        ensure!(gradients.get(last).is_none() == frozen, "epoch {epoch}");
-        let norm = |g: &Tensor| -> Result<f32> { Ok(g.sqr()?.sum_all()?.to_scalar::<f32>()?.sqrt()) };
-        for p in method.student().trainable().filter(|p| !frozen || p.name() != last) {
-            let length = norm(gradients.get(p.name()).context("gradient")?)?;
-            ensure!(length <= 3.0 + 1e-3, "the gradient of {} has length {length}", p.name());
-        }
-    }
-    Ok(())
-}
-
 /// In parts of a batch, gradients are those of the whole one, where images do not see each other in the backbone.
 #[test]
 fn a_batch_in_parts_gives_the_same_gradients() -> Result<()> {
@@ -324,245 +302,4 @@ fn a_batch_in_parts_gives_the_same_gradients() -> Result<()> {
         }
     }
     Ok(())
-}
-
-/// Small crops as large as the large ones, which then go through the encoder with them, in parts too.
-#[test]
-fn small_crops_may_be_as_large_as_the_large_ones() -> Result<()> {
-    for name in ["dino", "ibot", "swav"] {
-        let mut case = cases()?.into_iter().rfind(|c| c.spec.name == name).context("a case")?;
-        case.settings.insert("local_size".into(), Value::Integer(16));
-        let run = |micro: usize| -> Result<f32> {
-            let mut method = case.build_with(0, NormKind::Group, 0.0)?;
-            let views = batches(&*method, 1)?;
-            let out = backward(&mut *method, &views, &at(0), micro)?;
-            ensure!(out.gradients.is_some(), "{name} has no gradients");
-            Ok(out.output.loss.to_scalar()?)
-        };
-        let (whole, parts) = (run(0)?, run(2)?);
-        ensure!((whole - parts).abs() <= 1e-5 * whole.abs().max(1.0), "{name}: {parts} in parts, {whole} whole");
-    }
-    Ok(())
-}
-
-/// After a step each weight of the teacher is m times itself and 1 − m times the student's, m on its way from start to end; the
-/// teacher has no predictor.
-#[test]
-fn teachers_follow_by_their_momentum() -> Result<()> {
-    for_every_case(|case| {
-        let mut method = case.build(0)?;
-        if method.teacher().is_none() {
-            return Ok(());
-        }
-        let mut settings = case.settings.clone();
-        settings.extend("momentum = 0.8\nmomentum_end = 0.9".parse::<Table>()?);
-        method = Case { spec: case.spec, encoder: case.encoder, settings }.build(0)?;
-        for p in method.student().trainable() {
-            p.set(&(p.value() + 1.0)?)?;
-        }
-        let before: BTreeMap<String, Vec<f32>> = method
-            .teacher()
-            .context("teacher")?
-            .trainable()
-            .map(|p| Ok((p.name().to_string(), flat(p.value())?)))
-            .collect::<Result<_>>()?;
-        ensure!(before.keys().all(|name| !name.starts_with("predictor")), "the teacher has a predictor");
-        // Half of all steps: half the way.
-        method.after_step(&at(10))?;
-        for p in method.teacher().context("teacher")?.trainable() {
-            let student = flat(method.student().get(p.name()).context("student")?.value())?;
-            for ((&now, &old), &s) in flat(p.value())?.iter().zip(&before[p.name()]).zip(&student) {
-                let want = 0.85 * old + 0.15 * s;
-                ensure!((now - want).abs() < 1e-5, "{}: {now}, expected {want}", p.name());
-            }
-        }
-        Ok(())
-    })
-}
-
-/// SwAV's prototypes stay for the steps that were asked for, and have length 1 after each.
-#[test]
-fn swav_keeps_its_prototypes_for_a_while_and_their_length_for_ever() -> Result<()> {
-    let mut case = cases()?.into_iter().find(|c| c.spec.name == "swav").context("swav")?;
-    case.settings.insert("freeze_prototypes_steps".into(), Value::Integer(2));
-    let (mut method, mut optimizer) = case.start(0)?;
-    let prototypes = |m: &dyn Method| flat(m.student().get("prototypes.weight").expect("prototypes").value());
-    let start = prototypes(&*method)?;
-    for step in 0..4 {
-        case.step(&mut *method, &mut optimizer, step, step as u32)?;
-        let now = prototypes(&*method)?;
-        let still = now.iter().zip(&start).all(|(a, b)| (a - b).abs() < 1e-6);
-        ensure!(still == (step < 2), "step {step}");
-        ensure!(now.chunks_exact(16).all(|p| (p.iter().map(|v| v * v).sum::<f32>() - 1.0).abs() < 1e-5), "step {step}");
-    }
-    Ok(())
-}
-
-/// MoCo v3's patch projection stays at its start where that was asked for.
-#[test]
-fn moco_v3_keeps_its_patch_projection() -> Result<()> {
-    let mut case = cases()?.into_iter().find(|c| c.spec.name == "moco_v3" && c.encoder == "vit_mini").context("moco_v3")?;
-    for frozen in [true, false] {
-        case.settings.insert("freeze_patch_embed".into(), Value::Boolean(frozen));
-        let (mut method, mut optimizer) = case.start(0)?;
-        let weights = |m: &dyn Method| flat(m.student().get("backbone.patch_embed.proj.weight").expect("weights").value());
-        let start = weights(&*method)?;
-        // A layer with 4 × 4 patches of, by rule, three channels into 192 elements.
-        let bound = (6.0f32 / (3.0 * 16.0 + 192.0)).sqrt();
-        ensure!(!frozen || start.iter().all(|w| w.abs() <= bound) && start.iter().any(|w| w.abs() > 0.9 * bound), "{bound}");
-        case.step(&mut *method, &mut optimizer, 0, 1)?;
-        ensure!((weights(&*method)? == start) == frozen, "frozen: {frozen}");
-    }
-    Ok(())
-}
-
-/// Batch norm's running statistics take up a batch in parts once, not twice.
-#[test]
-fn running_statistics_take_up_parts_once() -> Result<()> {
-    let case = cases()?.into_iter().find(|c| c.spec.name == "simclr").context("simclr")?;
-    let mut method = case.build(0)?;
-    let views = batches(&*method, 1)?;
-    backward(&mut *method, &views, &at(0), 3)?;
-    let other = case.build(0)?;
-    for first in [0, 3] {
-        let part: Vec<Tensor> = views.iter().map(|v| Ok(v.narrow(0, first, 3)?)).collect::<Result<_>>()?;
-        other.student_outputs(&part, 0, &at(0).mode())?;
-    }
-    let backbone = |m: &dyn Method| values(&m.student().sub_store("backbone"));
-    ensure!(backbone(&*method)? == backbone(&*other)?, "running statistics differ from those of one pass over the parts");
-    Ok(())
-}
-
-/// A method with a small network and small settings.
-struct Case {
-    spec: &'static MethodSpec,
-    encoder: &'static str,
-    settings: Table,
-}
-
-impl Case {
-    fn build(&self, seed: u64) -> Result<Box<dyn Method>> {
-        self.build_with(seed, NormKind::Batch, 0.0)
-    }
-
-    /// Whether the method cannot train this encoder.
-    fn unfit(&self) -> bool {
-        self.spec.encoder == EncoderNeed::Vit && !self.encoder.starts_with("vit")
-    }
-
-    fn build_with(&self, seed: u64, norm: NormKind, drop_path: f64) -> Result<Box<dyn Method>> {
-        let context = MethodContext {
-            encoder: encoder(self.encoder)?,
-            encoder_config: EncoderConfig { channels: 1, image_size: 16, norm, drop_path, ..EncoderConfig::default() },
-            normalize: Normalize { mean: vec![0.5], std: vec![0.25] },
-            batch_size: BATCH,
-            epochs: 4,
-            steps_per_epoch: 5,
-            seed,
-            device: Device::Cpu,
-        };
-        Ok((self.spec.build)(&self.settings, &context)?)
-    }
-
-    fn start(&self, seed: u64) -> Result<(Box<dyn Method>, Optimizer)> {
-        let method = self.build(seed)?;
-        let config = OptimizerConfig::Sgd { momentum: 0.9, nesterov: false, weight_decay: 0.0 };
-        let optimizer = Optimizer::new(&config, method.student())?;
-        Ok((method, optimizer))
-    }
-
-    /// One whole step on batch number `batch`.
-    fn step(&self, method: &mut dyn Method, optimizer: &mut Optimizer, step: u64, batch: u32) -> Result<LossOutput> {
-        let at = at(step);
-        let views = batches(method, batch)?;
-        let out = method.loss(&views, &at)?;
-        let store = out.loss.backward()?;
-        let mut gradients = Gradients::collect(&store, method.student())?;
-        method.adjust_gradients(&mut gradients, &at)?;
-        optimizer.step(&gradients, 0.05, 0.0)?;
-        method.after_step(&at)?;
-        Ok(out)
-    }
-}
-
-fn cases() -> Result<Vec<Case>> {
-    let mut cases = Vec::new();
-    for spec in METHODS {
-        let small: Table = match spec.name {
-            "simclr" => "projection_dim = 16".parse()?,
-            "dcl" | "dclw" => "projection_dim = 16\ntemperature = 0.3".parse()?,
-            "moco_v2" => "projection_dim = 16\nqueue_size = 4096\nnorm_groups = 3\nmomentum = 0.9\nmomentum_end = -1.0".parse()?,
-            "nnclr" => {
-                "hidden_dim = 32\nprojection_dim = 16\npredictor_hidden_dim = 32\nqueue_size = 16\ntemperature = 0.5".parse()?
-            }
-            "simsiam" => "hidden_dim = 32\nprojection_dim = 32\npredictor_hidden_dim = 8".parse()?,
-            "barlow_twins" | "byol" | "moco_v3" | "vicreg" => "hidden_dim = 32\nprojection_dim = 16".parse()?,
-            "swav" => {
-                "hidden_dim = 32\nprojection_dim = 16\nprototypes = 24\nlocal_views = 2\nqueue_size = 12\nqueue_start_epoch = 0\n\
-                 freeze_prototypes_steps = 0\nviews = { local_scale_min = 0.2 }"
-                    .parse()?
-            }
-            "lejepa" => "hidden_dim = 32\nprojection_dim = 16\nslices = 32\nlocal_views = 2\nlambda = 0.2".parse()?,
-            "mae" => "decoder_dim = 32\ndecoder_depth = 1\ndecoder_heads = 2\nmask_ratio = 0.5".parse()?,
-            "ibot" | "dinov2" => {
-                "hidden_dim = 32\nbottleneck_dim = 16\nout_dim = 24\nlocal_views = 2\nmask_ratio_min = 0.3\nfreeze_last_layer_epochs = 0"
-                    .parse()?
-            }
-            "dino" => "hidden_dim = 32\nbottleneck_dim = 16\nout_dim = 24\nlocal_views = 2".parse()?,
-            _ => Table::new(),
-        };
-        if spec.encoder == EncoderNeed::Any {
-            cases.push(Case { spec, encoder: "resnet_mini", settings: small.clone() });
-        }
-        if matches!(spec.name, "dino" | "moco_v3" | "mae" | "ibot" | "dinov2") {
-            cases.push(Case { spec, encoder: "vit_mini", settings: small });
-        }
-    }
-    Ok(cases)
-}
-
-fn for_every_case(mut check: impl FnMut(&Case) -> Result<()>) -> Result<()> {
-    for case in cases()? {
-        check(&case).with_context(|| format!("{} with {}", case.spec.name, case.encoder))?;
-    }
-    Ok(())
-}
-
-/// Step `step` of 20; the first epoch, in which DINO's last layer is frozen, has 5.
-fn at(step: u64) -> At {
-    At { step, epoch: step / 5, steps_per_epoch: 5, epochs: 4, seed: 0, precision: Precision::F32 }
-}
-
-/// One batch a view of the plan: different blobs for different images, the same for one image's views up to noise.
-fn batches(method: &dyn Method, number: u32) -> Result<Vec<Tensor>> {
-    let plan = method.views();
-    let mut views = Vec::new();
-    for v in 0..plan.view_count() {
-        let size = plan.view(v).size;
-        let noise = procedural("cls_token", &[BATCH * size * size], 1000 * number + v as u32);
-        let mut values = Vec::with_capacity(noise.len());
-        for (i, n) in noise.into_iter().enumerate() {
-            let (image, y, x) = (i / (size * size), i / size % size, i % size);
-            let wave = ((image + 1) as f32 * x as f32 / size as f32 * 3.0).sin() + (image as f32 - y as f32 / size as f32).cos();
-            values.push(wave + 5.0 * n + number as f32 * 0.1);
-        }
-        views.push(Tensor::from_vec(values, (BATCH, plan.channels, size, size), &Device::Cpu)?);
-    }
-    Ok(views)
-}
-
-fn bits(out: &LossOutput) -> Result<u32> {
-    Ok(out.loss.to_scalar::<f32>()?.to_bits())
-}
-
-fn values(store: &ParamStore) -> Result<Vec<(String, Vec<u32>)>> {
-    store.iter().map(|p| Ok((p.name().to_string(), flat(p.value())?.into_iter().map(f32::to_bits).collect()))).collect()
-}
-
-fn flat(t: &Tensor) -> Result<Vec<f32>> {
-    Ok(t.flatten_all()?.to_vec1::<f32>()?)
-}
-
-fn finite(t: &Tensor) -> Result<bool> {
-    Ok(flat(t)?.iter().all(|v| v.is_finite()))
 }
