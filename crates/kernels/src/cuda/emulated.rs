@@ -120,7 +120,19 @@ fn compiled(source: &Source, folder: &Path) -> Kernels {
     let compiler = std::env::var("CXX").unwrap_or_else(|_| "c++".into());
     let mut command = Command::new(&compiler);
     command
-        .args(["-std=c++17", "-O1", "-ffp-contract=off", "-g0", "-shared", "-fPIC", "-Wall", "-Wno-unused-function"])
+        .args([
+            "-std=c++17",
+            "-O1",
+            "-ffp-contract=off",
+            "-g0",
+            "-shared",
+            "-fPIC",
+            "-Wall",
+            "-Wno-unused-function",
+            "-Wno-unknown-pragmas",
+        ])
+        // Packs are read from arrays of their elements, and pairs as words.
+        .arg("-fno-strict-aliasing")
         // Without this, statics of inline functions are one for all libraries of the process.
         .args(["-fvisibility=hidden", "-o"])
         .arg(&library)
