@@ -104,6 +104,7 @@ mod tests {
     use candle_core::{Device, Tensor, Var};
 
     use super::super::emulated::{Host, close, values};
+    use super::super::source::Source;
     use super::*;
 
     /// The operation's result and gradient on the processor in `f32`, of queries, keys and values (n, t, 3 · heads · d).
@@ -164,6 +165,62 @@ mod tests {
             }
             close(&format!("gradient to {name} of {what}"), &part(&got, i), &part(&want_dx, i), BACKWARD);
         }
+        Ok(())
+    }
+
+    /// Fragments gathered by the PTX ISA's formulas for mma.m16n8k16, number by number, and by `ldmatrix` as `flash.cu` calls it.
+    static LAYOUTS: Source = Source {
+        name: "layouts",
+        text: concat!(
+            include_str!("prelude.cuh"),
+            include_str!("mma.cuh"),
+            r#"
+extern "C" __global__ void layouts(const bf16 *a, const bf16 *b, float *d, float *same) {
+    __shared__ Pack<bf16, 16> rows[16], deep[16], wide[8];
+    int lane = threadIdx.x, g = lane / 4, q = lane % 4;
+    for (int i = lane; i < 256; i += 32) {
+        rows[i / 16].at[i % 16] = a[i];
+        if (i < 128) deep[i / 8].at[i % 8] = b[i];
+        if (i < 128) wide[i % 8].at[i / 8] = b[i];
+        if (i < 128) deep[i / 8].at[8 + i % 8] = b[i];
+    }
+    __syncthreads();
+    u32 left[4] = {}, right[2] = {}, from[4], transposed[4], plain[4];
+    for (int i = 0; i < 8; i++) {
+        int row = (i < 2 || (4 <= i && i < 6)) ? g : g + 8, column = q * 2 + (i & 1) + (i < 4 ? 0 : 8);
+        left[i / 2] |= (u32)a[16 * row + column].bits << 16 * (i & 1);
+    }
+    for (int i = 0; i < 4; i++) {
+        int row = q * 2 + (i & 1) + (i < 2 ? 0 : 8);
+        right[i / 2] |= (u32)b[8 * row + g].bits << 16 * (i & 1);
+    }
+    ldmatrix(from, &rows[lane % 16].at[lane / 16 * 8]);
+    ldmatrix_transposed(transposed, &deep[lane % 16].at[lane / 16 * 8]);
+    ldmatrix(plain, &wide[lane % 8].at[lane / 8 % 2 * 8]);
+    bool all = true;
+    for (int i = 0; i < 4; i++) all = all && from[i] == left[i] && transposed[i] == right[i % 2] && plain[i] == right[i % 2];
+    same[lane] = all ? 1.0f : 0.0f;
+    float sum[4] = {};
+    mma(sum, left, right[0], right[1]);
+    for (int i = 0; i < 4; i++) d[8 * (i < 2 ? g : g + 8) + q * 2 + (i & 1)] = sum[i];
+}
+"#
+        ),
+    };
+
+    #[test]
+    #[ignore = "needs a C++ compiler; `cargo xtask check-cuda` runs it"]
+    fn fragments_lie_as_the_instruction_set_says() -> Result<()> {
+        let host = Host::of(&LAYOUTS);
+        let (a, b) = (host.floats(DType::BF16, &values(256, 1), 0), host.floats(DType::BF16, &values(128, 2), 0));
+        let (mut d, mut same) = (host.alloc(DType::F32, 128)?, host.alloc(DType::F32, 32)?);
+        let args = vec![Arg::In(&a, 0), Arg::In(&b, 0), Arg::Out(&mut d), Arg::Out(&mut same)];
+        // SAFETY: one warp, of two matrices of 16 x 16 and 16 x 8 numbers, with room for their product and a number a lane.
+        unsafe { host.start(&LAYOUTS, "layouts", [1, 1, 1], 32, args)? };
+        assert_eq!(same.read(), [1.0; 32]);
+        let matrix = |x: &[f32], shape: (usize, usize)| Tensor::from_slice(x, shape, &Device::Cpu);
+        let want = matrix(&a.read(), (16, 16))?.matmul(&matrix(&b.read(), (16, 8))?)?.flatten_all()?.to_vec1::<f32>()?;
+        close("product", &d.read(), &want, 1e-6);
         Ok(())
     }
 

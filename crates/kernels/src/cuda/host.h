@@ -135,28 +135,20 @@ static int run_block() {
         f.open.clear();
         f.groups.clear();
     }
-    for (unsigned i = 0; i < threads; i++) resume(turn(i, threads));
+    unsigned warps = (threads + 31) / 32;
     for (;;) {
-        bool moved = false;
-        unsigned warps = (threads + 31) / 32;
         for (unsigned warp = 0; warp < warps; warp++) {
             unsigned first = 32 * turn(warp, warps), last = first + 32 < threads ? first + 32 : threads;
-            int at = all_wait(first, last, Warp);
+            // A warp runs on to the next barrier of the block before the others move: as far from them as it can get.
+            int at;
+            do {
+                for (unsigned i = first; i < last; i++) resume(first + turn(i - first, last - first));
+                at = all_wait(first, last, Warp);
+            } while (at == 1);
             if (at < 0) return 1;
-            if (at == 0) continue;
-            moved = true;
-            for (unsigned i = first; i < last; i++) resume(first + turn(i - first, last - first));
         }
-        if (moved) continue;
-        int at = all_wait(0, threads, Block);
-        if (at < 0) return 1;
-        if (at == 1) {
-            for (unsigned i = 0; i < threads; i++) resume(turn(i, threads));
-            continue;
-        }
-        for (unsigned i = 0; i < threads; i++)
-            if (fibres[i].wait != Done) return 1;
-        return 0;
+        if (all_wait(0, threads, Done) == 1) return 0;
+        if (all_wait(0, threads, Block) != 1) return 1;
     }
 }
 

@@ -28,6 +28,8 @@ pub(crate) mod flash;
 mod graph;
 pub(crate) mod launch;
 pub(crate) mod layer_norm;
+#[cfg(test)]
+mod nvrtc;
 pub(crate) mod pool;
 pub(crate) mod rows;
 mod source;
