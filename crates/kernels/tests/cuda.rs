@@ -245,7 +245,7 @@ fn attention_of_bfloat16_gives_what_the_cpu_gives() -> Result<()> {
     for (shape, f) in cases {
         let what = format!("attention of bfloat16, {shape:?}");
         // The probabilities, their gradients, the result and the gradient to it are rounded on the device, by up to 2^-9 each.
-        agree(&device, &what, &[&shape; 3], 2e-2, f)?;
+        agree(&device, &what, &[&shape[..]; 3], 2e-2, f)?;
         let inputs = [1, 2, 3].map(|seed| tensor(&shape, seed));
         let inputs = inputs.into_iter().collect::<Result<Vec<_>>>()?;
         let first = differentiate(&device, &inputs, f)?;
