@@ -164,6 +164,11 @@ fn transformer(t: &[Tensor], keep: Keep) -> candle_core::Result<Tensor> {
     transformer_blocks(&t[0], &[parameters], 4, 1e-6, keep)
 }
 
+/// Matrices by the root of their width, so that scores are not far apart, which rounding would change much.
+fn scaled(t: &[Tensor]) -> candle_core::Result<Vec<Tensor>> {
+    t.iter().map(|t| if t.rank() == 2 { t / (t.dim(1)? as f64).sqrt() } else { Ok(t.clone()) }).collect()
+}
+
 #[test]
 fn bfloat16_is_near_f32_forward_and_backward() -> Result<()> {
     let Some(device) = device() else { return Ok(()) };
@@ -187,10 +192,74 @@ fn bfloat16_is_near_f32_forward_and_backward() -> Result<()> {
     let shapes: [&[usize]; 13] =
         [&[2, 9, 32], &[32], &[32], &[96, 32], &[96], &[32, 32], &[32], &[32], &[32], &[64, 32], &[64], &[32, 64], &[32]];
     near_f32("transformer block", &shapes, |t| transformer(t, Keep::F32), |t| transformer(t, Keep::Bf16), [3e-2, 1e-1])?;
+    // Heads of 32 numbers, which need no table of probabilities.
+    let shapes: [&[usize]; 13] = [
+        &[2, 67, 128],
+        &[128],
+        &[128],
+        &[384, 128],
+        &[384],
+        &[128, 128],
+        &[128],
+        &[128],
+        &[128],
+        &[64, 128],
+        &[64],
+        &[128, 64],
+        &[128],
+    ];
+    let [exact, half]: [Function; 2] = [|t| transformer(&scaled(t)?, Keep::F32), |t| transformer(&scaled(t)?, Keep::Bf16)];
+    near_f32("wide transformer block", &shapes, exact, half, [3e-2, 1e-1])?;
     let inputs = [tensor(&[2, 3, 33], 1)?.to_device(&device)?];
     ensure!(block_kinds(&device)? == [DType::F32, DType::BF16]);
     let half = |f: Function| -> Result<Vec<f32>> { flat(&f(&[inputs[0].to_dtype(DType::BF16)?])?.to_dtype(DType::F32)?) };
     near("softmax", &half(|t| softmax(&t[0]))?, &flat(&softmax(&inputs[0])?)?, 1e-2)
+}
+
+/// Attention of bfloat16 on a device, and of the same rounded numbers in `f32` on the CPU, from queries, keys and values (N, T, heads · D).
+fn half_attention(t: &[Tensor], heads: usize) -> candle_core::Result<Tensor> {
+    let half = Tensor::cat(&[&t[0], &t[1], &t[2]], 2)?.to_dtype(DType::BF16)?;
+    if half.device().is_cpu() {
+        return attention(&half.to_dtype(DType::F32)?, heads);
+    }
+    attention(&half, heads)?.to_dtype(DType::F32)
+}
+
+#[test]
+fn attention_of_bfloat16_gives_what_the_cpu_gives() -> Result<()> {
+    let Some(device) = device() else { return Ok(()) };
+    if !takes_bf16(&device) {
+        return Ok(());
+    }
+    // Heads of 64 and 32 numbers have kernels of their own, from compute capability 8.0 on; those of 48 go by a table of probabilities.
+    let cases: [([usize; 3], Function); 8] = [
+        ([3, 2, 192], |t| half_attention(t, 3)),
+        ([2, 37, 128], |t| half_attention(t, 2)),
+        ([2, 64, 64], |t| half_attention(t, 1)),
+        ([5, 65, 192], |t| half_attention(t, 3)),
+        ([2, 197, 384], |t| half_attention(t, 6)),
+        ([1, 1025, 64], |t| half_attention(t, 1)),
+        ([2, 197, 128], |t| half_attention(t, 4)),
+        ([2, 37, 96], |t| half_attention(t, 2)),
+    ];
+    for (shape, f) in cases {
+        let what = format!("attention of bfloat16, {shape:?}");
+        // The probabilities, their gradients, the result and the gradient to it are rounded on the device, by up to 2^-9 each.
+        agree(&device, &what, &[&shape[..]; 3], 2e-2, f)?;
+        let inputs = [1, 2, 3].map(|seed| tensor(&shape, seed));
+        let inputs = inputs.into_iter().collect::<Result<Vec<_>>>()?;
+        let first = differentiate(&device, &inputs, f)?;
+        ensure!(differentiate(&device, &inputs, f)? == first, "{what}: other bits the second time");
+    }
+    // One token looks at itself alone.
+    let one = tensor(&[7, 1, 3 * 64], 1)?.to_dtype(DType::BF16)?;
+    let values = flat(&one.narrow(2, 128, 64)?.to_dtype(DType::F32)?)?;
+    near("one token", &flat(&attention(&one.to_device(&device)?, 1)?.to_dtype(DType::F32)?)?, &values, 1e-6)?;
+    // Numbers that do not start at a multiple of 16 bytes.
+    let whole = tensor(&[1 + 2 * 9 * 192], 4)?.to_dtype(DType::BF16)?.to_device(&device)?;
+    let part = whole.narrow(0, 1, 2 * 9 * 192)?.reshape((2, 9, 192))?;
+    let want = attention(&part.to_device(&Device::Cpu)?.to_dtype(DType::F32)?, 1)?;
+    near("a part", &flat(&attention(&part, 1)?.to_dtype(DType::F32)?)?, &flat(&want)?, 1e-2)
 }
 
 /// The element types of a block's result, kept in `f32` and in bfloat16.

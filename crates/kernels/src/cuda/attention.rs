@@ -1,6 +1,7 @@
-//! Multi-head self-attention: heads apart and together again, around products by cuBLAS and the softmax of `rows`.
+//! Multi-head self-attention: where `flash` takes it, by its kernels; else heads apart and together again, around products by cuBLAS and the
+//! softmax of `rows`.
 
-use candle_core::{DType, Result};
+use candle_core::{DType, Result, Tensor};
 
 use super::launch::{Arg, Engine, THREADS, View, int, kernel_of, launch};
 use super::source::ATTENTION;
@@ -50,23 +51,34 @@ pub(crate) fn join<E: Engine>(e: &E, kind: DType, apart: &[View<'_, E::Buffer>],
     Ok(packed)
 }
 
+/// What the gradient needs beside queries, keys and values and the result.
+pub(crate) enum Kept {
+    /// The probabilities, (n · heads, t, t).
+    Table(Tensor),
+    /// The logarithms of the sums of the exponentials of every query's scores, (n, heads, t) of `f32`: see [`super::flash`].
+    Logs(Tensor),
+}
+
 #[cfg(feature = "cuda")]
 pub(crate) use on_device::attention;
 
 #[cfg(feature = "cuda")]
 pub(crate) mod on_device {
+    use std::borrow::Cow;
+
     use candle_core::{CudaStorage, Result, Tensor};
 
+    use super::super::flash;
     use super::super::rows::{Size, softmax, softmax_backward};
-    use super::super::tensor::{Reading, gpu, product, recorded1, tensor};
-    use super::{Heads, join, split};
+    use super::super::tensor::{Reading, gpu, multiplies_bf16, product, recorded1, tensor, without_table};
+    use super::{Heads, Kept, join, split};
 
-    /// As [`crate::attention`], of a checked tensor on a CUDA device. The probabilities are kept for the backward pass.
+    /// As [`crate::attention`], of a checked tensor on a CUDA device.
     pub(crate) fn attention(qkv: &Tensor, heads: usize) -> Result<Tensor> {
         let qkv = qkv.contiguous()?;
-        let (y, p) = forward(&qkv.detach(), heads)?;
+        let (y, kept) = forward(&qkv.detach(), heads)?;
         let shape = (qkv.dim(0)?, qkv.dim(1)?, qkv.dim(2)? / 3);
-        recorded1("attention", &qkv, y, shape, move |qkv, _, grad| backward(qkv, &p, grad, heads).map(Some))
+        recorded1("attention", &qkv, y, shape, move |qkv, y, grad| backward(qkv, y, &kept, grad, heads).map(Some))
     }
 
     fn sizes(qkv: &Tensor, heads: usize) -> Result<(Heads, Size, f64)> {
@@ -76,8 +88,19 @@ pub(crate) mod on_device {
         Ok((Heads { n, t, parts: 3, heads, d }, size, 1.0 / (d as f64).sqrt()))
     }
 
-    /// The result (n, t, heads · d), and the probabilities (n · heads, t, t).
-    pub(crate) fn forward(qkv: &Tensor, heads: usize) -> Result<(CudaStorage, Tensor)> {
+    /// The result (n, t, heads · d), and what is kept for [`backward`]: a table only where there is no kernel that does without.
+    pub(crate) fn forward(qkv: &Tensor, heads: usize) -> Result<(CudaStorage, Kept)> {
+        let (Heads { n, t, d, .. }, ..) = sizes(qkv, heads)?;
+        let device = gpu(qkv)?;
+        if flash::takes(qkv.dtype(), d) && without_table() && multiplies_bf16(&device)? {
+            let qkv = packs(qkv)?;
+            let [y, logs] = flash::forward(&device, Reading::of(&qkv)?.view()?, flash::Sizes { n, t, heads, d })?;
+            return Ok((y, Kept::Logs(tensor(logs, (n, heads, t)))));
+        }
+        with_table(qkv, heads)
+    }
+
+    fn with_table(qkv: &Tensor, heads: usize) -> Result<(CudaStorage, Kept)> {
         let kind = qkv.dtype();
         let (sizes, size, scale) = sizes(qkv, heads)?;
         let Heads { n, t, d, .. } = sizes;
@@ -88,11 +111,22 @@ pub(crate) mod on_device {
         let p = tensor(p, (n * heads, t, t));
         let out = tensor(product(&p, &v)?, (n * heads, t, d));
         let y = join(&gpu(qkv)?, kind, &[Reading::of(&out)?.view()?], sizes)?;
-        Ok((y, p))
+        Ok((y, Kept::Table(p)))
     }
 
-    /// The gradient to `qkv`.
-    pub(crate) fn backward(qkv: &Tensor, p: &Tensor, grad: &Tensor, heads: usize) -> Result<Tensor> {
+    /// The gradient to `qkv`, of the result `y` and what [`forward`] kept.
+    pub(crate) fn backward(qkv: &Tensor, y: &Tensor, kept: &Kept, grad: &Tensor, heads: usize) -> Result<Tensor> {
+        let p = match kept {
+            Kept::Table(p) => p,
+            Kept::Logs(logs) => {
+                let (Heads { n, t, d, .. }, ..) = sizes(qkv, heads)?;
+                let (qkv, y, grad) = (packs(qkv)?, packs(y)?, packs(grad)?);
+                let (rx, ry, rl, rg) = (Reading::of(&qkv)?, Reading::of(&y)?, Reading::of(logs)?, Reading::of(&grad)?);
+                let sizes = flash::Sizes { n, t, heads, d };
+                let dx = flash::backward(&gpu(&qkv)?, rx.view()?, [ry.view()?, rl.view()?], rg.view()?, sizes)?;
+                return Ok(tensor(dx, qkv.shape().clone()));
+            }
+        };
         let (kind, device) = (qkv.dtype(), gpu(qkv)?);
         let (sizes, size, scale) = sizes(qkv, heads)?;
         let Heads { n, t, d, .. } = sizes;
@@ -111,6 +145,14 @@ pub(crate) mod on_device {
         Ok(tensor(join(&device, kind, &views, sizes)?, qkv.shape().clone()))
     }
 
+    /// The tensor, or a copy of it that starts at a multiple of 16 bytes.
+    fn packs(t: &Tensor) -> Result<Cow<'_, Tensor>> {
+        match t.layout().start_offset().is_multiple_of(flash::PACK) {
+            true => Ok(Cow::Borrowed(t)),
+            false => t.force_contiguous().map(Cow::Owned),
+        }
+    }
+
     /// Queries, keys and values, (n · heads, t, d) each.
     fn apart(qkv: &Tensor, s: Heads) -> Result<[Tensor; 3]> {
         let all = tensor(split(&gpu(qkv)?, qkv.dtype(), Reading::of(qkv)?.view()?, s)?, (3, s.n * s.heads, s.t, s.d));
@@ -120,7 +162,7 @@ pub(crate) mod on_device {
 
 #[cfg(test)]
 mod tests {
-    use candle_core::{Device, Tensor};
+    use candle_core::Device;
 
     use super::super::emulated::{Host, close, values};
     use super::*;

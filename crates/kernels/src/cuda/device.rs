@@ -169,9 +169,12 @@ fn ptx(device: &CudaDevice, source: &'static Source) -> Result<Arc<str>> {
     }
     let (major, minor) = capability;
     let compile = |options| compile_ptx_with_opts(source.text, CompileOptions { options, ..CompileOptions::default() });
-    // A compiler older than the device does not know it; what it makes for its default is compiled on by the driver.
-    let ptx = compile(vec![format!("--gpu-architecture=compute_{major}{minor}")])
-        .or_else(|error| compile(Vec::new()).map_err(|_| error))
+    let of = |capability: String| compile(vec![format!("--gpu-architecture=compute_{capability}")]);
+    // A compiler older than the device does not know it; what it makes for one that it knows is compiled on by the driver. Tensor cores of
+    // compute capability 8.0 are beyond its default.
+    let known = || if major >= 8 { of("80".into()) } else { compile(Vec::new()) };
+    let ptx = of(format!("{major}{minor}"))
+        .or_else(|error| known().map_err(|_| error))
         .map_err(|error| Error::Cuda(words(source, &error).into()))?;
     let ptx: Arc<str> = Ptx::to_src(&ptx).into();
     compiled.insert((source.name, capability), Arc::clone(&ptx));

@@ -1,12 +1,11 @@
-//! The kernels on the processor: their sources behind a C++ compiler, with CUDA's words from `host.h`. And NVRTC, which compiles them for
-//! a device where there is none.
+//! The kernels on the processor: their sources behind a C++ compiler, with CUDA's words from `host.h`.
 
 // The programs that ask for the feature use the engine alone.
 #![cfg_attr(not(test), allow(dead_code))]
 
 use std::collections::HashMap;
-use std::ffi::{CStr, CString, c_char, c_int, c_void};
-use std::path::{Path, PathBuf};
+use std::ffi::{CString, c_char, c_int, c_void};
+use std::path::Path;
 use std::process::Command;
 use std::sync::OnceLock;
 
@@ -88,13 +87,13 @@ pub(crate) struct Host(&'static HashMap<&'static str, Kernels>);
 impl Host {
     pub fn new() -> Self {
         static LIBRARIES: OnceLock<HashMap<&'static str, Kernels>> = OnceLock::new();
-        Self(LIBRARIES.get_or_init(|| {
-            let folder = std::env::temp_dir().join(format!("twinsight-kernels-{}", std::process::id()));
-            std::fs::create_dir_all(&folder).expect("a temporary folder");
-            let built = SOURCES.iter().map(|source| (source.name, compiled(source, &folder))).collect();
-            std::fs::remove_dir_all(&folder).expect("removed again");
-            built
-        }))
+        Self(LIBRARIES.get_or_init(|| built(SOURCES, "kernels")))
+    }
+
+    /// A source of a test's own.
+    #[cfg(test)]
+    pub fn of(source: &'static Source) -> Self {
+        Self(Box::leak(Box::new(built(&[source], source.name))))
     }
 
     /// A buffer of these numbers, rounded to `kind`, after `offset` others.
@@ -111,6 +110,14 @@ impl Host {
     }
 }
 
+fn built(sources: &[&'static Source], name: &str) -> HashMap<&'static str, Kernels> {
+    let folder = std::env::temp_dir().join(format!("twinsight-{name}-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).expect("a temporary folder");
+    let built = sources.iter().map(|source| (source.name, compiled(source, &folder))).collect();
+    std::fs::remove_dir_all(&folder).expect("removed again");
+    built
+}
+
 fn compiled(source: &Source, folder: &Path) -> Kernels {
     let here = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/cuda/host.h");
     let kernels: String = source.kernels().iter().map(|k| format!("HOST_KERNEL({k})\n")).collect();
@@ -120,7 +127,19 @@ fn compiled(source: &Source, folder: &Path) -> Kernels {
     let compiler = std::env::var("CXX").unwrap_or_else(|_| "c++".into());
     let mut command = Command::new(&compiler);
     command
-        .args(["-std=c++17", "-O1", "-ffp-contract=off", "-g0", "-shared", "-fPIC", "-Wall", "-Wno-unused-function"])
+        .args([
+            "-std=c++17",
+            "-O1",
+            "-ffp-contract=off",
+            "-g0",
+            "-shared",
+            "-fPIC",
+            "-Wall",
+            "-Wno-unused-function",
+            "-Wno-unknown-pragmas",
+        ])
+        // Packs are read from arrays of their elements, and pairs as words.
+        .arg("-fno-strict-aliasing")
         // Without this, statics of inline functions are one for all libraries of the process.
         .args(["-fvisibility=hidden", "-o"])
         .arg(&library)
@@ -270,84 +289,6 @@ fn head(x: &[f32]) -> &[f32] {
     &x[..x.len().min(6)]
 }
 
-/// NVIDIA's run-time compiler.
-struct Nvrtc(Library);
-
-impl Nvrtc {
-    fn open() -> Option<Self> {
-        let path = PathBuf::from(std::env::var_os("TWINSIGHT_NVRTC")?);
-        // SAFETY: the library is NVIDIA's, named by who runs the test; it runs nothing of ours when it is loaded.
-        Some(Self(unsafe { Library::new(&path) }.unwrap_or_else(|e| panic!("{}: {e}", path.display()))))
-    }
-
-    fn symbol<T: Copy>(&self, name: &str) -> T {
-        // SAFETY: the callers name the types of NVRTC's documented functions.
-        *unsafe { self.0.get::<T>(name.as_bytes()) }.unwrap_or_else(|e| panic!("{name}: {e}"))
-    }
-
-    /// The PTX of a source, or the compiler's words.
-    fn compile(&self, source: &Source, capability: &str) -> std::result::Result<String, String> {
-        type Program = *mut c_void;
-        type Create = unsafe extern "C" fn(
-            *mut Program,
-            *const c_char,
-            *const c_char,
-            c_int,
-            *const *const c_char,
-            *const *const c_char,
-        ) -> c_int;
-        type Compile = unsafe extern "C" fn(Program, c_int, *const *const c_char) -> c_int;
-        type Size = unsafe extern "C" fn(Program, *mut usize) -> c_int;
-        type Get = unsafe extern "C" fn(Program, *mut c_char) -> c_int;
-        let text = |size: &str, get: &str, program: Program| {
-            let mut length = 0;
-            // SAFETY: the program is one that was created, and the buffer has the length that was asked for.
-            unsafe {
-                assert_eq!(self.symbol::<Size>(size)(program, &raw mut length), 0);
-                let mut room = vec![0 as c_char; length.max(1)];
-                assert_eq!(self.symbol::<Get>(get)(program, room.as_mut_ptr()), 0);
-                CStr::from_ptr(room.as_ptr()).to_string_lossy().into_owned()
-            }
-        };
-        let (name, body) = (CString::new(source.name).expect("a name"), CString::new(source.text).expect("a text"));
-        let option = CString::new(format!("--gpu-architecture=compute_{capability}")).expect("an option");
-        let mut program: Program = std::ptr::null_mut();
-        // SAFETY: the arguments are those of NVRTC's documentation, and outlive the calls.
-        let status = unsafe {
-            let create = self.symbol::<Create>("nvrtcCreateProgram");
-            assert_eq!(create(&raw mut program, body.as_ptr(), name.as_ptr(), 0, std::ptr::null(), std::ptr::null()), 0);
-            self.symbol::<Compile>("nvrtcCompileProgram")(program, 1, [option.as_ptr()].as_ptr())
-        };
-        match status {
-            0 => Ok(text("nvrtcGetPTXSize", "nvrtcGetPTX", program)),
-            _ => Err(text("nvrtcGetProgramLogSize", "nvrtcGetProgramLog", program)),
-        }
-    }
-}
-
-#[test]
-#[ignore = "needs NVRTC (TWINSIGHT_NVRTC); `cargo xtask check-cuda` runs it"]
-fn nvrtc_compiles_every_source() {
-    let nvrtc = Nvrtc::open().expect("TWINSIGHT_NVRTC names libnvrtc.so");
-    let capability = std::env::var("CUDA_COMPUTE_CAP").unwrap_or_else(|_| "90".into());
-    for source in SOURCES {
-        let ptx = nvrtc.compile(source, &capability).unwrap_or_else(|log| panic!("{}: {log}", source.name));
-        let entries: Vec<&str> =
-            ptx.split(".visible .entry ").skip(1).map(|rest| rest.split('(').next().unwrap_or_default()).collect();
-        for kernel in source.kernels() {
-            assert!(entries.contains(&kernel), "{}: no entry {kernel} in the PTX, which has {entries:?}", source.name);
-        }
-        assert_eq!(entries.len(), source.kernels().len(), "{}: {entries:?}", source.name);
-        assert!(
-            !ptx.contains(".f64") || ["batch_norm", "epps_pulley", "views"].contains(&source.name),
-            "{}: double precision where none was meant",
-            source.name
-        );
-    }
-    let wrong = Source { name: "wrong", text: "__global__ void f() { nothing(); }" };
-    assert!(nvrtc.compile(&wrong, &capability).expect_err("does not compile").contains("nothing"));
-}
-
 #[test]
 #[ignore = "needs a C++ compiler; `cargo xtask check-cuda` runs it"]
 fn a_launch_with_other_arguments_than_the_kernel_takes_is_refused() {
@@ -389,11 +330,7 @@ extern "C" __global__ void without_barrier(const float *x, float *y) { neighbour
 "#
         ),
     };
-    let folder = std::env::temp_dir().join(format!("twinsight-barriers-{}", std::process::id()));
-    std::fs::create_dir_all(&folder).expect("a temporary folder");
-    let library = compiled(&KERNELS, &folder);
-    std::fs::remove_dir_all(&folder).expect("removed again");
-    let host = Host(Box::leak(Box::new(HashMap::from([(KERNELS.name, library)]))));
+    let host = Host::of(&KERNELS);
     let x = host.floats(DType::F32, &values(64, 1), 0);
     let run = |kernel: &str| {
         let mut y = host.alloc(DType::F32, 64).expect("room");

@@ -13,6 +13,7 @@
 #include <vector>
 #include <ucontext.h>
 
+#define TWINSIGHT_HOST
 #define __global__
 #define __device__
 #define __host__
@@ -52,11 +53,30 @@ namespace host {
 
 enum Wait { Ready, Block, Warp, Done };
 
+// What a lane gives to an operation of its warp.
+struct Given {
+    unsigned words[6];
+    const unsigned short *row;
+};
+
+// A copy to shared memory that was begun.
+struct Copy {
+    void *to;
+    const void *from;
+    std::size_t bytes;
+    bool there;
+};
+
 struct Fibre {
     ucontext_t context;
     std::vector<char> stack;
     Wait wait = Done;
     float shared = 0;
+    // Of two operations of a warp one after the other, so that one pause is enough for each.
+    Given given[2];
+    unsigned operation = 0;
+    std::vector<Copy> open;
+    std::vector<std::vector<Copy>> groups;
 };
 
 static std::vector<Fibre> fibres;
@@ -111,29 +131,24 @@ static int run_block() {
         f.context.uc_link = nullptr;
         makecontext(&f.context, entry, 0);
         f.wait = Ready;
+        f.operation = 0;
+        f.open.clear();
+        f.groups.clear();
     }
-    for (unsigned i = 0; i < threads; i++) resume(turn(i, threads));
+    unsigned warps = (threads + 31) / 32;
     for (;;) {
-        bool moved = false;
-        unsigned warps = (threads + 31) / 32;
         for (unsigned warp = 0; warp < warps; warp++) {
             unsigned first = 32 * turn(warp, warps), last = first + 32 < threads ? first + 32 : threads;
-            int at = all_wait(first, last, Warp);
+            // A warp runs on to the next barrier of the block before the others move: as far from them as it can get.
+            int at;
+            do {
+                for (unsigned i = first; i < last; i++) resume(first + turn(i - first, last - first));
+                at = all_wait(first, last, Warp);
+            } while (at == 1);
             if (at < 0) return 1;
-            if (at == 0) continue;
-            moved = true;
-            for (unsigned i = first; i < last; i++) resume(first + turn(i - first, last - first));
         }
-        if (moved) continue;
-        int at = all_wait(0, threads, Block);
-        if (at < 0) return 1;
-        if (at == 1) {
-            for (unsigned i = 0; i < threads; i++) resume(turn(i, threads));
-            continue;
-        }
-        for (unsigned i = 0; i < threads; i++)
-            if (fibres[i].wait != Done) return 1;
-        return 0;
+        if (all_wait(0, threads, Done) == 1) return 0;
+        if (all_wait(0, threads, Block) != 1) return 1;
     }
 }
 
@@ -208,6 +223,96 @@ static inline float __shfl_xor_sync(unsigned, float x, int step) {
     float other = host::fibres[me ^ (unsigned)step].shared;
     host::pause(host::Warp);
     return other;
+}
+
+static inline void __syncwarp() { host::pause(host::Warp); }
+
+// What mma.cuh has, by the layouts that stand there.
+
+namespace host {
+
+// What the lanes of this warp give to an operation of it, by lane.
+struct Lanes {
+    unsigned first, operation;
+    const Given &operator[](unsigned lane) const { return fibres[first + lane].given[operation]; }
+};
+
+static Lanes exchanged(const Given &given) {
+    Fibre &f = fibres[current];
+    unsigned operation = f.operation;
+    f.operation = 1 - operation;
+    f.given[operation] = given;
+    pause(Warp);
+    return {current / 32 * 32, operation};
+}
+
+static float half(unsigned word, unsigned which) { return __uint_as_float(which ? word & 0xffff0000u : word << 16); }
+
+static void matrices(unsigned (&to)[4], const void *row, bool transposed) {
+    if (reinterpret_cast<std::size_t>(row) % 16 != 0) std::abort();
+    unsigned lane = current % 32, g = lane / 4, q = lane % 4;
+    Lanes lanes = exchanged({{}, static_cast<const unsigned short *>(row)});
+    for (unsigned i = 0; i < 4; i++) {
+        auto at = [&](unsigned row, unsigned column) { return (unsigned)lanes[8 * i + row].row[column]; };
+        to[i] = transposed ? at(2 * q, g) | at(2 * q + 1, g) << 16 : at(g, 2 * q) | at(g, 2 * q + 1) << 16;
+    }
+    // Nobody may write there before all have read.
+    pause(Warp);
+}
+
+static void copied(const Copy &c) {
+    if (c.there) std::memcpy(c.to, c.from, c.bytes);
+    else std::memset(c.to, 0, c.bytes);
+}
+
+// Copies happen as early as they can where threads run in ascending order, and as late as they can in descending order.
+static void begin(const Copy &c) {
+    if (reinterpret_cast<std::size_t>(c.to) % c.bytes != 0 || reinterpret_cast<std::size_t>(c.from) % c.bytes != 0) std::abort();
+    if (descending) fibres[current].open.push_back(c);
+    else copied(c);
+}
+
+}  // namespace host
+
+static inline void mma(float (&d)[4], const unsigned (&a)[4], unsigned b0, unsigned b1) {
+    unsigned lane = host::current % 32;
+    host::Lanes lanes = host::exchanged({{a[0], a[1], a[2], a[3], b0, b1}, nullptr});
+    for (unsigned i = 0; i < 4; i++) {
+        unsigned row = lane / 4 + i / 2 * 8, column = lane % 4 * 2 + i % 2;
+        for (unsigned k = 0; k < 16; k++) {
+            unsigned left = lanes[row % 8 * 4 + k % 8 / 2].words[row / 8 + k / 8 * 2];
+            unsigned right = lanes[column * 4 + k % 8 / 2].words[4 + k / 8];
+            d[i] += host::half(left, k % 2) * host::half(right, k % 2);
+        }
+    }
+}
+
+static inline void ldmatrix(unsigned (&to)[4], const void *row) { host::matrices(to, row, false); }
+static inline void ldmatrix_transposed(unsigned (&to)[4], const void *row) { host::matrices(to, row, true); }
+
+static inline unsigned pair(float low, float high) {
+    auto rounded = [](float x) {
+        unsigned bits = __float_as_uint(x);
+        return x != x ? 0x7fffu : (bits + 0x7fffu + (bits >> 16 & 1u)) >> 16;
+    };
+    return rounded(low) | rounded(high) << 16;
+}
+
+static inline void copy16(void *to, const void *from, bool there) { host::begin({to, from, 16, there}); }
+static inline void copy4(void *to, const void *from, bool there) { host::begin({to, from, 4, there}); }
+
+static inline void copies_grouped() {
+    host::Fibre &f = host::fibres[host::current];
+    f.groups.push_back(std::move(f.open));
+    f.open.clear();
+}
+
+template <int LEFT> static inline void copies_there() {
+    std::vector<std::vector<host::Copy>> &groups = host::fibres[host::current].groups;
+    while (groups.size() > LEFT) {
+        for (const host::Copy &c : groups.front()) host::copied(c);
+        groups.erase(groups.begin());
+    }
 }
 
 // Written by the tests for every kernel of a source.

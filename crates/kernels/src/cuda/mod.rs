@@ -24,9 +24,12 @@ pub(crate) mod elementwise;
 #[cfg(any(test, feature = "emulation"))]
 pub(crate) mod emulated;
 pub(crate) mod epps_pulley;
+pub(crate) mod flash;
 mod graph;
 pub(crate) mod launch;
 pub(crate) mod layer_norm;
+#[cfg(test)]
+mod nvrtc;
 pub(crate) mod pool;
 pub(crate) mod rows;
 mod source;

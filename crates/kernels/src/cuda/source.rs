@@ -14,10 +14,10 @@ pub(crate) struct Source {
 pub(crate) const PRELUDE: &str = include_str!("prelude.cuh");
 
 macro_rules! sources {
-    ($($name:ident $file:literal;)+) => {
+    ($($name:ident $file:literal $(after $header:literal)?;)+) => {
         $(pub(crate) static $name: Source = Source {
             name: $file,
-            text: concat!(include_str!("prelude.cuh"), include_str!(concat!($file, ".cu"))),
+            text: concat!(include_str!("prelude.cuh"), $(include_str!($header),)? include_str!(concat!($file, ".cu"))),
         };)+
 
         /// All of them.
@@ -32,6 +32,7 @@ sources! {
     COLUMNS "columns";
     ELEMENTWISE "elementwise";
     EPPS_PULLEY "epps_pulley";
+    FLASH "flash" after "mma.cuh";
     LAYER_NORM "layer_norm";
     POOL "pool";
     ROWS "rows";

@@ -5,7 +5,8 @@ use std::sync::{Mutex, OnceLock, PoisonError};
 use candle_core::backend::{BackendDevice, BackendStorage};
 use candle_core::op::BackpropOp;
 use candle_core::{
-    CpuStorage, CudaStorage, CustomOp1, CustomOp2, CustomOp3, Device, Layout, Result, Shape, Storage, StorageRef, Tensor, bail,
+    CpuStorage, CudaStorage, CustomOp1, CustomOp2, CustomOp3, Device, Error, Layout, Result, Shape, Storage, StorageRef, Tensor,
+    bail,
 };
 
 use super::device::Gpu;
@@ -20,7 +21,24 @@ pub(crate) fn serves(t: &Tensor) -> bool {
 /// As [`serves`], of tensors on the device.
 pub(crate) fn served(device: &Device) -> bool {
     static ON: OnceLock<bool> = OnceLock::new();
-    device.is_cuda() && *ON.get_or_init(|| std::env::var_os("TWINSIGHT_CUDA_KERNELS").is_none_or(|v| v != "0"))
+    device.is_cuda() && is_on(&ON, "TWINSIGHT_CUDA_KERNELS")
+}
+
+/// Whether attention may do without its table of probabilities: `TWINSIGHT_CUDA_FLASH` is not 0.
+pub(crate) fn without_table() -> bool {
+    static ON: OnceLock<bool> = OnceLock::new();
+    is_on(&ON, "TWINSIGHT_CUDA_FLASH")
+}
+
+/// Whether a switch of the environment is not 0; read once.
+fn is_on(known: &OnceLock<bool>, switch: &str) -> bool {
+    *known.get_or_init(|| std::env::var_os(switch).is_none_or(|v| v != "0"))
+}
+
+/// Whether the device's tensor cores multiply bfloat16 numbers: from compute capability 8.0 on.
+pub(crate) fn multiplies_bf16(gpu: &Gpu<'_>) -> Result<bool> {
+    let capability = gpu.0.cuda_stream().context().compute_capability();
+    Ok(capability.map_err(|e| Error::Cuda(Box::new(e)))?.0 >= 8)
 }
 
 /// The device of a tensor for which [`serves`] is true.
