@@ -243,6 +243,36 @@ fn updates_give_what_the_cpu_gives() -> Result<()> {
     Ok(())
 }
 
+#[test]
+fn clipping_gives_what_the_cpu_gives_and_touches_no_other_tensor() -> Result<()> {
+    use twinsight_kernels::update::{Clip, clip};
+    let Some(device) = device() else { return Ok(()) };
+    let lengths = [0, 1, 300, 0, 16_384, 70_001];
+    let before = lengths.iter().zip(1..).map(|(&len, seed)| tensor(&[len], seed)).collect::<Result<Vec<_>, _>>()?;
+    for (of, max) in [Clip::Together, Clip::Each].into_iter().flat_map(|of| [0.0, 0.5, 30.0, 1e6].map(|max| (of, max))) {
+        let mut want = before.clone();
+        clip(&mut want.iter_mut().collect::<Vec<_>>(), max, of)?;
+        let there = before.iter().map(|t| Ok(t.to_device(&device)?)).collect::<Result<Vec<Tensor>>>()?;
+        let run = || -> Result<Vec<Vec<f32>>> {
+            let mut found = there.clone();
+            clip(&mut found.iter_mut().collect::<Vec<_>>(), max, of)?;
+            found.iter().map(flat).collect()
+        };
+        let (found, again) = (run()?, run()?);
+        ensure!(found == again, "{of:?} by {max}: a second run gives other bits");
+        for (i, (got, want)) in found.iter().zip(&want).enumerate() {
+            near(&format!("{of:?} by {max}, tensor {i}"), got, &flat(want)?, 1e-6)?;
+        }
+        for (i, (there, before)) in there.iter().zip(&before).enumerate() {
+            ensure!(flat(there)? == flat(before)?, "{of:?} by {max}: gradient {i} was changed in place");
+        }
+    }
+    // A norm that `f32` has no sum of squares for.
+    let mut large = Tensor::full(1e25f32, 20, &device)?;
+    clip(&mut [&mut large], 1.0, Clip::Together)?;
+    near("large numbers", &flat(&large)?, &[0.05f32.sqrt(); 20], 1e-6)
+}
+
 /// Work that keeps the device from what follows for a while.
 fn busy(device: &Device) -> Result<Tensor> {
     let x = Tensor::full(1e-4f32, (4096, 4096), device)?;

@@ -30,6 +30,7 @@ impl Engine for Gpu<'_> {
                 DType::U32 => CudaStorageSlice::U32(self.0.alloc(room)?),
                 DType::U8 => CudaStorageSlice::U8(self.0.alloc(room)?),
                 DType::I64 => CudaStorageSlice::I64(self.0.alloc(room)?),
+                DType::F64 => CudaStorageSlice::F64(self.0.alloc(room)?),
                 other => bail!("internal: no CUDA kernel writes {other:?}"),
             }
         };
@@ -82,6 +83,7 @@ impl Engine for Gpu<'_> {
                 Arg::Int(v) => Value::Int(*v),
                 Arg::Long(v) => Value::Long(*v),
                 Arg::Float(v) => Value::Float(*v),
+                Arg::Double(v) => Value::Double(*v),
             });
         }
         let mut builder = stream.launch_builder(&function);
@@ -91,6 +93,7 @@ impl Engine for Gpu<'_> {
                 Value::Int(v) => builder.arg(v),
                 Value::Long(v) => builder.arg(v),
                 Value::Float(v) => builder.arg(v),
+                Value::Double(v) => builder.arg(v),
             };
         }
         let config = LaunchConfig { grid_dim: (x, y, z), block_dim: (block, 1, 1), shared_mem_bytes: 0 };
@@ -107,6 +110,7 @@ enum Value {
     Int(i32),
     Long(i64),
     Float(f32),
+    Double(f64),
 }
 
 /// The address of an element, and what notes the reading when it is dropped.
@@ -121,6 +125,7 @@ pub(super) fn pointer<'a>(buffer: &'a CudaStorage, offset: usize, stream: &'a Cu
         CudaStorageSlice::U32(s) => of(s, offset, stream),
         CudaStorageSlice::U8(s) => of(s, offset, stream),
         CudaStorageSlice::I64(s) => of(s, offset, stream),
+        CudaStorageSlice::F64(s) => of(s, offset, stream),
         _ => bail!("internal: a CUDA kernel was given an element type that none reads"),
     })
 }
@@ -132,6 +137,7 @@ fn pointer_mut<'a>(buffer: &'a mut CudaStorage, stream: &'a CudaStream) -> Resul
         CudaStorageSlice::U32(s) => s.device_ptr_mut(stream),
         CudaStorageSlice::U8(s) => s.device_ptr_mut(stream),
         CudaStorageSlice::I64(s) => s.device_ptr_mut(stream),
+        CudaStorageSlice::F64(s) => s.device_ptr_mut(stream),
         _ => bail!("internal: a CUDA kernel was given an element type that none writes"),
     })
 }
