@@ -187,6 +187,9 @@ fn bfloat16_is_near_f32_forward_and_backward() -> Result<()> {
     let shapes: [&[usize]; 13] =
         [&[2, 9, 32], &[32], &[32], &[96, 32], &[96], &[32, 32], &[32], &[32], &[32], &[64, 32], &[64], &[32, 64], &[32]];
     near_f32("transformer block", &shapes, |t| transformer(t, Keep::F32), |t| transformer(t, Keep::Bf16), [3e-2, 1e-1])?;
+    let shapes: [&[usize]; 3] = [&[6, 5, 32], &[8, 32], &[8]];
+    let half: Function = |t| linear(&t[0].to_dtype(DType::BF16)?, &t[1], Some(&t[2]));
+    near_f32("linear", &shapes, |t| linear(&t[0], &t[1], Some(&t[2])), half, [1e-2, 2e-2])?;
     let inputs = [tensor(&[2, 3, 33], 1)?.to_device(&device)?];
     ensure!(block_kinds(&device)? == [DType::F32, DType::BF16]);
     let half = |f: Function| -> Result<Vec<f32>> { flat(&f(&[inputs[0].to_dtype(DType::BF16)?])?.to_dtype(DType::F32)?) };
