@@ -292,7 +292,14 @@ fn tables_of_views_are_not_rewritten_before_they_are_read() -> Result<()> {
     let Some(device) = device() else { return Ok(()) };
     // An image of 16 pixels for each table, all of one level.
     let bytes: Vec<u8> = (0..20 * 16).map(|i| (i / 16 * 7) as u8).collect();
-    let images = DeviceImages::new(&device, &bytes)?;
+    // In parts, of which the second has not come yet.
+    let mut images = DeviceImages::with_room(&device, bytes.len())?;
+    images.append(&bytes[..100])?;
+    let mut late = ViewTable::new(4, false, &[ViewChannel { factor: 1.0, offset: 0.0, nothing: 0 }])?;
+    late.push(&ViewCrop { place: 96, image: (4, 4), crop: (0, 0, 4, 4), flip: false })?;
+    ensure!(images.render(&late).is_err(), "an image is not whole yet");
+    images.append(&bytes[100..])?;
+    ensure!(images.len() == bytes.len() && images.append(&[0]).is_err());
     let busy = busy(&device)?;
     let mut views = Vec::new();
     for i in 0..20_u64 {

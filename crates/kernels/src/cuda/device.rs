@@ -1,8 +1,10 @@
 //! Kernels on a CUDA device of candle: compiled by NVRTC when they are first needed, started on the device's stream.
 
 use std::collections::HashMap;
+use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use candle_core::backend::BackendStorage;
 use candle_core::cuda_backend::cudarc::driver::{
     CudaFunction, CudaSlice, CudaStream, DevicePtr, DevicePtrMut, LaunchConfig, PushKernelArg, SyncOnDrop,
 };
@@ -102,6 +104,19 @@ impl Engine for Gpu<'_> {
         unsafe { builder.launch(config) }.map_err(|e| Error::Cuda(format!("{kernel}: {e}").into()))?;
         Ok(())
     }
+}
+
+/// Copies bytes into a part of a buffer of bytes, in the order of the device's stream. They are read by the time that this returns: the driver
+/// takes memory that is not page-locked over into its own first.
+pub(crate) fn copy_bytes(device: &CudaDevice, from: &[u8], to: &mut CudaStorage, place: Range<usize>) -> Result<()> {
+    let CudaStorageSlice::U8(slice) = &mut to.slice else { bail!("internal: bytes were to be copied into {:?}", to.dtype()) };
+    let Some(mut part) = slice.try_slice_mut(place.clone()).filter(|part| part.len() == from.len()) else {
+        bail!("internal: {} bytes were to be copied to places {place:?} of a buffer", from.len());
+    };
+    if from.is_empty() {
+        return Ok(());
+    }
+    device.cuda_stream().memcpy_htod(from, &mut part).map_err(|e| Error::Cuda(Box::new(e)))
 }
 
 /// An argument as the driver takes it.
