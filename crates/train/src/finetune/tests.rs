@@ -1,3 +1,5 @@
+//! Fine-tuning on random weights and small pictures: what is trained, what stays, and that nothing depends on how a device does it.
+
 use super::lessons::MOST_UNREAD;
 use super::*;
 
