@@ -151,23 +151,24 @@ impl ViT {
         })
     }
 
-    /// (N, C, H, W) to (N, patches, D). A convolution whose stride is its kernel is one matrix product over patches.
+    /// (N, C, H, W) to (N, patches, D). A convolution whose stride is its kernel is one matrix product over patches. Its factors are rounded
+    /// where the mode says so, as every layer's are, before patches are gathered; the result is `f32`.
     fn embed_patches(&self, x: &Tensor, n: usize, rows: usize, columns: usize, mode: &Mode) -> Result<Tensor> {
         // (N, rows, columns, C, side, side)
         let patches = match &self.backbone {
             Some((backbone, p)) => {
-                let maps = backbone.maps(x, mode)?;
+                let maps = mode.rounded(&backbone.maps(x, mode)?)?;
                 let c = maps.dim(3)?;
                 maps.reshape(&[n, rows, *p, columns, *p, c][..])?.permute([0, 1, 3, 5, 2, 4])?
             }
             None => {
                 let (p, c) = (self.patch, self.config.channels);
-                x.reshape(&[n, c, rows, p, columns, p][..])?.permute([0, 2, 4, 1, 3, 5])?
+                mode.rounded(x)?.reshape(&[n, c, rows, p, columns, p][..])?.permute([0, 2, 4, 1, 3, 5])?
             }
         };
         let patches = patches.contiguous()?.reshape((n, rows * columns, ()))?;
         let weight = self.projection.get(mode).reshape((self.dim, ()))?;
-        Ok(linear(&patches, &weight, Some(self.projection_bias.get(mode)))?)
+        Ok(linear(&patches, &weight, Some(self.projection_bias.get(mode)))?.to_dtype(x.dtype())?)
     }
 
     /// The images with the pixels of hidden patches at 0, where convolutions would otherwise carry them into their neighbours.

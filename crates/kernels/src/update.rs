@@ -1,4 +1,5 @@
-//! In-place updates of many tensors: exponential moving averages and the steps of SGD, LARS and AdamW.
+//! In-place updates of many tensors: exponential moving averages and the steps of SGD, LARS and AdamW; and the clipping of gradients, which
+//! makes new ones.
 //!
 //! State lives in [`Var`]s that the caller owns. Gradients and other read-only tensors may share nothing with the
 //! variables that are written.
@@ -73,6 +74,15 @@ pub struct AdamwConfig {
     pub eps: f64,
     /// Number of this step, from 1: what the bias correction counts.
     pub step: u64,
+}
+
+/// Whose norm [`clip`] looks at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Clip {
+    /// That of all tensors together, as `torch.nn.utils.clip_grad_norm_` (Pascanu et al. 2013).
+    Together,
+    /// Each tensor's own, as DINO's `clip_gradients` (Caron et al. 2021).
+    Each,
 }
 
 /// teacher = momentum · teacher + (1 − momentum) · student, for every pair.
@@ -186,6 +196,32 @@ pub fn square_sums(tensors: &[&Tensor]) -> Result<Vec<f64>> {
         return crate::cuda::update::on_device::square_sums(tensors);
     }
     composed::update::square_sums(tensors)
+}
+
+/// Takes norms to at most `max`: a tensor becomes itself times max / (norm + 1e-6) where the norm is above `max` (each tensor's own: where that
+/// factor is below 1), and stays as it is otherwise. A norm that is NaN clips nothing; an infinite one leaves zeros, and NaN for infinities.
+///
+/// Every tensor is replaced by another: what shares memory with the old one does not change. Nothing is read back from devices, so that the
+/// host need not wait, and the same tensors give the same bits.
+///
+/// # Errors
+/// When a tensor is not `f32`, devices differ, or `max` is not a number from 0 on.
+pub fn clip(tensors: &mut [&mut Tensor], max: f64, of: Clip) -> Result<()> {
+    const OP: &str = "clip";
+    if max.is_nan() || max < 0.0 {
+        bail!("{OP}: the largest norm is {max}, expected a number from 0 on");
+    }
+    for (i, t) in tensors.iter().enumerate() {
+        check::f32_on(OP, &format!("tensor {i}"), t, tensors[0])?;
+    }
+    if tensors.iter().all(|t| on_cpu(t)) {
+        return cpu::update::clip(tensors, max, of);
+    }
+    #[cfg(feature = "cuda")]
+    if crate::cuda::update::on_device::all_served(tensors.iter().map(|t| &**t)) {
+        return crate::cuda::clip::on_device::clip(tensors, max, of);
+    }
+    composed::update::clip(tensors, max, of)
 }
 
 /// Moves batch norm's running statistics by those that a pass saw, block after block as separate passes would:

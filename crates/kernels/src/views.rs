@@ -4,7 +4,11 @@
 //! `augment`. A table holds views of one size and number of channels; every entry is checked here, once, so that nothing that a kernel reads
 //! or writes through it lies outside of its memory.
 
-use candle_core::{Device, Result, Tensor, bail};
+use candle_core::{Result, bail};
+
+mod images;
+
+pub use images::DeviceImages;
 
 /// A step of a view after crop, resizing and flip.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -77,71 +81,6 @@ pub struct ViewTable {
     end: u64,
     /// The longest side of a crop.
     longest: u32,
-}
-
-/// Images that lie on a device.
-pub struct DeviceImages {
-    #[cfg(feature = "cuda")]
-    device: candle_core::CudaDevice,
-    #[cfg(feature = "cuda")]
-    bytes: candle_core::CudaStorage,
-    /// The way of the tables.
-    #[cfg(feature = "cuda")]
-    transfers: crate::transfer::Transfers,
-    len: usize,
-}
-
-impl DeviceImages {
-    /// Copies `bytes` to a CUDA device.
-    ///
-    /// # Errors
-    /// Another device; no memory.
-    pub fn new(device: &Device, bytes: &[u8]) -> Result<Self> {
-        match device {
-            #[cfg(feature = "cuda")]
-            Device::Cuda(cuda) => {
-                use crate::cuda::{device::Gpu, launch::Engine, launch::Upload};
-                let there = Gpu(cuda).upload(Upload::U8(bytes))?;
-                let transfers = crate::transfer::Transfers::new(device)?;
-                Ok(Self { device: cuda.clone(), bytes: there, transfers, len: bytes.len() })
-            }
-            other => bail!("views: {} bytes of images can lie on a CUDA device only, not on {:?}", bytes.len(), other.location()),
-        }
-    }
-
-    /// How many bytes lie there.
-    pub fn len(&self) -> usize {
-        self.len
-    }
-
-    /// Whether there are none.
-    pub fn is_empty(&self) -> bool {
-        self.len == 0
-    }
-
-    /// The views of `table`: (count, channels, size, size) `f32`. The host does not wait for them.
-    ///
-    /// # Errors
-    /// A table of images that do not lie here; when CUDA fails.
-    pub fn render(&self, table: &ViewTable) -> Result<Tensor> {
-        table.check_within(self.len)?;
-        #[cfg(feature = "cuda")]
-        {
-            use crate::cuda::{device::Gpu, tensor::Reading, tensor::tensor, views::render};
-            // The table goes as one page-locked copy, for which the host does not wait; in rooms of few sizes, so that they are used again.
-            let words = table.words();
-            let room = words.len().next_power_of_two();
-            let mut buffer = self.transfers.buffer(room)?;
-            buffer.as_mut_slice()?.iter_mut().zip(&words).for_each(|(to, &word)| *to = f32::from_bits(word));
-            let words = self.transfers.send(buffer, room.into())?;
-            let reading = Reading::of(&words)?;
-            let gpu = Gpu(&self.device);
-            let out = render(&gpu, &self.bytes, self.len, table, reading.view()?, candle_core::DType::F32)?;
-            Ok(tensor(out, (table.len(), table.channels(), table.size(), table.size())))
-        }
-        #[cfg(not(feature = "cuda"))]
-        bail!("views: this program was built without CUDA")
-    }
 }
 
 /// The views of `table`, of images that are `bytes`, by the kernels' sources behind a C++ compiler (`c++`, or what `CXX` names): what a

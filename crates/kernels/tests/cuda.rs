@@ -210,6 +210,9 @@ fn bfloat16_is_near_f32_forward_and_backward() -> Result<()> {
     ];
     let [exact, half]: [Function; 2] = [|t| transformer(&scaled(t)?, Keep::F32), |t| transformer(&scaled(t)?, Keep::Bf16)];
     near_f32("wide transformer block", &shapes, exact, half, [3e-2, 1e-1])?;
+    let shapes: [&[usize]; 3] = [&[6, 5, 32], &[8, 32], &[8]];
+    let half: Function = |t| linear(&t[0].to_dtype(DType::BF16)?, &t[1], Some(&t[2]));
+    near_f32("linear", &shapes, |t| linear(&t[0], &t[1], Some(&t[2])), half, [1e-2, 2e-2])?;
     let inputs = [tensor(&[2, 3, 33], 1)?.to_device(&device)?];
     ensure!(block_kinds(&device)? == [DType::F32, DType::BF16]);
     let half = |f: Function| -> Result<Vec<f32>> { flat(&f(&[inputs[0].to_dtype(DType::BF16)?])?.to_dtype(DType::F32)?) };
@@ -312,6 +315,36 @@ fn updates_give_what_the_cpu_gives() -> Result<()> {
     Ok(())
 }
 
+#[test]
+fn clipping_gives_what_the_cpu_gives_and_touches_no_other_tensor() -> Result<()> {
+    use twinsight_kernels::update::{Clip, clip};
+    let Some(device) = device() else { return Ok(()) };
+    let lengths = [0, 1, 300, 0, 16_384, 70_001];
+    let before = lengths.iter().zip(1..).map(|(&len, seed)| tensor(&[len], seed)).collect::<Result<Vec<_>, _>>()?;
+    for (of, max) in [Clip::Together, Clip::Each].into_iter().flat_map(|of| [0.0, 0.5, 30.0, 1e6].map(|max| (of, max))) {
+        let mut want = before.clone();
+        clip(&mut want.iter_mut().collect::<Vec<_>>(), max, of)?;
+        let there = before.iter().map(|t| Ok(t.to_device(&device)?)).collect::<Result<Vec<Tensor>>>()?;
+        let run = || -> Result<Vec<Vec<f32>>> {
+            let mut found = there.clone();
+            clip(&mut found.iter_mut().collect::<Vec<_>>(), max, of)?;
+            found.iter().map(flat).collect()
+        };
+        let (found, again) = (run()?, run()?);
+        ensure!(found == again, "{of:?} by {max}: a second run gives other bits");
+        for (i, (got, want)) in found.iter().zip(&want).enumerate() {
+            near(&format!("{of:?} by {max}, tensor {i}"), got, &flat(want)?, 1e-6)?;
+        }
+        for (i, (there, before)) in there.iter().zip(&before).enumerate() {
+            ensure!(flat(there)? == flat(before)?, "{of:?} by {max}: gradient {i} was changed in place");
+        }
+    }
+    // A norm that `f32` has no sum of squares for.
+    let mut large = Tensor::full(1e25f32, 20, &device)?;
+    clip(&mut [&mut large], 1.0, Clip::Together)?;
+    near("large numbers", &flat(&large)?, &[0.05f32.sqrt(); 20], 1e-6)
+}
+
 /// Work that keeps the device from what follows for a while.
 fn busy(device: &Device) -> Result<Tensor> {
     let x = Tensor::full(1e-4f32, (4096, 4096), device)?;
@@ -328,7 +361,14 @@ fn tables_of_views_are_not_rewritten_before_they_are_read() -> Result<()> {
     let Some(device) = device() else { return Ok(()) };
     // An image of 16 pixels for each table, all of one level.
     let bytes: Vec<u8> = (0..20 * 16).map(|i| (i / 16 * 7) as u8).collect();
-    let images = DeviceImages::new(&device, &bytes)?;
+    // In parts, of which the second has not come yet.
+    let mut images = DeviceImages::with_room(&device, bytes.len())?;
+    images.append(&bytes[..100])?;
+    let mut late = ViewTable::new(4, false, &[ViewChannel { factor: 1.0, offset: 0.0, nothing: 0 }])?;
+    late.push(&ViewCrop { place: 96, image: (4, 4), crop: (0, 0, 4, 4), flip: false })?;
+    ensure!(images.render(&late).is_err(), "an image is not whole yet");
+    images.append(&bytes[100..])?;
+    ensure!(images.len() == bytes.len() && images.append(&[0]).is_err());
     let busy = busy(&device)?;
     let mut views = Vec::new();
     for i in 0..20_u64 {

@@ -6,7 +6,7 @@ use anyhow::Result;
 use candle_core::{Device, Tensor, Var};
 use common::{flat, same_bits_for_any_threads, tensor, var};
 use twinsight_kernels::composed;
-use twinsight_kernels::update::{AdamwConfig, AdamwTensor, SgdConfig, SgdTensor, adamw, ema, sgd, square_sums};
+use twinsight_kernels::update::{AdamwConfig, AdamwTensor, Clip, SgdConfig, SgdTensor, adamw, clip, ema, sgd, square_sums};
 use twinsight_test_support::{Golden, assert_close};
 
 /// The weights after every step of a golden case.
@@ -111,5 +111,63 @@ fn shared_storage_and_wrong_shapes_are_refused() -> Result<()> {
     assert!(step(&a, b.as_tensor(), &b).expect_err("shared").to_string().contains("must not share storage"));
     assert!(step(&a, &tensor(&[5], 3)?, &b).expect_err("shape").to_string().contains("grad 0 has shape [5], expected [4]"));
     assert!(ema(&[(&a, a.as_tensor())], 0.9).is_err());
+    Ok(())
+}
+
+/// The gradients of a network with a tensor of its own for every kind: large, small, zero, empty.
+fn gradients() -> Result<Vec<Tensor>> {
+    let large = (tensor(&[40, 30], 1)? * 3.0)?;
+    let small = (tensor(&[7], 2)? * 0.01)?;
+    Ok(vec![large, small, Tensor::zeros(5, candle_core::DType::F32, &Device::Cpu)?, tensor(&[1, 2], 3)?.narrow(0, 0, 0)?])
+}
+
+#[test]
+fn clipping_is_pytorchs_and_dinos() -> Result<()> {
+    for max in [0.01, 0.5, 20.0, 1e4] {
+        let before = gradients()?;
+        let norms: Vec<f64> = square_sums(&before.iter().collect::<Vec<_>>())?.into_iter().map(f64::sqrt).collect();
+        let whole = norms.iter().map(|n| n * n).sum::<f64>().sqrt();
+        for of in [Clip::Together, Clip::Each] {
+            for f in [clip, composed::update::clip] {
+                let mut found = before.clone();
+                f(&mut found.iter_mut().collect::<Vec<_>>(), max, of)?;
+                for ((before, found), own) in before.iter().zip(&found).zip(&norms) {
+                    // torch.nn.utils.clip_grad_norm_, and DINO's utils.clip_gradients.
+                    let norm = if of == Clip::Together { whole } else { *own };
+                    let factor = (max / (norm + 1e-6)).min(1.0);
+                    let want: Vec<f32> = flat(before)?.into_iter().map(|v| (f64::from(v) * factor) as f32).collect();
+                    assert_close(&format!("{of:?} by {max}"), &flat(found)?, &want, 1e-6)?;
+                    anyhow::ensure!(found.dims() == before.dims());
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn clipping_leaves_what_shares_memory_and_norms_that_are_no_numbers_alone() -> Result<()> {
+    for f in [clip, composed::update::clip] {
+        let shared = (Tensor::ones(4, candle_core::DType::F32, &Device::Cpu)? * 2.0)?;
+        let (mut a, mut b) = (shared.clone(), shared.clone());
+        f(&mut [&mut a, &mut b], 1.0, Clip::Each)?;
+        anyhow::ensure!(flat(&shared)? == [2.0; 4]);
+        for clipped in [&a, &b] {
+            assert_close("shared", &flat(clipped)?, &[0.5; 4], 1e-6)?;
+        }
+        for (bad, want) in [(f32::NAN, 3.0), (f32::INFINITY, 0.0)] {
+            let mut t = Tensor::new(&[bad, 3.0], &Device::Cpu)?;
+            f(&mut [&mut t], 1.0, Clip::Together)?;
+            let found = flat(&t)?;
+            anyhow::ensure!(found[0].is_nan() && found[1] == want, "{bad}: {found:?}");
+        }
+        f(&mut [], 1.0, Clip::Together)?;
+    }
+    let mut t = Tensor::new(&[1.0_f32], &Device::Cpu)?;
+    let mut half = t.to_dtype(candle_core::DType::BF16)?;
+    let told = clip(&mut [&mut t, &mut half], 1.0, Clip::Each).expect_err("bfloat16").to_string();
+    anyhow::ensure!(told.contains("tensor 1") && told.contains("to_dtype"), "{told}");
+    let told = clip(&mut [&mut t], -1.0, Clip::Each).expect_err("a negative norm").to_string();
+    anyhow::ensure!(told.contains("-1") && told.contains("from 0"), "{told}");
     Ok(())
 }

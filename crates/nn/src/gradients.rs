@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use candle_core::Tensor;
 use candle_core::backprop::GradStore;
+use twinsight_kernels::update::Clip;
 
 use crate::{Error, ParamStore, Result};
 
@@ -99,7 +100,10 @@ impl Gradients {
     pub fn clip_norm(&mut self, max: f64) -> Result<f64> {
         let norm = self.norm()?;
         if norm > max {
-            self.scale(max / (norm + 1e-6))?;
+            match self.on_cpu() {
+                true => self.scale(max / (norm + 1e-6))?,
+                false => self.clip(max, Clip::Together)?,
+            }
         }
         Ok(norm)
     }
@@ -109,10 +113,7 @@ impl Gradients {
     /// # Errors
     /// When candle fails.
     pub fn limit_norm(&mut self, max: f64) -> Result<()> {
-        if self.on_cpu() {
-            return self.clip_norm(max).map(|_| ());
-        }
-        self.limit_norm_there(max)
+        self.clip(max, Clip::Together)
     }
 
     /// Scales each gradient by itself so that its norm is at most `max` (DINO's `clip_gradients`). On devices other than the processor
@@ -121,17 +122,7 @@ impl Gradients {
     /// # Errors
     /// When candle fails.
     pub fn clip_each(&mut self, max: f64) -> Result<()> {
-        if !self.on_cpu() {
-            return self.clip_each_there(max);
-        }
-        let squares = self.squares()?;
-        for (gradient, square) in self.map.values_mut().zip(squares) {
-            let factor = max / (square.sqrt() + 1e-6);
-            if factor < 1.0 {
-                *gradient = (&*gradient * factor)?;
-            }
-        }
-        Ok(())
+        self.clip(max, Clip::Each)
     }
 
     /// Multiplies all gradients.
@@ -164,26 +155,9 @@ impl Gradients {
         self.map.values().all(|g| g.device().is_cpu())
     }
 
-    /// [`Gradients::limit_norm`] on the gradients' device.
-    fn limit_norm_there(&mut self, max: f64) -> Result<()> {
-        let squares = self.map.values().map(|g| Ok(g.sqr()?.sum_all()?)).collect::<Result<Vec<Tensor>>>()?;
-        if squares.is_empty() {
-            return Ok(());
-        }
-        let factor = factor(&Tensor::stack(&squares, 0)?.sum_all()?, max)?;
-        for gradient in self.map.values_mut() {
-            *gradient = gradient.broadcast_mul(&factor)?;
-        }
-        Ok(())
-    }
-
-    /// [`Gradients::clip_each`] on the gradients' device.
-    fn clip_each_there(&mut self, max: f64) -> Result<()> {
-        for gradient in self.map.values_mut() {
-            let factor = factor(&gradient.sqr()?.sum_all()?, max)?;
-            *gradient = gradient.broadcast_mul(&factor)?;
-        }
-        Ok(())
+    fn clip(&mut self, max: f64, of: Clip) -> Result<()> {
+        let mut all: Vec<&mut Tensor> = self.map.values_mut().collect();
+        Ok(twinsight_kernels::update::clip(&mut all, max, of)?)
     }
 
     fn squares(&self) -> Result<Vec<f64>> {
@@ -195,11 +169,6 @@ impl Gradients {
 /// Whether a value is NaN or infinite.
 fn has_bad(gradient: &Tensor) -> Result<bool> {
     Ok(gradient.flatten_all()?.to_vec1::<f32>()?.iter().any(|v| !v.is_finite()))
-}
-
-/// What takes a norm, whose square is given, to at most `max`: max / (norm + 1e-6), at most 1.
-fn factor(square: &Tensor, max: f64) -> Result<Tensor> {
-    Ok(((square.sqrt()? + 1e-6)?.recip()? * max)?.minimum(1.0)?)
 }
 
 #[cfg(test)]
@@ -216,22 +185,15 @@ mod tests {
     #[test]
     fn clipping_without_looking_is_clipping() -> Result<()> {
         for max in [0.05, 0.3, 4.0, 100.0] {
-            let (mut whole, mut whole_there, mut each, mut each_there) = (gradients()?, gradients()?, gradients()?, gradients()?);
-            whole.clip_norm(max)?;
-            whole_there.limit_norm_there(max)?;
-            each.clip_each(max)?;
-            each_there.clip_each_there(max)?;
-            for (want, got) in
-                whole.map.values().zip(whole_there.map.values()).chain(each.map.values().zip(each_there.map.values()))
-            {
-                for (want, got) in want.to_vec1::<f32>()?.into_iter().zip(got.to_vec1::<f32>()?) {
-                    assert!((want - got).abs() <= 2e-6 * want.abs(), "{max}: {got} for {want}");
-                }
+            let (mut whole, mut limited) = (gradients()?, gradients()?);
+            let norm = whole.clip_norm(max)?;
+            limited.limit_norm(max)?;
+            assert!((norm - 25.09_f64.sqrt()).abs() < 1e-6);
+            for (want, got) in whole.map.values().zip(limited.map.values()) {
+                assert_eq!(want.to_vec1::<f32>()?, got.to_vec1::<f32>()?, "{max}");
             }
+            assert!(limited.norm()? <= max.max(0.0) * (1.0 + 1e-6));
         }
-        let mut limited = gradients()?;
-        limited.limit_norm(0.5)?;
-        assert!((limited.norm()? - 0.5).abs() < 1e-5);
-        Gradients::default().limit_norm_there(1.0)
+        Gradients::default().limit_norm(1.0)
     }
 }

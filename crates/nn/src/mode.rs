@@ -98,7 +98,10 @@ impl Mode {
     }
 
     /// `x` in the type that products of this pass take: bfloat16 if the precision says so and the device does it, otherwise as it is.
-    pub(crate) fn rounded(&self, x: &Tensor) -> candle_core::Result<Tensor> {
+    ///
+    /// # Errors
+    /// When candle fails.
+    pub fn rounded(&self, x: &Tensor) -> candle_core::Result<Tensor> {
         match self.precision == Precision::Bf16 && twinsight_kernels::takes_bf16(x.device()) {
             true => x.to_dtype(DType::BF16),
             false => Ok(x.clone()),

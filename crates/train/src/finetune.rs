@@ -5,25 +5,31 @@
 //! resized crops (at least a quarter of the image) and flips. The learning rate is chosen on a fifth of the labelled images. Blocks that are
 //! not trained change in nothing: all batch norms then keep the statistics that the features were judged with. Nothing is chosen on the
 //! judged images.
+//!
+//! All of that runs on the device that is named, but for what the features are classified by: the logistic regression and, where the device
+//! can't make them, the views are the processor's. Batches reach a device, and losses come back, as in training ([`crate::trainer`]).
 
 use std::path::Path;
 use std::sync::Arc;
 
-use candle_core::{DType, Device, Tensor};
-use twinsight_augment::{Interpolation, Transform, ViewGroup, ViewPlan, ViewSpec};
+use candle_core::{Device, Tensor};
+use twinsight_augment::ViewPlan;
 use twinsight_datasets::{Dataset, hold_out};
-use twinsight_encoders::Encoder;
+use twinsight_encoders::{Encoder, EncoderConfig};
 use twinsight_kernels::cross_entropy_soft;
 use twinsight_knn::linear::Logistic;
 use twinsight_knn::{Predictions, top1};
-use twinsight_nn::{
-    Builder, DrawKey, Gradients, Linear, Mode, Optimizer, OptimizerConfig, ParamStore, Schedule, Shape, load_tensors,
-};
+use twinsight_nn::{Builder, DrawKey, Gradients, Linear, Mode, Optimizer, OptimizerConfig, ParamStore, Schedule, Shape};
 
 use crate::evaluate::encode;
 use crate::linear::{fit_chosen, widened};
-use crate::loader::{Loader, LoaderConfig, steps_per_epoch};
+use crate::loader::steps_per_epoch;
+use crate::trained::rebuilt;
 use crate::{Error, Result};
+
+mod lessons;
+
+use lessons::{Lessons, Losses};
 
 /// What is trained.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -84,8 +90,8 @@ pub struct FineTuned {
     pub bad: Vec<(String, String)>,
 }
 
-/// Fine-tunes the encoder of the file `encoder` on the labelled images `train` and judges it on `test`. `plan` is the evaluation view;
-/// `progress` is told what is being done.
+/// Fine-tunes the encoder of the file `encoder` on the labelled images `train` and judges it on `test`, both on `device`. `plan` is the
+/// evaluation view; `progress` is told what is being done.
 ///
 /// # Errors
 /// Images without labels (the first is named), fewer than two classes, a loss that is not finite, a `Last` that no block answers to.
@@ -95,6 +101,7 @@ pub fn fine_tune(
     test: &dyn Dataset,
     plan: &ViewPlan,
     config: &FineTuneConfig,
+    device: &Device,
     progress: &mut dyn FnMut(&str),
 ) -> Result<FineTuned> {
     let known = train.classes().map_or(0, <[String]>::len);
@@ -109,12 +116,13 @@ pub fn fine_tune(
     let mut bad = Vec::new();
     let (lr, tried) = match config.lr {
         Some(lr) => (lr, Vec::new()),
-        None => choose_rate(encoder, train, plan, config, progress)?,
+        None => choose_rate(encoder, train, plan, config, device, progress)?,
     };
-    let mut network = Network::new(encoder, config.depth)?;
+    let mut network = Network::new(encoder, config.depth, device)?;
     let (start, unreadable) = network.start(train, plan, known, config.seed)?;
     bad.extend(unreadable);
-    let (epochs, steps) = network.train(train, plan, config, &start, lr, progress)?;
+    let mut lessons = Lessons::new(train, plan, device, progress)?;
+    let (epochs, steps) = network.train(&mut lessons, config, &start, lr, progress)?;
     let (predicted, features) = network.predict(test, plan)?;
     bad.extend(features.bad);
     let classes = test.classes().map_or(known, |c| c.len().max(known));
@@ -127,6 +135,7 @@ fn choose_rate(
     train: &Arc<dyn Dataset>,
     plan: &ViewPlan,
     config: &FineTuneConfig,
+    device: &Device,
     progress: &mut dyn FnMut(&str),
 ) -> Result<(f64, Vec<(f64, f64)>)> {
     let middle = RATES[RATES.len() / 2];
@@ -136,11 +145,12 @@ fn choose_rate(
         return Ok((middle, Vec::new()));
     }
     let known = train.classes().map_or(0, <[String]>::len);
-    let (start, _) = Network::new(encoder, config.depth)?.start(&rest, plan, known, config.seed)?;
+    let (start, _) = Network::new(encoder, config.depth, device)?.start(&rest, plan, known, config.seed)?;
+    let mut lessons = Lessons::new(&rest, plan, device, &mut |_| {})?;
     let mut tried = Vec::new();
     for rate in RATES {
-        let mut network = Network::new(encoder, config.depth)?;
-        network.train(&rest, plan, config, &start, rate, progress)?;
+        let mut network = Network::new(encoder, config.depth, device)?;
+        network.train(&mut lessons, config, &start, rate, progress)?;
         let (predicted, features) = network.predict(&*held, plan)?;
         let accuracy = top1(&predicted, &features.labels);
         progress(&format!("learning rate {rate}: {:.2} % of {} held-out images", accuracy * 100.0, held.len()));
@@ -157,26 +167,29 @@ struct Network {
     head: Option<Logistic>,
     /// Whether anything of the encoder is trained, and whether all of it is.
     trained: (bool, bool),
+    device: Device,
+    /// Whether losses may be read later than they are there.
+    defers: bool,
 }
 
 impl Network {
-    /// The encoder of a file, in which what `depth` leaves alone is frozen.
-    fn new(file: &Path, depth: Depth) -> Result<Self> {
-        let device = Device::Cpu;
+    /// The encoder of a file, on `device`, in which what `depth` leaves alone is frozen.
+    fn new(file: &Path, depth: Depth, device: &Device) -> Result<Self> {
         let loaded = crate::source::Source::load(file)?.network;
         let names: Vec<&str> = loaded.params.trainable().map(|p| p.name()).collect();
         let trained = trained_names(names.iter().copied(), depth)?;
         let frozen: Vec<String> = names.iter().filter(|n| !trained.iter().any(|t| t == *n)).map(ToString::to_string).collect();
         let flags = (!trained.is_empty(), frozen.is_empty());
-        if frozen.is_empty() {
-            return Ok(Self { encoder: loaded.encoder, body: loaded.params, head: None, trained: flags });
+        let of = |encoder, body| {
+            Ok(Self { encoder, body, head: None, trained: flags, device: device.clone(), defers: !device.is_cpu() })
+        };
+        if frozen.is_empty() && device.is_cpu() {
+            return of(loaded.encoder, loaded.params);
         }
-        let settings = twinsight_encoders::EncoderConfig { freeze: frozen, ..loaded.encoder.config().clone() };
-        let builder = Builder::zeros(&device);
-        let encoder = (loaded.spec.build)(&settings, &builder)?;
-        let body = builder.finish();
-        body.load(&load_tensors(file, &device)?.0, &file.display().to_string())?;
-        Ok(Self { encoder, body, head: None, trained: flags })
+        let config = loaded.encoder.config();
+        let freeze = if frozen.is_empty() { config.freeze.clone() } else { frozen };
+        let (encoder, body) = rebuilt(&loaded, &EncoderConfig { freeze, ..config.clone() }, device)?;
+        of(encoder, body)
     }
 
     /// The head to start from, fitted to the encoder's features of the labelled images, and those that could not be read.
@@ -187,7 +200,7 @@ impl Network {
         classes: usize,
         seed: u64,
     ) -> Result<(Logistic, Vec<(String, String)>)> {
-        let features = encode(&**train, &*self.encoder, plan, BATCH, &Device::Cpu)?;
+        let features = encode(&**train, &*self.encoder, plan, BATCH, &self.device)?;
         let fitted = fit_chosen(features.matrix(), &features.labels, classes, seed)?.fitted;
         Ok((fitted, features.bad))
     }
@@ -195,31 +208,29 @@ impl Network {
     /// Trains from `start`: (epochs, steps).
     fn train(
         &mut self,
-        train: &Arc<dyn Dataset>,
-        plan: &ViewPlan,
+        lessons: &mut Lessons,
         config: &FineTuneConfig,
         start: &Logistic,
         lr: f64,
         progress: &mut dyn FnMut(&str),
     ) -> Result<(u64, u64)> {
-        let device = Device::Cpu;
-        let builder = Builder::zeros(&device);
+        let builder = Builder::zeros(&self.device);
         let head = Linear::torch_default(&builder.under("head"), start.dim, start.classes, true)?;
         let params = builder.finish();
         let numbers = |of: &[f64]| of.iter().map(|&v| v as f32).collect::<Vec<f32>>();
-        let weight = Tensor::from_vec(numbers(&start.weight), (start.classes, start.dim), &device)?;
-        let bias = Tensor::from_vec(numbers(&start.bias), start.classes, &device)?;
+        let weight = Tensor::from_vec(numbers(&start.weight), (start.classes, start.dim), &self.device)?;
+        let bias = Tensor::from_vec(numbers(&start.bias), start.classes, &self.device)?;
         for (name, value) in [("head.weight", weight), ("head.bias", bias)] {
             if let Some(parameter) = params.get(name) {
                 parameter.set(&value)?;
             }
         }
-        let batch = config.batch.min(train.len());
-        let per_epoch = steps_per_epoch(train.len(), batch)?;
+        let images = lessons.images.len();
+        let per_epoch = steps_per_epoch(images, config.batch.min(images))?;
         let epochs = config.epochs.unwrap_or_else(|| STEPS.div_ceil(per_epoch).max(10));
         let total = if lr > 0.0 { per_epoch * epochs } else { 0 };
         if total > 0 {
-            self.steps(train, plan, config, (&head, &params), lr, (per_epoch, total), progress)?;
+            self.steps(lessons, config, (&head, &params), lr, (per_epoch, total), progress)?;
         }
         let values = |name: &str| -> Result<Vec<f64>> {
             let found = params.get(name).map(|p| p.value().flatten_all()?.to_vec1::<f32>()).transpose()?;
@@ -229,18 +240,15 @@ impl Network {
         Ok((epochs, total))
     }
 
-    #[expect(clippy::too_many_arguments, reason = "the loop's own inputs, all different")]
     fn steps(
         &self,
-        train: &Arc<dyn Dataset>,
-        plan: &ViewPlan,
+        lessons: &mut Lessons,
         config: &FineTuneConfig,
         (head, head_params): (&Linear, &ParamStore),
         lr: f64,
         (per_epoch, total): (u64, u64),
         progress: &mut dyn FnMut(&str),
     ) -> Result<()> {
-        let device = Device::Cpu;
         let sgd = OptimizerConfig::Sgd { momentum: 0.9, nesterov: true, weight_decay: config.weight_decay };
         let mut head_optimizer = Optimizer::new(&sgd, head_params)?;
         let mut body_optimizer = Optimizer::new(&sgd, &self.body)?;
@@ -252,24 +260,12 @@ impl Network {
             total_steps: total,
             shape: Shape::Cosine,
         };
-        let classes = train.classes().map_or(0, <[String]>::len);
-        let batch = config.batch.min(train.len());
-        let loader = LoaderConfig {
-            dataset: train.clone(),
-            plan: crops(plan),
-            batch,
-            seed: config.seed,
-            threads: 0,
-            // A part of evaluation, whose figures must not depend on how images are decoded.
-            reduced_decode: false,
-            strict: false,
-        };
-        let mut loader = Loader::start(loader, 0, &device)?;
-        let mut sum = 0.0;
+        let classes = lessons.classes();
+        let mut loader = lessons.loader(config.batch.min(lessons.images.len()), config.seed, &self.device)?;
+        let mut losses = Losses::new(self.defers);
         for step in 0..total {
             let views = loader.next_batch()?;
-            let labels: Vec<u32> = views.samples.iter().filter_map(|&i| train.label(i)).collect();
-            let targets = one_hot(&labels, classes, &device)?;
+            let targets = one_hot(&lessons.labels(&views.samples), classes, &self.device)?;
             let mode = Mode::train(DrawKey { seed: config.seed, step, pass: 0 });
             let body = match self.trained {
                 (_, true) => mode,
@@ -278,33 +274,29 @@ impl Network {
             };
             let pooled = self.encoder.forward(&views.views[0], &body)?.pooled;
             let objective = cross_entropy_soft(&head.forward(&pooled, &mode)?, &targets)?;
-            let value = f64::from(objective.to_dtype(DType::F32)?.to_scalar::<f32>()?);
-            if !value.is_finite() {
-                return Err(Error::Config(format!("fine-tuning: the loss is {value} at step {step}; lower --lr (it is {lr})")));
-            }
+            losses.push(step, &objective, lr)?;
             let store = objective.backward()?;
             let rate = schedule.at(step);
             head_optimizer.step(&Gradients::collect(&store, head_params)?, rate, config.weight_decay)?;
             if self.trained.0 {
                 body_optimizer.step(&Gradients::collect(&store, &self.body)?, rate, config.weight_decay)?;
             }
-            sum += value;
             if (step + 1).is_multiple_of(per_epoch) {
-                let epoch = (step + 1) / per_epoch;
+                let (epoch, sum) = ((step + 1) / per_epoch, losses.take(lr)?);
                 if epoch.is_multiple_of((total / per_epoch).div_ceil(10)) {
                     let (of, loss) = (total / per_epoch, sum / per_epoch as f64);
                     progress(&format!("learning rate {lr}, epoch {epoch} of {of}: loss {loss:.4}"));
                 }
-                sum = 0.0;
             }
         }
+        lessons.renderer = loader.take_renderer();
         Ok(())
     }
 
     /// What the head takes images for, with their features.
     fn predict(&self, images: &dyn Dataset, plan: &ViewPlan) -> Result<(Predictions, crate::evaluate::Features)> {
         let Some(head) = &self.head else { return Err(Error::Config("fine-tuning: there is no head yet".into())) };
-        let features = encode(images, &*self.encoder, plan, BATCH, &Device::Cpu)?;
+        let features = encode(images, &*self.encoder, plan, BATCH, &self.device)?;
         Ok((head.predict(features.matrix())?, features))
     }
 }
@@ -346,14 +338,6 @@ fn trained_names<'a>(names: impl Iterator<Item = &'a str>, depth: Depth) -> Resu
         .collect())
 }
 
-/// The training view: random crops and flips, normalised as the evaluation view.
-fn crops(plan: &ViewPlan) -> ViewPlan {
-    let crop =
-        Transform::RandomResizedCrop { scale: (0.25, 1.0), ratio: (0.75, 4.0 / 3.0), interpolation: Interpolation::Bilinear };
-    let spec = ViewSpec { size: plan.view(0).size, transforms: vec![crop, Transform::HorizontalFlip { p: 0.5 }] };
-    ViewPlan { groups: vec![ViewGroup { name: "train".into(), count: 1, spec }], ..plan.clone() }
-}
-
 fn one_hot(labels: &[u32], classes: usize, device: &Device) -> Result<Tensor> {
     let mut rows = vec![0.0f32; labels.len() * classes];
     labels.iter().enumerate().for_each(|(i, &l)| rows[i * classes + l as usize] = 1.0);
@@ -361,80 +345,4 @@ fn one_hot(labels: &[u32], classes: usize, device: &Device) -> Result<Tensor> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// An encoder file with random weights, and 60 images of two classes that differ in brightness and noise.
-    fn place(dir: &Path, name: &str) -> anyhow::Result<(std::path::PathBuf, Arc<dyn Dataset>, ViewPlan)> {
-        let builder = Builder::new(3, &Device::Cpu);
-        let spec = twinsight_encoders::encoder(name)?;
-        let config = twinsight_encoders::EncoderConfig { channels: 1, image_size: 16, ..Default::default() };
-        let network = (spec.build)(&config, &builder)?;
-        let path = dir.join("encoder.safetensors");
-        twinsight_encoders::save_encoder(&path, spec, network.config(), &builder.finish(), &Default::default())?;
-        let labels: Vec<u32> = (0..60).map(|i| i % 2).collect();
-        let pixel = |i: usize, p: usize| ((i * 7919 + p * 104_729) % 251) as u8 / if labels[i] == 1 { 1 } else { 3 };
-        let pixels = (0..60).flat_map(|i| (0..256).map(move |p| (i, p))).map(|(i, p)| pixel(i, p)).collect();
-        let classes = vec!["dark".to_string(), "bright".to_string()];
-        let images = twinsight_datasets::PackedImages::new("x", pixels, (16, 16, 1), Some(labels), classes)?;
-        let plan =
-            ViewPlan { normalize: twinsight_augment::Normalize { mean: vec![0.4], std: vec![0.3] }, ..ViewPlan::eval(16, 1) };
-        Ok((path, Arc::new(images), plan))
-    }
-
-    #[test]
-    fn what_is_not_trained_stays_to_the_bit_and_what_is_trained_moves() -> anyhow::Result<()> {
-        for (name, moved, still) in [
-            ("resnet_mini", "layer3.0.conv1.weight", ["layer1.0.bn1.running_mean", "layer2.0.conv1.weight"]),
-            ("vit_mini", "norm.weight", ["cls_token", "blocks.0.norm1.weight"]),
-        ] {
-            let dir = tempfile::tempdir()?;
-            let (path, images, plan) = place(dir.path(), name)?;
-            let config =
-                FineTuneConfig { depth: Depth::Last(1), epochs: Some(2), batch: 16, lr: Some(0.01), ..Default::default() };
-            let before = twinsight_encoders::load_encoder(&path, &Device::Cpu)?.params.snapshot()?;
-            let mut network = Network::new(&path, config.depth)?;
-            let (start, _) = network.start(&images, &plan, 2, 0)?;
-            network.train(&images, &plan, &config, &start, 0.01, &mut |_| {})?;
-            let after = network.body.snapshot()?;
-            let same = |n: &str| -> anyhow::Result<bool> {
-                Ok(before[n].flatten_all()?.to_vec1::<f32>()? == after[n].flatten_all()?.to_vec1::<f32>()?)
-            };
-            for n in before.keys().filter(|n| n.contains("running_")).map(String::as_str).chain(still) {
-                anyhow::ensure!(same(n)?, "{name}: {n} changed");
-            }
-            anyhow::ensure!(!same(moved)?, "{name}: {moved} was not trained");
-        }
-        Ok(())
-    }
-
-    #[test]
-    fn the_rate_is_chosen_and_images_without_a_label_are_refused() -> anyhow::Result<()> {
-        let dir = tempfile::tempdir()?;
-        let (path, images, plan) = place(dir.path(), "resnet_mini")?;
-        let config = FineTuneConfig { epochs: Some(1), batch: 16, ..Default::default() };
-        let found = fine_tune(&path, &images, &*images, &plan, &config, &mut |_| {})?;
-        assert_eq!(found.tried.iter().map(|t| t.0).collect::<Vec<_>>(), RATES);
-        let most = found.tried.iter().map(|t| t.1).fold(0.0, f64::max);
-        assert_eq!(found.tried.iter().find(|t| t.1 == most).map(|t| t.0), Some(found.lr));
-        assert!(top1(&found.predicted, &found.labels) > 0.9 && found.known == 2);
-        let bare = twinsight_datasets::PackedImages::new("bare", vec![0; 256 * 4], (16, 16, 1), None, Vec::new())?;
-        let bare: Arc<dyn Dataset> = Arc::new(bare);
-        let told = fine_tune(&path, &bare, &*images, &plan, &config, &mut |_| {}).expect_err("no labels").to_string();
-        assert!(told.contains("needs labels, and #0 has none"), "{told}");
-        Ok(())
-    }
-
-    #[test]
-    fn the_last_blocks_are_found_by_name() -> Result<()> {
-        let vit = ["cls_token", "patch_embed.proj.weight", "blocks.0.norm1.weight", "blocks.1.norm1.weight", "norm.weight"];
-        assert_eq!(trained_names(vit.into_iter(), Depth::Last(1))?, ["blocks.1.norm1.weight", "norm.weight"]);
-        let resnet = ["conv1.weight", "layer1.0.conv1.weight", "layer1.1.conv1.weight", "layer2.0.conv1.weight"];
-        assert_eq!(trained_names(resnet.into_iter(), Depth::Last(1))?, ["layer2.0.conv1.weight"]);
-        assert_eq!(trained_names(resnet.into_iter(), Depth::Full)?.len(), 4);
-        assert!(trained_names(resnet.into_iter(), Depth::Last(0))?.is_empty());
-        let told = trained_names(resnet.into_iter(), Depth::Last(3)).expect_err("two only").to_string();
-        assert!(told.contains("has 2"), "{told}");
-        Ok(())
-    }
-}
+mod tests;

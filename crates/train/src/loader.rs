@@ -241,6 +241,11 @@ impl Loader {
         Ok(())
     }
 
+    /// Takes out who makes the views, with the images that it keeps: for the loader after this one, which gives no batch that was drawn any more.
+    pub fn take_renderer(&mut self) -> Option<Box<dyn ViewRenderer>> {
+        self.renderer.take()
+    }
+
     /// How long [`Loader::next_batch`] has waited in all since the last call of this.
     pub fn take_waited(&mut self) -> Duration {
         std::mem::take(&mut self.waited)

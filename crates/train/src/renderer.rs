@@ -13,7 +13,7 @@ use twinsight_datasets::Dataset;
 use twinsight_kernels::device_memory;
 use twinsight_kernels::views::{DeviceImages, ViewChannel, ViewCrop, ViewStep, ViewTable};
 
-use crate::resident::Resident;
+use crate::resident::{PART, Places, Resident};
 use crate::{Error, Result};
 
 /// A batch, drawn.
@@ -52,7 +52,7 @@ impl HostRenderer {
 
 impl ViewRenderer for HostRenderer {
     fn sizes(&self) -> Arc<Vec<(u32, u32)>> {
-        self.images.sizes()
+        self.images.places().sizes()
     }
 
     fn render(&mut self, batch: &DrawnBatch) -> Result<Vec<Tensor>> {
@@ -74,29 +74,32 @@ impl ViewRenderer for HostRenderer {
 /// Renders on a CUDA device that keeps the images as bytes.
 pub struct DeviceRenderer {
     images: DeviceImages,
-    index: Resident,
+    places: Places,
     plan: ViewPlan,
 }
 
 impl DeviceRenderer {
-    /// Copies `images` to `device`. The plan must be one that is [`supported`].
+    /// Copies the images of `dataset`, which lie at `places`, to `device`, part by part. The plan must be one that is [`supported`].
     ///
     /// # Errors
-    /// Another device than a CUDA one; no memory for the images.
-    pub fn new(images: Resident, plan: ViewPlan, device: &Device) -> Result<Self> {
-        let bytes = DeviceImages::new(device, images.bytes())?;
-        Ok(Self { images: bytes, index: images.without_bytes(), plan })
+    /// Another device than a CUDA one; no memory for the images; images that are not as they were.
+    pub fn new(dataset: &dyn Dataset, places: Places, plan: ViewPlan, device: &Device) -> Result<Self> {
+        let room =
+            usize::try_from(places.bytes()).map_err(|e| Error::Config(format!("{}: too many bytes: {e}", dataset.name())))?;
+        let mut images = DeviceImages::with_room(device, room)?;
+        places.each_part(dataset, PART, &mut |part| Ok(images.append(part)?))?;
+        Ok(Self { images, places, plan })
     }
 }
 
 impl ViewRenderer for DeviceRenderer {
     fn sizes(&self) -> Arc<Vec<(u32, u32)>> {
-        self.index.sizes()
+        self.places.sizes()
     }
 
     fn render(&mut self, batch: &DrawnBatch) -> Result<Vec<Tensor>> {
         let mut tensors = Vec::with_capacity(batch.views.len());
-        for (views, table) in tables(&self.plan, batch, &self.index)? {
+        for (views, table) in tables(&self.plan, batch, &self.places)? {
             let (made, n) = (self.images.render(&table)?, batch.samples.len());
             for v in 0..views.len() {
                 tensors.push(made.narrow(0, v * n, n)?);
@@ -123,15 +126,15 @@ pub fn choose(on: &str, dataset: &dyn Dataset, plan: &ViewPlan, device: &Device)
     if on == "cpu" || on == "auto" && !device.is_cuda() {
         return Ok(Choice::default());
     }
-    let images = if device.is_cuda() {
+    let places = if device.is_cuda() {
         let most = device_memory(device).map_or(0, |memory| memory.free / 2);
-        supported(plan).and_then(|()| Resident::of(dataset, plan.channels, most))
+        supported(plan).and_then(|()| Places::of(dataset, plan.channels, most))
     } else {
         Err("it is no CUDA device".into())
     };
-    match images {
-        Ok(images) => {
-            let renderer = DeviceRenderer::new(images, plan.clone(), device)?;
+    match places {
+        Ok(places) => {
+            let renderer = DeviceRenderer::new(dataset, places, plan.clone(), device)?;
             Ok(Choice { renderer: Some(Box::new(renderer)), words: None })
         }
         Err(reason) if on == "device" => {
@@ -178,7 +181,7 @@ pub fn supported(plan: &ViewPlan) -> Result<(), String> {
 ///
 /// # Errors
 /// Samples that `images` lacks, steps that [`supported`] refuses.
-pub fn tables(plan: &ViewPlan, batch: &DrawnBatch, images: &Resident) -> Result<Vec<(Range<usize>, ViewTable)>> {
+pub fn tables(plan: &ViewPlan, batch: &DrawnBatch, images: &Places) -> Result<Vec<(Range<usize>, ViewTable)>> {
     let channels: Vec<ViewChannel> = (0..plan.channels)
         .map(|c| {
             let (factor, offset) = plan.normalize.affine(c);
@@ -268,7 +271,7 @@ mod tests {
     #[test]
     fn tables_hold_neighbouring_views_of_one_size() -> anyhow::Result<()> {
         let set = PackedImages::new("x", vec![7; 3 * 12 * 10 * 3], (12, 10, 3), None, Vec::new())?;
-        let images = Resident::of(&set, 3, 1 << 20).map_err(anyhow::Error::msg)?;
+        let images = Places::of(&set, 3, 1 << 20).map_err(anyhow::Error::msg)?;
         let plan = ViewPlan::dino(8, 4, 3, 3, &DinoViews::default());
         let samples = vec![2, 0];
         let drawn = |view: usize, sample: usize| {

@@ -5,8 +5,8 @@ use std::path::Path;
 use candle_core::Device;
 use twinsight_augment::{Normalize, ViewPlan};
 use twinsight_datasets::{Dataset, LevelRange};
-use twinsight_encoders::{Encoder, FeatureSource, LoadedEncoder, Probe};
-use twinsight_nn::Builder;
+use twinsight_encoders::{Encoder, EncoderConfig, FeatureSource, LoadedEncoder, Probe};
+use twinsight_nn::{Builder, ParamStore};
 use twinsight_ssl_methods::MethodContext;
 
 use crate::data::normalize;
@@ -52,7 +52,11 @@ impl Trained {
             ..ViewPlan::eval(config.image_size, config.channels)
         };
         plan.check()?;
-        let encoder = if device.is_cpu() { source.network.encoder } else { moved(&source.network, &device)? };
+        let encoder = if device.is_cpu() {
+            source.network.encoder
+        } else {
+            rebuilt(&source.network, source.network.encoder.config(), &device)?.0
+        };
         Ok(Self { encoder, plan, config: source.run, levels, file: source.file, device })
     }
 
@@ -134,13 +138,17 @@ impl Trained {
     }
 }
 
-/// The same network on another device.
-fn moved(network: &LoadedEncoder, device: &Device) -> Result<Box<dyn Encoder>> {
+/// The network built again on `device`, by settings that leave its parameters' names and shapes as they are.
+pub(crate) fn rebuilt(
+    network: &LoadedEncoder,
+    config: &EncoderConfig,
+    device: &Device,
+) -> Result<(Box<dyn Encoder>, ParamStore)> {
     let builder = Builder::zeros(device);
-    let encoder = (network.spec.build)(network.encoder.config(), &builder)?;
-    let tensors = network.params.snapshot()?.into_iter().map(|(name, t)| Ok((name, t.to_device(device)?)));
-    builder.finish().load(&tensors.collect::<Result<_>>()?, "copy of a network")?;
-    Ok(encoder)
+    let encoder = (network.spec.build)(config, &builder)?;
+    let params = builder.finish();
+    params.copy_from(&network.params)?;
+    Ok((encoder, params))
 }
 
 #[cfg(test)]

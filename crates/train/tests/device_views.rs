@@ -88,7 +88,7 @@ fn everything(size: usize, interpolation: Interpolation) -> ViewPlan {
 
 /// A batch of every image, drawn.
 fn drawn(plan: &ViewPlan, images: &Resident, epoch: u64) -> Result<DrawnBatch> {
-    let sizes = images.sizes();
+    let sizes = images.places().sizes();
     let one = |view: usize, sample: usize| {
         let key = DrawKey { seed: 4, epoch, sample: sample as u64, view: view as u64 };
         DrawnView::draw(plan, view, sizes[sample], key)
@@ -139,7 +139,7 @@ fn the_kernels_views_are_the_processors_bit_for_bit() -> Result<()> {
         for epoch in 0..6 {
             let batch = drawn(&plan, &images, epoch)?;
             let want = values(&host.render(&batch)?)?;
-            for (views, table) in tables(&plan, &batch, &images)? {
+            for (views, table) in tables(&plan, &batch, images.places())? {
                 let got = emulated(images.bytes(), &table)?;
                 let (off, of, most) = apart(&got, &want[views.clone()].concat());
                 assert_eq!(off, 0, "{name}, views {views:?} of epoch {epoch}: {off} of {of} values are off, by {most} at most");
@@ -160,9 +160,11 @@ fn a_devices_views_are_the_processors() -> Result<()> {
         }
     };
     for (name, plan, sizes) in cases() {
-        let images = resident(&pictures(&sizes, plan.channels))?;
+        let set = pictures(&sizes, plan.channels);
+        let images = resident(&set)?;
         let mut host = HostRenderer::new(images.clone(), plan.clone());
-        let mut there = twinsight_train::renderer::DeviceRenderer::new(images.clone(), plan.clone(), &device)?;
+        let places = images.places().clone();
+        let mut there = twinsight_train::renderer::DeviceRenderer::new(&set, places, plan.clone(), &device)?;
         for epoch in 0..6 {
             let batch = drawn(&plan, &images, epoch)?;
             let (want, got) = (values(&host.render(&batch)?)?, values(&there.render(&batch)?)?);
@@ -223,7 +225,7 @@ fn the_kernels_steps_equal_the_reference() -> Result<()> {
         let Some((view, first, columns)) = golden_view(key, (width, height))? else { continue };
         let (side, of) = (view.size, tensor.shape[1]);
         let batch = DrawnBatch { samples: vec![0], views: vec![vec![view]] };
-        let (_, table) = tables(&plan, &batch, &images)?.pop().context("one table")?;
+        let (_, table) = tables(&plan, &batch, images.places())?.pop().context("one table")?;
         let (got, want) = (emulated(images.bytes(), &table)?, levels(tensor));
         let mut off = Vec::new();
         for (c, y, x) in (0..3).flat_map(|c| (0..side).flat_map(move |y| (0..columns).map(move |x| (c, y, x)))) {

@@ -181,7 +181,7 @@ fn fine_tuning_decodes_at_full_size() -> Result<()> {
     twinsight_encoders::save_encoder(&encoder, spec, network.config(), &builder.finish(), &Default::default())?;
     let plan = ViewPlan::eval(16, 3).with_normalize(Normalize::none(3));
     let config = FineTuneConfig { depth: Depth::Last(1), epochs: Some(1), batch: 6, lr: Some(0.01), ..FineTuneConfig::default() };
-    fine_tune(&encoder, &dataset, &*dataset, &plan, &config, &mut |_| {})?;
+    fine_tune(&encoder, &dataset, &*dataset, &plan, &config, &candle_core::Device::Cpu, &mut |_| {})?;
     assert_eq!(noted.most.load(Ordering::Relaxed), 1, "crops were asked for, none of a reduced image");
     // The same images in training.
     views(&dataset, &plan, 1, true)?;

@@ -265,7 +265,7 @@ fn tuned(
             if share < 1.0 { Arc::new(balanced(labelled, Share::Fraction(share), seed)?) } else { labelled.clone() };
         let config = FineTuneConfig { depth, epochs: args.epochs, lr: args.lr, seed, ..FineTuneConfig::default() };
         let mut tell = |text: &str| Output::warn(format!("fine-tuning, seed {seed}: {text}"));
-        let reached = fine_tune(&trained.file, &part, &**judged, &trained.plan, &config, &mut tell)?;
+        let reached = fine_tune(&trained.file, &part, &**judged, &trained.plan, &config, trained.device(), &mut tell)?;
         let known = reached.known;
         found.push(measure("fine-tuned", &reached.predicted, &reached.labels, known, String::new(), on)?);
         rates.push(reached.lr.to_string());

@@ -2,7 +2,7 @@
 
 use candle_core::{DType, Result, Tensor, Var};
 
-use crate::update::{AdamwConfig, AdamwTensor, SgdConfig, SgdTensor};
+use crate::update::{AdamwConfig, AdamwTensor, Clip, SgdConfig, SgdTensor};
 
 /// See [`crate::update::ema`].
 ///
@@ -69,4 +69,41 @@ pub fn square_sums(tensors: &[&Tensor]) -> Result<Vec<f64>> {
             _ => t.detach().to_dtype(DType::F64)?.sqr()?.sum_all()?.to_scalar::<f64>(),
         })
         .collect()
+}
+
+/// See [`crate::update::clip`]. Sums and factors are `f32` here and stay on the device.
+///
+/// # Errors
+/// When a candle operation fails.
+pub fn clip(tensors: &mut [&mut Tensor], max: f64, of: Clip) -> Result<()> {
+    let square = |t: &Tensor| match t.elem_count() {
+        0 => Tensor::zeros((), DType::F32, t.device()),
+        _ => t.detach().sqr()?.sum_all(),
+    };
+    if tensors.is_empty() {
+        return Ok(());
+    }
+    let together = match of {
+        Clip::Each => None,
+        Clip::Together => {
+            let squares = tensors.iter().map(|t| square(t)).collect::<Result<Vec<Tensor>>>()?;
+            Some(factor(&Tensor::stack(&squares, 0)?.sum_all()?, max)?)
+        }
+    };
+    for t in tensors.iter_mut() {
+        let factor = match &together {
+            Some(factor) => factor.clone(),
+            None => factor(&square(t)?, max)?,
+        };
+        **t = t.detach().broadcast_mul(&factor)?;
+    }
+    Ok(())
+}
+
+/// What takes a norm, whose square is given, to at most `max`: max / (norm + 1e-6), at most 1, and 1 for NaN.
+fn factor(square: &Tensor, max: f64) -> Result<Tensor> {
+    let factor = ((square.sqrt()? + 1e-6)?.recip()? * max)?;
+    let one = factor.ones_like()?;
+    // NaN is not below 1.
+    factor.lt(&one)?.where_cond(&factor, &one)
 }

@@ -9,7 +9,7 @@ use rayon::prelude::*;
 use super::memory::{blocks, host, values};
 use super::vector::{reduce_f64, vectorized};
 use crate::trace::span;
-use crate::update::{AdamwConfig, AdamwTensor, SgdConfig, SgdTensor};
+use crate::update::{AdamwConfig, AdamwTensor, Clip, SgdConfig, SgdTensor};
 
 /// Floats that one task updates.
 const BLOCK: usize = 32_768;
@@ -109,6 +109,20 @@ pub(crate) fn square_sums(tensors: &[&Tensor]) -> Result<Vec<f64>> {
             Ok(parts.iter().sum())
         })
         .collect()
+}
+
+/// See [`crate::update::clip`].
+pub(crate) fn clip(tensors: &mut [&mut Tensor], max: f64, of: Clip) -> Result<()> {
+    let squares = square_sums(&tensors.iter().map(|t| &**t).collect::<Vec<_>>())?;
+    let together = squares.iter().sum::<f64>().sqrt();
+    for (t, square) in tensors.iter_mut().zip(squares) {
+        let norm = if of == Clip::Together { together } else { square.sqrt() };
+        let factor = max / (norm + 1e-6);
+        if (of == Clip::Together && norm > max) || (of == Clip::Each && factor < 1.0) {
+            **t = (t.detach() * factor)?;
+        }
+    }
+    Ok(())
 }
 
 /// Refuses tensors that share storage, whose locks could not be taken together.

@@ -1,8 +1,10 @@
 //! Kernels on a CUDA device of candle: compiled by NVRTC when they are first needed, started on the device's stream.
 
 use std::collections::HashMap;
+use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use candle_core::backend::BackendStorage;
 use candle_core::cuda_backend::cudarc::driver::{
     CudaFunction, CudaSlice, CudaStream, DevicePtr, DevicePtrMut, LaunchConfig, PushKernelArg, SyncOnDrop,
 };
@@ -30,6 +32,7 @@ impl Engine for Gpu<'_> {
                 DType::U32 => CudaStorageSlice::U32(self.0.alloc(room)?),
                 DType::U8 => CudaStorageSlice::U8(self.0.alloc(room)?),
                 DType::I64 => CudaStorageSlice::I64(self.0.alloc(room)?),
+                DType::F64 => CudaStorageSlice::F64(self.0.alloc(room)?),
                 other => bail!("internal: no CUDA kernel writes {other:?}"),
             }
         };
@@ -82,6 +85,7 @@ impl Engine for Gpu<'_> {
                 Arg::Int(v) => Value::Int(*v),
                 Arg::Long(v) => Value::Long(*v),
                 Arg::Float(v) => Value::Float(*v),
+                Arg::Double(v) => Value::Double(*v),
             });
         }
         let mut builder = stream.launch_builder(&function);
@@ -91,6 +95,7 @@ impl Engine for Gpu<'_> {
                 Value::Int(v) => builder.arg(v),
                 Value::Long(v) => builder.arg(v),
                 Value::Float(v) => builder.arg(v),
+                Value::Double(v) => builder.arg(v),
             };
         }
         let config = LaunchConfig { grid_dim: (x, y, z), block_dim: (block, 1, 1), shared_mem_bytes: 0 };
@@ -101,12 +106,26 @@ impl Engine for Gpu<'_> {
     }
 }
 
+/// Copies bytes into a part of a buffer of bytes, in the order of the device's stream. They are read by the time that this returns: the driver
+/// takes memory that is not page-locked over into its own first.
+pub(crate) fn copy_bytes(device: &CudaDevice, from: &[u8], to: &mut CudaStorage, place: Range<usize>) -> Result<()> {
+    let CudaStorageSlice::U8(slice) = &mut to.slice else { bail!("internal: bytes were to be copied into {:?}", to.dtype()) };
+    let Some(mut part) = slice.try_slice_mut(place.clone()).filter(|part| part.len() == from.len()) else {
+        bail!("internal: {} bytes were to be copied to places {place:?} of a buffer", from.len());
+    };
+    if from.is_empty() {
+        return Ok(());
+    }
+    device.cuda_stream().memcpy_htod(from, &mut part).map_err(|e| Error::Cuda(Box::new(e)))
+}
+
 /// An argument as the driver takes it.
 enum Value {
     Pointer(u64),
     Int(i32),
     Long(i64),
     Float(f32),
+    Double(f64),
 }
 
 /// The address of an element, and what notes the reading when it is dropped.
@@ -121,6 +140,7 @@ pub(super) fn pointer<'a>(buffer: &'a CudaStorage, offset: usize, stream: &'a Cu
         CudaStorageSlice::U32(s) => of(s, offset, stream),
         CudaStorageSlice::U8(s) => of(s, offset, stream),
         CudaStorageSlice::I64(s) => of(s, offset, stream),
+        CudaStorageSlice::F64(s) => of(s, offset, stream),
         _ => bail!("internal: a CUDA kernel was given an element type that none reads"),
     })
 }
@@ -132,6 +152,7 @@ fn pointer_mut<'a>(buffer: &'a mut CudaStorage, stream: &'a CudaStream) -> Resul
         CudaStorageSlice::U32(s) => s.device_ptr_mut(stream),
         CudaStorageSlice::U8(s) => s.device_ptr_mut(stream),
         CudaStorageSlice::I64(s) => s.device_ptr_mut(stream),
+        CudaStorageSlice::F64(s) => s.device_ptr_mut(stream),
         _ => bail!("internal: a CUDA kernel was given an element type that none writes"),
     })
 }

@@ -165,6 +165,7 @@ fn letter(arg: &Arg<'_, HostBuffer>) -> char {
         DType::U32 => 'U',
         DType::U8 => 'B',
         DType::I64 => 'L',
+        DType::F64 => 'D',
         other => panic!("{other:?} goes to no kernel"),
     };
     match arg {
@@ -174,6 +175,7 @@ fn letter(arg: &Arg<'_, HostBuffer>) -> char {
         Arg::Int(_) => 'i',
         Arg::Long(_) => 'l',
         Arg::Float(_) => 'f',
+        Arg::Double(_) => 'd',
     }
 }
 
@@ -228,6 +230,7 @@ impl Engine for Host {
                 Arg::Int(v) => u64::from(v as u32),
                 Arg::Long(v) => v as u64,
                 Arg::Float(v) => u64::from(v.to_bits()),
+                Arg::Double(v) => v.to_bits(),
             });
         }
         let mut pointers: Vec<*mut c_void> = room.iter_mut().map(|v| std::ptr::from_mut(v).cast()).collect();

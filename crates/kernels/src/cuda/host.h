@@ -157,6 +157,7 @@ template <class T> constexpr char letter() {
     using To = typename std::remove_cv<typename std::remove_pointer<T>::type>::type;
     if (std::is_pointer<T>::value) {
         if (std::is_same<To, float>::value) return 'F';
+        if (std::is_same<To, double>::value) return 'D';
         if (std::is_same<To, bf16>::value) return 'H';
         if (std::is_same<To, long long>::value) return 'L';
         if (std::is_same<To, unsigned char>::value) return 'B';
@@ -164,6 +165,7 @@ template <class T> constexpr char letter() {
         return '?';
     }
     if (std::is_same<T, float>::value) return 'f';
+    if (std::is_same<T, double>::value) return 'd';
     if (std::is_same<T, int>::value) return 'i';
     if (std::is_same<T, long long>::value) return 'l';
     return '?';
@@ -171,7 +173,7 @@ template <class T> constexpr char letter() {
 
 // Whether an argument goes to a parameter: 0 (written '0') to any pointer, words to pointers to anything of at most their size.
 static bool fits(char parameter, char argument) {
-    if (argument == '0') return std::strchr("FHLBU", parameter) != nullptr;
+    if (argument == '0') return std::strchr("FDHLBU", parameter) != nullptr;
     if (argument == 'U') return std::strchr("UFB", parameter) != nullptr;
     return parameter == argument;
 }

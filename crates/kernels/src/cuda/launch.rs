@@ -60,6 +60,8 @@ pub(crate) enum Arg<'a, B> {
     Long(i64),
     /// A `float`.
     Float(f32),
+    /// A `double`.
+    Double(f64),
 }
 
 impl<'a, B> Arg<'a, B> {

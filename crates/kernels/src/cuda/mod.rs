@@ -11,6 +11,7 @@ pub(crate) mod attention;
 pub(crate) mod batch_norm;
 #[cfg(any(feature = "cudnn", test))]
 pub(crate) mod block;
+pub(crate) mod clip;
 pub(crate) mod columns;
 #[cfg(feature = "cudnn")]
 pub(crate) mod conv;

@@ -114,3 +114,50 @@ extern "C" __global__ void lars(const i64 *table, const float *weights, const fl
     adapted[2 * i] = on ? ratio : 1.0f;
     adapted[2 * i + 1] = on ? decay : 0.0f;
 }
+
+// The sum over the threads of a block of THREADS, the same bits in each of them; `room` holds a number for each.
+__device__ inline double block_sum_f64(double x, double *room) {
+    room[threadIdx.x] = x;
+    __syncthreads();
+    for (int half = THREADS / 2; half > 0; half /= 2) {
+        if ((int)threadIdx.x < half) room[threadIdx.x] += room[threadIdx.x + half];
+        __syncthreads();
+    }
+    return room[0];
+}
+
+// The sum of squares of every chunk of (gradient), in double: squares of floats are exact in it, and no sum of them overflows.
+extern "C" __global__ void clip_squares(const i64 *table, double *parts, int tensors) {
+    __shared__ double room[THREADS];
+    i64 first, last;
+    int index;
+    Entry e = entry(table, tensors, first, last, index);
+    const float *x = reinterpret_cast<const float *>(e.at[0]);
+    double sum = 0.0;
+    for (i64 i = first + threadIdx.x; i < last; i += blockDim.x) sum += (double)x[i] * (double)x[i];
+    sum = block_sum_f64(sum, room);
+    if (threadIdx.x == 0) parts[blockIdx.x] = sum;
+}
+
+// Of (gradient; where its copy begins in `out`): the gradient times most / (norm + 1e-6) where the norm, of all tensors if `together` or else of
+// its own, is above `most` (own norms: where the factor is below 1), else the gradient. Every block adds up the sums of `clip_squares` that it
+// needs, all in one order; `chunks` is their number.
+extern "C" __global__ void clip(const i64 *table, const double *parts, float *out, int tensors, i64 chunks, double most, int together) {
+    __shared__ double room[THREADS];
+    i64 first, last;
+    int index;
+    Entry e = entry(table, tensors, first, last, index);
+    i64 from = 0, to = chunks;
+    if (!together) {
+        from = e.first_chunk;
+        if (index + 1 < tensors) to = reinterpret_cast<const Entry *>(table)[index + 1].first_chunk;
+    }
+    double sum = 0.0;
+    for (i64 i = from + threadIdx.x; i < to; i += blockDim.x) sum += parts[i];
+    double norm = sqrt(block_sum_f64(sum, room)), factor = most / (norm + 1e-6);
+    // A norm that is no number clips nothing.
+    bool clips = together ? norm > most : factor < 1.0;
+    const float *x = reinterpret_cast<const float *>(e.at[0]);
+    float *y = out + e.at[1], by = clips ? (float)factor : 1.0f;
+    for (i64 i = first + threadIdx.x; i < last; i += blockDim.x) y[i] = x[i] * by;
+}

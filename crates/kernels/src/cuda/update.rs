@@ -7,7 +7,7 @@ use super::source::UPDATE;
 use crate::update::{AdamwConfig, LarsConfig, SgdConfig};
 
 /// Numbers that a block takes; `CHUNK` of `update.cu`.
-const CHUNK: usize = 16_384;
+pub(super) const CHUNK: usize = 16_384;
 
 /// Words of a table's entry; `Entry` of `update.cu`.
 const WORDS: usize = 7;
@@ -22,14 +22,14 @@ pub(crate) struct Row {
 }
 
 /// A table on the device.
-struct Table<B> {
-    buffer: B,
-    tensors: i32,
-    chunks: usize,
+pub(super) struct Table<B> {
+    pub buffer: B,
+    pub tensors: i32,
+    pub chunks: usize,
 }
 
 impl<B> Table<B> {
-    fn upload<E: Engine<Buffer = B>>(e: &E, rows: &[Row]) -> Result<Self> {
+    pub fn upload<E: Engine<Buffer = B>>(e: &E, rows: &[Row]) -> Result<Self> {
         let (mut words, mut chunks) = (Vec::with_capacity(rows.len() * WORDS), 0);
         for row in rows {
             words.extend([chunks as i64, row.len as i64]);
@@ -41,7 +41,7 @@ impl<B> Table<B> {
         Ok(Self { buffer: e.upload(Upload::I64(&words))?, tensors: int("the number of tensors", rows.len())?, chunks })
     }
 
-    fn grid(&self) -> [u32; 3] {
+    pub fn grid(&self) -> [u32; 3] {
         [self.chunks as u32, 1, 1]
     }
 }
@@ -178,7 +178,7 @@ pub(crate) mod on_device {
 
     /// Runs `f` with a row for every group of tensors, whose locks are held until the kernels are started: everything on the device's
     /// stream that follows, and the freeing of a tensor's memory too, comes after them.
-    fn with_rows<R>(groups: &[(Vec<Tensor>, f32, f32)], f: impl FnOnce(&[Row]) -> Result<R>) -> Result<R> {
+    pub(crate) fn with_rows<R>(groups: &[(Vec<Tensor>, f32, f32)], f: impl FnOnce(&[Row]) -> Result<R>) -> Result<R> {
         let mut held = Vec::with_capacity(groups.len());
         for (tensors, ..) in groups {
             held.push(tensors.iter().map(Reading::of).collect::<Result<Vec<_>>>()?);
