@@ -14,14 +14,14 @@ use toml::{Table, Value};
 use twinsight_datasets::{LevelRange, Levels, OpenOptions};
 use twinsight_encoders::{EncoderConfig, Ffn, Stem};
 use twinsight_nn::{NormKind, OptimizerConfig, Precision};
-use twinsight_ssl_methods::{METHODS, method};
+use twinsight_ssl_methods::method;
 
 use defaults::defaults;
 
 pub use defaults::all_keys;
 
 use crate::fit::Free;
-use crate::layers::{Layer, dotted_keys, merge, nearest, value_at};
+use crate::layers::{Layer, dotted_keys, merge, value_at};
 use crate::{Error, Result, recipe};
 
 /// Everything that decides what a run computes. Paths aside, nothing else does.

@@ -115,7 +115,7 @@ impl Trained {
             device: self.device.clone(),
         };
         let method = (twinsight_ssl_methods::method(&config.method)?.build)(&config.options, &context)?;
-        crate::init::start(&*method, config)?;
+        crate::init::start(&*method, &mut config.clone())?;
         let builder = Builder::zeros(&self.device);
         let encoder = (context.encoder.build)(method.encoder().config(), &builder)?;
         builder.finish().copy_from(&method.encoder_params())?;

@@ -9,14 +9,12 @@ use std::collections::BTreeMap;
 use anyhow::{Context, Result, ensure};
 use candle_core::{Device, Tensor};
 use toml::{Table, Value};
-use twinsight_augment::Normalize;
-use twinsight_encoders::{EncoderConfig, encoder};
-use twinsight_nn::{
-    Gradients, NormKind, Optimizer, OptimizerConfig, ParamStore, Precision, StateLoader, StateSaver, load_tensors, save_tensors,
-};
-use twinsight_ssl_methods::{At, EncoderNeed, LossOutput, METHODS, Method, MethodContext, MethodSpec, backward};
+use twinsight_encoders::encoder;
+use twinsight_nn::{Gradients, NormKind, Precision, StateLoader, StateSaver, load_tensors, save_tensors};
+use twinsight_ssl_methods::{At, EncoderNeed, METHODS, backward};
+use twinsight_test_support::procedural;
 
-use cases::{BATCH, at, batches, bits, cases, finite, flat, for_every_case, values};
+use cases::{BATCH, Case, at, batches, bits, cases, finite, flat, for_every_case, values};
 
 #[test]
 fn the_loss_is_finite_and_so_is_what_comes_with_it() -> Result<()> {

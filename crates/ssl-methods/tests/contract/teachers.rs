@@ -3,14 +3,12 @@
 use std::collections::BTreeMap;
 
 use anyhow::{Context, Result, ensure};
-use candle_core::{Device, Tensor};
+use candle_core::Tensor;
 use toml::{Table, Value};
-use twinsight_augment::Normalize;
-use twinsight_encoders::{EncoderConfig, encoder};
-use twinsight_nn::{Gradients, NormKind, Optimizer, OptimizerConfig};
-use twinsight_ssl_methods::{At, METHODS, Method, MethodContext, backward};
+use twinsight_nn::{Gradients, NormKind};
+use twinsight_ssl_methods::{At, Method, backward};
 
-use crate::cases::{BATCH, at, batches, cases, flat, for_every_case, values};
+use crate::cases::{Case, at, batches, cases, flat, for_every_case, values};
 
 /// DINO's head keeps its last layer for the first epochs, and no gradient is longer than the limit.
 #[test]

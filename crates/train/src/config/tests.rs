@@ -1,5 +1,7 @@
 //! Layers over layers, what is refused, and what an earlier run said.
 
+use twinsight_ssl_methods::METHODS;
+
 use super::*;
 use crate::layers::parse_assignment;
 
