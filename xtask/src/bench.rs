@@ -42,7 +42,7 @@ pub enum BenchCommand {
     /// JPEGs to views against other libraries, in turn, and two threads against one, into docs/benchmarks.md.
     Views(views::ViewsArgs),
     /// A GPU's checks and measurements in one command, by programs that are built already.
-    Gpu(gpu::GpuArgs),
+    Gpu(Box<gpu::GpuArgs>),
 }
 
 /// What to compare, and with which program.

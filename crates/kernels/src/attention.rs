@@ -13,7 +13,7 @@ use crate::{check, composed};
 /// DINO pack them. The result is (N, T, heads · D).
 ///
 /// # Errors
-/// When `qkv` is not `f32`, has not three axes, or its last axis is not a multiple of 3 · `heads`.
+/// When `qkv` is not `f32` (or, on CUDA, bfloat16), has not three axes, or its last axis is not a multiple of 3 · `heads`.
 pub fn attention(qkv: &Tensor, heads: usize) -> Result<Tensor> {
     const OP: &str = "attention";
     check::float(OP, "qkv", qkv)?;

@@ -9,8 +9,9 @@ use crate::{check, linear, log_sum_exp, row_max};
 /// The products of queries (M, D) with keys (K, D).
 ///
 /// Up to [`Similarities::STORED`] products are computed once and kept, which is faster; of more no table is kept, and each function computes
-/// the products again, [`Similarities::TILE`] of them at a time. So a batch of 32,768 images, whose table for SimCLR has 4,294,967,296
-/// numbers, needs 64 MiB for a few of its rows. The number of rows depends on the sizes alone, and so do the bits.
+/// the products again, some rows of them at a time: as many as make [`Similarities::TILE`] products, but [`Similarities::ROWS`] at least,
+/// since every part of the rows costs a gradient of all keys. SimCLR's table for 32,768 images has 4,294,967,296 numbers, 16 GiB; 256
+/// rows of it are 64 MiB. The number of rows depends on the sizes alone, and so do the bits.
 #[derive(Debug, Clone)]
 pub struct Similarities {
     queries: Tensor,
@@ -24,18 +25,29 @@ pub struct Similarities {
 impl Similarities {
     /// Most products that are kept: 128 MiB, and twice that again in a backward pass.
     pub const STORED: usize = 1 << 25;
-    /// Products that are made at a time where they are not kept, if a row has no more: 16 MiB.
+    /// Products that are made at a time where they are not kept and [`Similarities::ROWS`] rows have no more: 16 MiB.
     pub const TILE: usize = 1 << 22;
+    /// Fewest rows that are made at a time.
+    pub const ROWS: usize = 256;
 
     /// The products of `queries` (M, D) with `keys` (K, D).
     ///
     /// # Errors
     /// When a tensor is not `f32` or has not two axes, or D is not the same.
     pub fn new(queries: &Tensor, keys: &Tensor) -> Result<Self> {
-        Self::within(queries, keys, Self::STORED, Self::TILE)
+        let columns = keys.dims().first().copied().unwrap_or_default();
+        Self::within(queries, keys, Self::STORED, (Self::TILE / columns.max(1)).max(Self::ROWS))
     }
 
-    fn within(queries: &Tensor, keys: &Tensor, stored: usize, tile: usize) -> Result<Self> {
+    /// As [`Similarities::new`], with no table kept whatever its size, and `rows` rows at a time: less memory, more time.
+    ///
+    /// # Errors
+    /// As [`Similarities::new`].
+    pub fn in_parts(queries: &Tensor, keys: &Tensor, rows: usize) -> Result<Self> {
+        Self::within(queries, keys, 0, rows)
+    }
+
+    fn within(queries: &Tensor, keys: &Tensor, stored: usize, rows: usize) -> Result<Self> {
         const OP: &str = "similarities";
         check::f32(OP, "queries", queries)?;
         check::f32(OP, "keys", keys)?;
@@ -43,10 +55,10 @@ impl Similarities {
             bail!("{OP}: queries {:?} and keys {:?}, expected (M, D) and (K, D)", queries.dims(), keys.dims())
         };
         if d != e {
-            bail!("{OP}: queries of {d} numbers and keys of {e}");
+            bail!("{OP}: queries have {d} numbers each and keys {e}, expected the same");
         }
         let table = if m.saturating_mul(*k) <= stored { Some(linear(queries, keys, None)?) } else { None };
-        Ok(Self { queries: queries.clone(), keys: keys.clone(), table, rows: (tile / (*k).max(1)).max(1) })
+        Ok(Self { queries: queries.clone(), keys: keys.clone(), table, rows: rows.max(1) })
     }
 
     /// The number of queries and of keys.
@@ -54,7 +66,10 @@ impl Similarities {
         (self.queries.dims()[0], self.keys.dims()[0])
     }
 
-    /// log Σₖ exp of each row, over the columns that `except` does not name: (M). See [`log_sum_exp`].
+    /// log Σₖ exp of each row, over the columns that `except` does not name. See [`log_sum_exp`].
+    ///
+    /// # Shapes
+    /// `except`: an entry of two columns for each row, or none at all. The result is (M).
     ///
     /// # Errors
     /// When a row would keep no column, or `except` names a column that is not there.
@@ -71,7 +86,10 @@ impl Similarities {
         })
     }
 
-    /// The largest of each row over the columns that `except` does not name, outside of any graph: (M). See [`row_max`].
+    /// The largest of each row over the columns that `except` does not name, outside of any graph. See [`row_max`].
+    ///
+    /// # Shapes
+    /// As [`Similarities::log_sum_exp`].
     ///
     /// # Errors
     /// As [`Similarities::log_sum_exp`].
@@ -166,7 +184,7 @@ mod tests {
         };
         let mut found = Vec::new();
         for stored in [usize::MAX, 0] {
-            let table = Similarities::within(&queries, &keys, stored, rows * k)?;
+            let table = Similarities::within(&queries, &keys, stored, rows)?;
             assert_eq!(table.table.is_some(), stored > 0);
             let sums = table.log_sum_exp(&except)?;
             let gradients = (&sums * &weights)?.sum_all()?.backward()?;
@@ -199,7 +217,7 @@ mod tests {
         let except: Vec<[u32; 2]> = (0..10).map(|i| [i, i]).collect();
         let mut found = Vec::new();
         for stored in [usize::MAX, 0] {
-            let sums = Similarities::within(&(z.as_tensor() * 2.0)?, &z, stored, 30)?.log_sum_exp(&except)?;
+            let sums = Similarities::within(&(z.as_tensor() * 2.0)?, &z, stored, 3)?.log_sum_exp(&except)?;
             found.push(numbers(sums.sum_all()?.backward()?.get(&z).expect("a gradient"))?);
         }
         for (a, b) in found[0].iter().zip(&found[1]) {
@@ -211,11 +229,11 @@ mod tests {
     #[test]
     fn keys_outside_of_the_graph_get_no_gradient_and_wrong_sizes_are_named() -> Result<()> {
         let (queries, keys) = (random([5, 4], 1)?, random([6, 4], 2)?);
-        let table = Similarities::within(&queries, &keys.detach(), 0, 12)?;
+        let table = Similarities::in_parts(&queries, &keys.detach(), 2)?;
         let gradients = table.log_sum_exp(&[])?.sum_all()?.backward()?;
         assert!(gradients.get(&queries).is_some() && gradients.get(&keys).is_none());
         let told = |queries: &Tensor, keys: &Tensor| Similarities::new(queries, keys).expect_err("a table").to_string();
-        assert!(told(&queries, random([6, 3], 2)?.as_tensor()).contains("queries of 4 numbers and keys of 3"));
+        assert!(told(&queries, random([6, 3], 2)?.as_tensor()).contains("queries have 4 numbers each and keys 3"));
         assert!(told(&queries.flatten_all()?, &keys).contains("expected (M, D)"));
         assert!(table.log_sum_exp(&[[0, 0]]).expect_err("one entry").to_string().contains("for 5 rows"));
         assert!(table.row_max(&[[6, 6]; 5]).is_err());

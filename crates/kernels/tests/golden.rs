@@ -1,17 +1,32 @@
-//! Layers against values computed by PyTorch, which keeps images as (N, C, H, W).
+//! Layers against values computed by PyTorch, which keeps images as (N, C, H, W). On the processor, or on the device that
+//! `TWINSIGHT_TEST_DEVICE` names.
 
 mod common;
+
+use std::sync::OnceLock;
 
 use anyhow::Result;
 use candle_core::{Device, Tensor, Var};
 use common::flat;
-use twinsight_kernels::{BatchNormConfig, Conv2dConfig, batch_norm_train, composed, conv2d, max_pool2d};
+use twinsight_kernels::{BatchNormConfig, Conv2dConfig, batch_norm_train, composed, conv2d, max_pool2d, open_cuda};
 use twinsight_test_support::{Golden, GoldenTensor, assert_close, procedural};
 
 const TOLERANCE: f64 = 1e-4;
 
+/// The processor, or the CUDA device that `TWINSIGHT_TEST_DEVICE` names (`cuda` or `cuda:N`).
+fn device() -> Result<Device> {
+    static OPENED: OnceLock<Device> = OnceLock::new();
+    let name = std::env::var("TWINSIGHT_TEST_DEVICE").unwrap_or_default();
+    let Some(number) = name.strip_prefix("cuda") else { return Ok(Device::Cpu) };
+    if let Some(device) = OPENED.get() {
+        return Ok(device.clone());
+    }
+    let device = open_cuda(number.trim_start_matches(':').parse().unwrap_or(0))?;
+    Ok(OPENED.get_or_init(|| device).clone())
+}
+
 fn nhwc(t: &GoldenTensor) -> Result<Var> {
-    let t = Tensor::from_slice(&t.data, t.shape.as_slice(), &Device::Cpu)?;
+    let t = Tensor::from_slice(&t.data, t.shape.as_slice(), &device()?)?;
     Ok(Var::from_tensor(&t.permute((0, 2, 3, 1))?.contiguous()?)?)
 }
 
@@ -34,7 +49,7 @@ fn convolutions() -> Result<()> {
         };
         let x = nhwc(golden.get("x")?)?;
         let weight = golden.get("weight")?;
-        let weight = Var::from_slice(&weight.data, weight.shape.as_slice(), &Device::Cpu)?;
+        let weight = Var::from_slice(&weight.data, weight.shape.as_slice(), &device()?)?;
         for (kind, f) in [("fast", conv2d as fn(&Tensor, &Tensor, Conv2dConfig) -> _), ("composed", composed::conv::conv2d)] {
             let y = f(&x, &weight, config)?;
             check(&format!("{kind} {name} y"), &y, golden.get("y")?)?;
@@ -53,7 +68,7 @@ fn batch_norm() -> Result<()> {
     let x = nhwc(golden.get("x")?)?;
     let features = x.dims()[3];
     let parameter =
-        |name: &str| -> Result<Var> { Ok(Var::from_vec(procedural(name, &[features], golden.seed()?), features, &Device::Cpu)?) };
+        |name: &str| -> Result<Var> { Ok(Var::from_vec(procedural(name, &[features], golden.seed()?), features, &device()?)?) };
     let (weight, bias) = (parameter("weight")?, parameter("bias")?);
     let config = BatchNormConfig { eps: golden.number("eps")?, ..Default::default() };
     let out = batch_norm_train(&x, Some(&weight), Some(&bias), None, config)?;

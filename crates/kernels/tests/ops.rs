@@ -7,7 +7,7 @@ use candle_core::{D, DType, Device, Tensor, Var};
 use common::{agree, differentiate, finite_differences, flat, near, same_bits_for_any_threads, tensor, var};
 use proptest::prelude::*;
 use twinsight_kernels::{
-    BatchNormConfig, attention, batch_norm_eval, batch_norm_train, composed, cross_entropy_soft, epps_pulley, gelu,
+    BatchNormConfig, Similarities, attention, batch_norm_eval, batch_norm_train, composed, cross_entropy_soft, epps_pulley, gelu,
     global_avg_pool, l2_normalize, layer_norm, linear, log_softmax, log_sum_exp, max_pool2d, relu, row_max, softmax,
 };
 use twinsight_test_support::assert_close;
@@ -68,6 +68,12 @@ fn operations() -> Result<Vec<Op>> {
             vec![var(&[300, 67], 1)?],
             |t| log_sum_exp(&(&t[0] * 5.0)?, &[]),
             |t| composed::softmax::log_sum_exp(&(&t[0] * 5.0)?, &[]),
+        ),
+        (
+            "similarities in parts",
+            vec![var(&[9, 16], 1)?, var(&[35, 16], 2)?],
+            |t| Similarities::in_parts(&t[0], &t[1], 4)?.log_sum_exp(&except(&t[0])?),
+            |t| composed::softmax::log_sum_exp(&t[0].matmul(&t[1].t()?)?, &except(&t[0])?),
         ),
         (
             "epps_pulley",

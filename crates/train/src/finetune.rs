@@ -122,11 +122,22 @@ pub fn fine_tune(
     let (start, unreadable) = network.start(train, plan, known, config.seed)?;
     bad.extend(unreadable);
     let mut lessons = Lessons::new(train, plan, device, progress)?;
-    let (epochs, steps) = network.train(&mut lessons, config, &start, lr, progress)?;
+    let (epochs, steps) = network.train(&mut lessons, config, &start, lr, progress).map_err(too_large)?;
     let (predicted, features) = network.predict(test, plan)?;
     bad.extend(features.bad);
     let classes = test.classes().map_or(known, |c| c.len().max(known));
     Ok(FineTuned { predicted: widened(predicted, classes), labels: features.labels, known, lr, tried, epochs, steps, bad })
+}
+
+/// An error with what to do where the device's memory was too small.
+fn too_large(error: Error) -> Error {
+    if !crate::device::is_out_of_memory(&error) {
+        return error;
+    }
+    Error::Config(format!(
+        "fine-tuning does not fit into the device's memory ({error}): fine-tune fewer blocks (--fine-tune 1), or on the processor \
+         (--device cpu)"
+    ))
 }
 
 /// The rate of [`RATES`] with which most of a held-out fifth is recognised, the lowest of equally good ones, and what each reached.
@@ -150,7 +161,7 @@ fn choose_rate(
     let mut tried = Vec::new();
     for rate in RATES {
         let mut network = Network::new(encoder, config.depth, device)?;
-        network.train(&mut lessons, config, &start, rate, progress)?;
+        network.train(&mut lessons, config, &start, rate, progress).map_err(too_large)?;
         let (predicted, features) = network.predict(&*held, plan)?;
         let accuracy = top1(&predicted, &features.labels);
         progress(&format!("learning rate {rate}: {:.2} % of {} held-out images", accuracy * 100.0, held.len()));

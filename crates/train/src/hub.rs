@@ -28,8 +28,10 @@ pub fn weights(path: &Path) -> Result<Option<PathBuf>> {
 /// same weights; `None` of what is no name of the Hub.
 pub fn pinned(name: &str, file: &Path) -> Option<String> {
     hub_id(name)?;
-    let mut parts = file.iter().skip_while(|part| *part != "snapshots");
-    let commit = parts.nth(1)?.to_str().filter(|c| c.len() == 40 && c.bytes().all(|b| b.is_ascii_hexdigit()))?;
+    // The repository's folder is the innermost that has `snapshots`; weights lie in none of their own.
+    let parts: Vec<&std::ffi::OsStr> = file.iter().collect();
+    let at = parts.iter().rposition(|part| *part == "snapshots")?;
+    let commit = parts.get(at + 1)?.to_str().filter(|c| c.len() == 40 && c.bytes().all(|b| b.is_ascii_hexdigit()))?;
     let repository = name.split_once('@').map_or(name, |(repository, _)| repository);
     Some(format!("{repository}@{commit}"))
 }
@@ -142,7 +144,7 @@ mod tests {
     #[test]
     fn a_name_is_pinned_to_its_commit() {
         let commit = "0123456789abcdef0123456789abcdef01234567";
-        let file = Path::new("/snapshots-of/hub/models--a--b/snapshots").join(commit).join("model.safetensors");
+        let file = Path::new("/data/snapshots/hub/models--a--b/snapshots").join(commit).join("model.safetensors");
         for name in ["hf:a/b", "hf:a/b@main", "hf:a/b@refs/pr/1", &format!("hf:a/b@{commit}")] {
             assert_eq!(pinned(name, &file), Some(format!("hf:a/b@{commit}")), "{name}");
         }

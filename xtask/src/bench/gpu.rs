@@ -1,4 +1,4 @@
-//! `bench gpu`: everything that is to be known of a GPU, by programs that are built already, in one command: the kernels' own test, whether
+//! `bench gpu`: checks and measurements of a GPU by programs that are built already, in one command: test programs, whether
 //! losses agree with the processor's and a resumed run's with one that was not stopped, the training step against PyTorch's, and whole
 //! runs on labelled images beside PyTorch's. What is known is written at once, so that a run that is cut short keeps it.
 //!
@@ -11,9 +11,9 @@ mod steps;
 mod training;
 
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use clap::{Args, ValueEnum};
 use serde_json::Value;
 
@@ -32,9 +32,9 @@ pub struct GpuArgs {
     /// What computes.
     #[arg(long, default_value = "cuda")]
     device: String,
-    /// Of `kernels`: the built test program `cuda` of the crate `kernels`.
-    #[arg(long, value_name = "PROGRAM")]
-    kernels: Option<PathBuf>,
+    /// Of `tests`: a built test program that tests a device where one opens; may be given again.
+    #[arg(long = "test-program", value_name = "PROGRAM")]
+    tests: Vec<PathBuf>,
     /// Of `step` and `train`: a Python that has the peers' libraries.
     #[arg(long, default_value = "python3")]
     python: PathBuf,
@@ -57,7 +57,7 @@ pub struct GpuArgs {
     #[arg(long)]
     eager_only: bool,
     /// Of `train`: the peer: a Python program that takes a folder, --method, --epochs, --batch, --limit and --device, and prints JSON lines
-    /// with knn, best and wall_minutes.
+    /// with knn and train_minutes.
     #[arg(long, value_name = "FILE")]
     train_peer: Option<PathBuf>,
     /// Of `train`: labelled images, a folder with train/CLASS and test/CLASS.
@@ -84,6 +84,9 @@ pub struct GpuArgs {
     /// Of `agree` and `resume`: most that two losses of one step may differ by, as a share.
     #[arg(long, default_value_t = 0.01)]
     tolerance: f64,
+    /// Of `agree`: as --tolerance, of the losses with bf16 and with f32.
+    #[arg(long, default_value_t = 0.05)]
+    bf16_tolerance: f64,
     /// Where runs, figures and the report go: a folder, made where it is missing.
     #[arg(long, default_value = "target/gpu")]
     out: PathBuf,
@@ -92,9 +95,9 @@ pub struct GpuArgs {
 /// A part of what is measured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Part {
-    /// The kernels' own test.
-    Kernels,
-    /// The losses of the first steps, on the processor and on the device.
+    /// Test programs.
+    Tests,
+    /// The losses of the first steps: on the processor and on the device, and there with f32 and with bf16.
     Agree,
     /// The losses of a run that was stopped and resumed on the device, and of one that was not.
     Resume,
@@ -142,13 +145,20 @@ fn append(path: &Path, text: &str) -> Result<()> {
 pub fn run(args: &GpuArgs) -> Result<()> {
     let program = args.program.clone().map_or_else(shell::release, Ok)?;
     let program = program.canonicalize().with_context(|| program.display().to_string())?;
+    if args.out.join("figures.jsonl").exists() {
+        bail!("{} holds figures of an earlier start: name another folder by --out", args.out.display());
+    }
     let log = Log::new(&args.out)?;
     let version = shell::output(Command::new(&program).arg("--version"))?;
-    log.text(&format!("# {} on {}\n", version.trim(), card()))?;
+    log.text(&format!("# {} on {}\n", version.trim(), card(index(&args.device))))?;
     let mut failed = Vec::new();
-    for part in parts(args)? {
+    let (chosen, left_out) = parts(args)?;
+    for (part, what) in left_out {
+        log.text(&format!("{part:?} is left out: {what}\n"))?;
+    }
+    for part in chosen {
         let done = match part {
-            Part::Kernels => kernels(args, &log),
+            Part::Tests => run_tests(args, &log),
             Part::Agree => agree::agree(args, &program, &log),
             Part::Resume => agree::resume(args, &program, &log),
             Part::Step => steps::run(args, &program, &log),
@@ -162,48 +172,95 @@ pub fn run(args: &GpuArgs) -> Result<()> {
     if failed.is_empty() { Ok(()) } else { bail!("{}", failed.join("; ")) }
 }
 
-/// The parts that were asked for, or all for which there are programs.
-fn parts(args: &GpuArgs) -> Result<Vec<Part>> {
+/// The parts that were asked for, or all for which there are programs; and those that there are none for, with what is missing.
+type Chosen = (Vec<Part>, Vec<(Part, &'static str)>);
+
+fn parts(args: &GpuArgs) -> Result<Chosen> {
     let lacks = |part: Part| match part {
-        Part::Kernels if args.kernels.is_none() => Some("--kernels names the built test program"),
+        Part::Tests if args.tests.is_empty() => Some("--test-program names a built test program"),
         Part::Step if args.step_peer.is_none() => Some("--step-peer names the PyTorch program"),
         Part::Train if args.train_peer.is_none() || args.data.is_none() => {
             Some("--train-peer names the PyTorch program, --data the images")
         }
         _ => None,
     };
+    let missing = |part: &Part| lacks(*part).map(|what| (*part, what));
     if args.parts.is_empty() {
-        return Ok(Part::value_variants().iter().copied().filter(|&part| lacks(part).is_none()).collect());
+        let all = Part::value_variants();
+        return Ok((
+            all.iter().copied().filter(|&part| lacks(part).is_none()).collect(),
+            all.iter().filter_map(missing).collect(),
+        ));
     }
-    match args.parts.iter().find_map(|&part| lacks(part).map(|what| (part, what))) {
+    match args.parts.iter().find_map(missing) {
         Some((part, what)) => bail!("{part:?} needs more: {what}"),
-        None => Ok(args.parts.clone()),
+        None => Ok((args.parts.clone(), Vec::new())),
     }
 }
 
-/// The kernels' test; a program that skips since no device opens has not passed.
-fn kernels(args: &GpuArgs, log: &Log) -> Result<()> {
-    let program = args.kernels.as_ref().context("--kernels")?;
-    let output = shell::output(Command::new(program).args(["--nocapture", "--test-threads", "1"]))?;
-    let result = output.lines().rev().find(|line| line.starts_with("test result")).context("no result")?;
-    log.text(&format!("## Kernels\n\n{result}\n"))?;
-    if output.contains("skipped") && args.device != "cpu" {
-        bail!("the kernels' test found no device and skipped");
+/// Runs the test programs, golden tests among them on the device.
+fn run_tests(args: &GpuArgs, log: &Log) -> Result<()> {
+    log.text("## Tests\n")?;
+    let mut failed = Vec::new();
+    for program in &args.tests {
+        let name = program.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let mut command = Command::new(program);
+        command.args(["--nocapture", "--test-threads", "1"]).env("TWINSIGHT_TEST_DEVICE", &args.device);
+        let output = command.stderr(Stdio::inherit()).output().with_context(|| program.display().to_string())?;
+        // Kept whatever came of it: a failure's words are in it.
+        let words = String::from_utf8_lossy(&output.stdout).into_owned();
+        append(&args.out.join(format!("{name}.log")), &words)?;
+        let ended = if output.status.success() { Ok(()) } else { Err(anyhow!("ended with {}", output.status)) };
+        match ended.and_then(|()| verdict(&words, &args.device)) {
+            Ok(line) => log.text(&format!("- {name}: {line}"))?,
+            Err(error) => failed.push(format!("{name}: {error:#}")),
+        }
     }
-    Ok(())
+    log.text("")?;
+    if failed.is_empty() { Ok(()) } else { bail!("{}", failed.join("; ")) }
 }
 
-/// The first GPU's name and driver, where NVIDIA's program tells.
-fn card() -> String {
-    let asked =
-        Command::new("nvidia-smi").args(["--query-gpu=name,driver_version,memory.total", "--format=csv,noheader"]).output();
-    let told = asked.ok().filter(|output| output.status.success()).map(|o| String::from_utf8_lossy(&o.stdout).into_owned());
-    let line = told.and_then(|text| text.lines().next().map(|line| line.trim().to_string()));
-    line.filter(|line| !line.is_empty()).unwrap_or_else(|| "a machine without nvidia-smi".into())
+/// A test program's result. One that skipped, since no device opened, has not passed.
+fn verdict(output: &str, device: &str) -> Result<String> {
+    let result = output.lines().rev().find(|line| line.starts_with("test result")).context("it printed no result")?;
+    match output.lines().find(|line| line.contains("skipped:")) {
+        Some(line) if device != "cpu" => bail!("{}", line.trim()),
+        _ => Ok(result.into()),
+    }
+}
+
+/// The number of the device in its name.
+fn index(device: &str) -> &str {
+    device.split_once(':').map_or("0", |(_, number)| number)
+}
+
+/// The GPU's name and driver, where NVIDIA's program tells.
+fn card(index: &str) -> String {
+    let mut asked = Command::new("nvidia-smi");
+    asked.args(["--query-gpu=name,driver_version,memory.total", "--format=csv,noheader", "--id", index]);
+    let told = asked.output().ok().filter(|output| output.status.success());
+    let told = told.map(|output| String::from_utf8_lossy(&output.stdout).trim().to_string());
+    told.filter(|line| !line.is_empty()).unwrap_or_else(|| "a machine without nvidia-smi".into())
 }
 
 /// A command's last line that is a JSON object.
 fn json_line(output: &str) -> Result<Value> {
     let line = output.lines().rev().find_map(|l| serde_json::from_str::<Value>(l).ok().filter(Value::is_object));
     line.context("the program printed no JSON line")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_test_program_that_skipped_has_not_passed() {
+        let passed = "running 1 test\ntest a ... ok\n\ntest result: ok. 1 passed; 0 failed\n";
+        let skipped = format!("skipped: no CUDA device opens (no driver)\n{passed}");
+        assert_eq!(verdict(passed, "cuda").ok().as_deref(), Some("test result: ok. 1 passed; 0 failed"));
+        assert!(verdict(&skipped, "cuda").expect_err("it skipped").to_string().contains("no driver"));
+        assert!(verdict(&skipped, "cpu").is_ok());
+        assert!(verdict("", "cuda").is_err());
+        assert_eq!([index("cuda"), index("cuda:3")], ["0", "3"]);
+    }
 }

@@ -31,8 +31,12 @@ pub fn run(args: &ExportArgs, output: &Output) -> Result<ExitCode> {
     }
     if let Some(config) = &source.run {
         facts.push(("Epochs".into(), config.epochs.to_string()));
-        if let Some(init) = std::path::Path::new(&config.network.init).file_name() {
-            facts.push(("Began with the weights of".into(), init.to_string_lossy().into_owned()));
+        let init = &config.network.init;
+        // A name of the Hub is nobody's secret; of a path the folders are.
+        let name = twinsight_datasets::remote::hub_id(init).map(|_| init.as_str());
+        let name = name.or_else(|| std::path::Path::new(init).file_name().and_then(|name| name.to_str()));
+        if let Some(name) = name {
+            facts.push(("Began with the weights of".into(), name.into()));
         }
         let result = std::fs::read_to_string(args.run.join("result.json")).ok();
         let result: Option<Value> = result.and_then(|text| serde_json::from_str(&text).ok());

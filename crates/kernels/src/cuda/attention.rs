@@ -94,7 +94,8 @@ pub(crate) mod on_device {
         let device = gpu(qkv)?;
         if flash::takes(qkv.dtype(), d) && without_table() && multiplies_bf16(&device)? {
             let qkv = packs(qkv)?;
-            let [y, logs] = flash::forward(&device, Reading::of(&qkv)?.view()?, flash::Sizes { n, t, heads, d })?;
+            let done = flash::forward(&device, Reading::of(&qkv)?.view()?, flash::Sizes { n, t, heads, d });
+            let [y, logs] = done.map_err(|e| e.context("attention without a table; TWINSIGHT_CUDA_FLASH=0 does without it"))?;
             return Ok((y, Kept::Logs(tensor(logs, (n, heads, t)))));
         }
         with_table(qkv, heads)

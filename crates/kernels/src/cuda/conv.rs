@@ -118,8 +118,11 @@ pub(super) enum Pass {
 /// What an algorithm was measured for.
 type Key = (DeviceId, Pass, Layout, Geometry, DType, bool);
 
-/// The fastest algorithms, by their numbers in cuDNN; none where all are unfit. A failure is not kept.
-static FASTEST: Mutex<Option<HashMap<Key, Option<u32>>>> = Mutex::new(None);
+/// An algorithm by its number in cuDNN, and the bytes that it works in.
+type Chosen = (u32, usize);
+
+/// The fastest algorithms; none where all are unfit. A failure is not kept.
+static FASTEST: Mutex<Option<HashMap<Key, Option<Chosen>>>> = Mutex::new(None);
 
 /// The result, if cuDNN has an algorithm.
 fn run(
@@ -171,13 +174,13 @@ where
     let algorithm = match known {
         Some(algorithm) => algorithm,
         None => {
-            let fastest = call.fastest(device, pass, &a, &b, &mut out)?;
+            let fastest = call.fastest(device, pass, [&a, &b], &mut out)?;
             FASTEST.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert_default().insert(key, fastest);
             fastest
         }
     };
-    let Some(algorithm) = algorithm else { return Ok(None) };
-    call.run(device, pass, algorithm, &a, &b, &mut out).map_err(Attempt::into_error)?;
+    let Some((algorithm, room)) = algorithm else { return Ok(None) };
+    call.run(device, pass, algorithm, &mut Some(room), [&a, &b], &mut out).map_err(Attempt::into_error)?;
     Ok(Some(CudaStorage::wrap_cuda_slice(out, device.clone())))
 }
 
@@ -285,17 +288,20 @@ impl<T: CudaDType + CudnnDataType + DeviceRepr + WithDType> Call<T> {
         })
     }
 
+    /// Runs an algorithm. `known`: the bytes that it works in; cuDNN is asked where that is not known yet, which takes it a while.
     fn run(
         &self,
         device: &CudaDevice,
         pass: Pass,
         algorithm: u32,
-        a: &CudaView<'_, T>,
-        b: &CudaView<'_, T>,
+        known: &mut Option<usize>,
+        [a, b]: [&CudaView<'_, T>; 2],
         out: &mut CudaSlice<T>,
     ) -> std::result::Result<(), Attempt> {
         let scales = (T::from_f64(1.0), T::from_f64(0.0));
-        let room = |size: usize| -> std::result::Result<Option<CudaSlice<u8>>, Attempt> {
+        let mut room = |ask: &dyn Fn() -> std::result::Result<usize, CudnnError>| -> std::result::Result<_, Attempt> {
+            let size = known.map_or_else(ask, Ok)?;
+            *known = Some(size);
             if size > WORKSPACE {
                 return Err(Attempt::Unfit(format!("an algorithm needs {size} bytes to work in, more than {WORKSPACE}")));
             }
@@ -319,7 +325,7 @@ impl<T: CudaDType + CudnnDataType + DeviceRepr + WithDType> Call<T> {
                     CUDNN_CONVOLUTION_FWD_ALGO_WINOGRAD,
                     CUDNN_CONVOLUTION_FWD_ALGO_WINOGRAD_NONFUSED,
                 );
-                let mut room = room(op.get_workspace_size(algorithm)?)?;
+                let mut room = room(&|| op.get_workspace_size(algorithm))?;
                 // SAFETY: `a`, `b` and `out` have the sizes and types of the descriptors, dense and in their order.
                 unsafe { op.launch(algorithm, room.as_mut(), scales, a, b, out)? };
             }
@@ -335,7 +341,7 @@ impl<T: CudaDType + CudnnDataType + DeviceRepr + WithDType> Call<T> {
                     CUDNN_CONVOLUTION_BWD_DATA_ALGO_WINOGRAD,
                     CUDNN_CONVOLUTION_BWD_DATA_ALGO_WINOGRAD_NONFUSED,
                 );
-                let mut room = room(op.get_workspace_size(algorithm)?)?;
+                let mut room = room(&|| op.get_workspace_size(algorithm))?;
                 // SAFETY: as above; `a` is the gradient to the result, `b` the weight.
                 unsafe { op.launch(algorithm, room.as_mut(), scales, out, b, a)? };
             }
@@ -351,7 +357,7 @@ impl<T: CudaDType + CudnnDataType + DeviceRepr + WithDType> Call<T> {
                     CUDNN_CONVOLUTION_BWD_FILTER_ALGO_WINOGRAD_NONFUSED,
                     CUDNN_CONVOLUTION_BWD_FILTER_ALGO_FFT_TILING,
                 );
-                let mut room = room(op.get_workspace_size(algorithm)?)?;
+                let mut room = room(&|| op.get_workspace_size(algorithm))?;
                 // SAFETY: as above; `a` is the input, `b` the gradient to the result.
                 unsafe { op.launch(algorithm, room.as_mut(), scales, a, out, b)? };
             }
@@ -359,28 +365,51 @@ impl<T: CudaDType + CudnnDataType + DeviceRepr + WithDType> Call<T> {
         Ok(())
     }
 
-    /// The number of the algorithm with the shortest time, each after a run that is not timed; none where none runs.
+    /// The algorithm with the shortest time, each after a run that is not timed; none where none runs. What does not run is named on standard
+    /// error where `TWINSIGHT_CUDNN_LOG` is set.
     fn fastest(
         &self,
         device: &CudaDevice,
         pass: Pass,
-        a: &CudaView<'_, T>,
-        b: &CudaView<'_, T>,
+        inputs: [&CudaView<'_, T>; 2],
         out: &mut CudaSlice<T>,
-    ) -> Result<Option<u32>> {
+    ) -> Result<Option<Chosen>> {
         let stream = device.cuda_stream();
-        let event = || {
-            let event = stream.record_event(Some(CUevent_flags::CU_EVENT_DEFAULT));
-            event.map_err(|e| Attempt::Failed(Error::Cuda(Box::new(e))))
+        let failed = |e| Error::Cuda(Box::new(e));
+        let event = || stream.record_event(Some(CUevent_flags::CU_EVENT_DEFAULT)).map_err(|e| Attempt::Failed(failed(e)));
+        let (mut rooms, mut shortest) = (HashMap::new(), f32::INFINITY);
+        let mut timed = |algorithm: u32| {
+            let mut room = None;
+            self.run(device, pass, algorithm, &mut room, inputs, out)?;
+            rooms.insert(algorithm, room.unwrap_or_default());
+            let mut times = |count: usize| -> std::result::Result<f32, Attempt> {
+                let start = event()?;
+                for _ in 0..count {
+                    self.run(device, pass, algorithm, &mut room, inputs, out)?;
+                }
+                let time = start.elapsed_ms(&event()?).map_err(|e| Attempt::Failed(failed(e)))?;
+                Ok(time / count as f32)
+            };
+            let once = times(1)?;
+            // What takes twice as long as another need not be timed any better.
+            let time = if once > 2.0 * shortest { once } else { times(TIMES)? };
+            shortest = shortest.min(time);
+            Ok(time)
         };
-        choose(candidates(pass), |algorithm| {
-            self.run(device, pass, algorithm, a, b, out)?;
-            let start = event()?;
-            for _ in 0..TIMES {
-                self.run(device, pass, algorithm, a, b, out)?;
+        let found = choose(candidates(pass), |algorithm| {
+            let done = timed(algorithm);
+            if let Err(reason) = &done
+                && std::env::var_os("TWINSIGHT_CUDNN_LOG").is_some()
+            {
+                eprintln!("conv2d: {pass:?}, algorithm {algorithm}, {:?}: {reason:?}", T::DTYPE);
             }
-            start.elapsed_ms(&event()?).map_err(|e| Attempt::Failed(Error::Cuda(Box::new(e))))
-        })
+            done
+        })?;
+        if found.is_none() {
+            // A device that failed rather than cuDNN says so here.
+            stream.synchronize().map_err(failed)?;
+        }
+        Ok(found.map(|algorithm| (algorithm, rooms.get(&algorithm).copied().unwrap_or_default())))
     }
 }
 

@@ -10,7 +10,7 @@ const ALIGNMENT: usize = 16;
 pub(super) enum Attempt {
     /// It can't, for these sizes, or needs too much room.
     Unfit(String),
-    /// The device failed, or had no memory for it.
+    /// The device had no memory for it, or failed.
     Failed(Error),
 }
 
@@ -23,13 +23,13 @@ impl Attempt {
         }
     }
 
-    /// What cuDNN's status means, by its name: that the algorithm is not made for the sizes, types or device, or anything else, which is a failure
-    /// (of memory, for one) and says nothing about the algorithm.
+    /// What cuDNN's status means, by its name: a memory that is full, which says nothing about the algorithm, or that the algorithm can't serve
+    /// the sizes, types or device. For the latter cuDNN has many words beside `NOT_SUPPORTED`: some combinations of layout and type end as
+    /// `INTERNAL_ERROR` or `EXECUTION_FAILED`. A device that is broken says so when it is waited for, which the caller does.
     pub fn of_status(name: &str) -> Self {
-        let unfit = ["CUDNN_STATUS_NOT_SUPPORTED", "CUDNN_STATUS_BAD_PARAM", "CUDNN_STATUS_ARCH_MISMATCH"];
-        match unfit.iter().any(|start| name.starts_with(start)) {
-            true => Self::Unfit(format!("cuDNN: {name}")),
-            false => Self::Failed(Error::Msg(format!("conv2d: cuDNN: {name}"))),
+        match ["ALLOC_FAILED", "ALLOCATION_FAILED", "OUT_OF_MEMORY"].iter().any(|words| name.contains(words)) {
+            true => Self::Failed(Error::Msg(format!("conv2d: cuDNN: {name}"))),
+            false => Self::Unfit(format!("cuDNN: {name}")),
         }
     }
 }
@@ -107,7 +107,10 @@ mod tests {
         assert!(matches!(Attempt::of_status("CUDNN_STATUS_NOT_SUPPORTED_SHAPE"), Attempt::Unfit(_)));
         assert!(matches!(Attempt::of_status("CUDNN_STATUS_BAD_PARAM"), Attempt::Unfit(_)));
         assert!(matches!(Attempt::of_status("CUDNN_STATUS_ALLOC_FAILED"), Attempt::Failed(_)));
-        assert!(matches!(Attempt::of_status("CUDNN_STATUS_EXECUTION_FAILED_CUDART"), Attempt::Failed(_)));
+        assert!(matches!(Attempt::of_status("CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED"), Attempt::Failed(_)));
+        // What was seen of layouts and types that are not served.
+        assert!(matches!(Attempt::of_status("CUDNN_STATUS_EXECUTION_FAILED_CUDART"), Attempt::Unfit(_)));
+        assert!(matches!(Attempt::of_status("CUDNN_STATUS_INTERNAL_ERROR"), Attempt::Unfit(_)));
         Ok(())
     }
 

@@ -16,16 +16,24 @@ const STEPS: u64 = 20;
 /// How long a step may take.
 const PATIENCE: Duration = Duration::from_secs(120);
 
-/// Compares the first losses of the processor and the device, by runs that are stopped then.
+/// Compares the first losses of the processor and the device, and of the device with `f32` and with `bf16`, by runs that are stopped
+/// then.
 ///
 /// # Errors
 /// When a run fails, or the losses are further apart than they may.
 pub fn agree(args: &GpuArgs, program: &Path, log: &Log) -> Result<()> {
-    let (here, there) = (args.out.join("agree-cpu"), whole(args, program)?);
-    stopped(&mut train(args, program, "cpu", &here), &here, STEPS)?;
-    let found = curve::apart(&curve::of(&here, "loss")?, &curve::of(&there, "loss")?, STEPS)?;
-    tell(args, log, "agree", "the processor's and the device's", found)?;
-    ensure!(found.1 as u64 >= STEPS, "only {} steps to compare", found.1);
+    let there = curve::of(&whole(args, program)?, "loss")?;
+    let cases = [
+        ("cpu", "f32", "the processor's and the device's", args.tolerance),
+        (args.device.as_str(), "bf16", "the device's with bf16 and with f32", args.bf16_tolerance),
+    ];
+    for (device, precision, whose, tolerance) in cases {
+        let run = args.out.join(format!("agree-{precision}"));
+        stopped(train(args, program, device, &run).args(["--precision", precision]), &run, STEPS)?;
+        let found = curve::apart(&there, &curve::of(&run, "loss")?, STEPS)?;
+        tell(args, log, &format!("agree, {precision}"), whose, tolerance, found)?;
+        ensure!(found.1 as u64 >= STEPS, "only {} steps to compare", found.1);
+    }
     Ok(())
 }
 
@@ -42,22 +50,20 @@ pub fn resume(args: &GpuArgs, program: &Path, log: &Log) -> Result<()> {
     ensure!(at < last, "the run was done, with {last} steps, before it could be stopped: nothing was resumed");
     shell::output(Command::new(program).args(["resume", "--json"]).arg(&two))?;
     let found = curve::apart(&all, &curve::of(&two, "loss")?, u64::MAX)?;
-    tell(args, log, "resume", &format!("one run's and those of one that was resumed after step {at}"), found)?;
+    tell(args, log, "resume", &format!("a run's and those of one that was resumed after step {at}"), args.tolerance, found)?;
     ensure!(found.1 as u64 == last, "{} steps to compare, of {last}", found.1);
     Ok(())
 }
 
-fn tell(args: &GpuArgs, log: &Log, part: &str, whose: &str, (share, steps): (f64, usize)) -> Result<()> {
+fn tell(args: &GpuArgs, log: &Log, part: &str, whose: &str, tolerance: f64, (share, steps): (f64, usize)) -> Result<()> {
     let device = &args.device;
-    log.figure(
-        &json!({"part": part, "device": device, "steps": steps, "largest_difference": share, "tolerance": args.tolerance}),
-    )?;
+    log.figure(&json!({"part": part, "device": device, "steps": steps, "largest_difference": share, "tolerance": tolerance}))?;
     log.text(&format!(
-        "## Losses: {part}\n\n{}, on {device}: {whose} losses of {steps} steps differ by {share:.2e} of the loss at most ({:.0e} allowed)\n",
-        args.encoder, args.tolerance
+        "## Losses: {part}\n\n{}, on {device}: losses of {steps} steps, {whose}, differ by {share:.2e} of the loss at most ({:.0e} allowed)\n",
+        args.encoder, tolerance
     ))?;
-    if share > args.tolerance {
-        bail!("{whose} losses differ by {share:.2e}, over {:.0e}", args.tolerance);
+    if share > tolerance {
+        bail!("losses, {whose}, differ by {share:.2e}, over {tolerance:.0e}");
     }
     Ok(())
 }
