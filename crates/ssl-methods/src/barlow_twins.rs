@@ -118,7 +118,7 @@ impl Method for BarlowTwins {
         let z = self.net.branch.head.forward(&rows(&outputs.student[0])?, &at.mode().with_views(2))?;
         let correlation = correlation(&z)?;
         let loss = (self.target.loss(&correlation)? * self.config.scale)?;
-        let own = (correlation.detach() * &self.target.identity)?.sum_all()?;
+        let own = (correlation.detach() * &self.target.identity)?.sum(1)?.sum_all()?;
         let [embedding, partner] = halves(&z.detach())?;
         Ok(LossOutput {
             loss,
@@ -168,7 +168,8 @@ impl Target {
     }
 
     fn loss(&self, correlation: &Tensor) -> Result<Tensor> {
-        Ok(((correlation - &self.identity)? * &self.weights)?.sqr()?.sum_all()?)
+        // By rows first: on a GPU a sum of all numbers at once is one block's.
+        Ok(((correlation - &self.identity)? * &self.weights)?.sqr()?.sum(1)?.sum_all()?)
     }
 }
 

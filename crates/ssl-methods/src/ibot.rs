@@ -337,8 +337,9 @@ impl Method for Ibot {
         let (large, n) = (&views[..GLOBAL_VIEWS], views[0].dim(0)?);
         let mode = mode.with_views(GLOBAL_VIEWS).with_stat_groups(1);
         let hidden = self.hidden(&mode, GLOBAL_VIEWS * n);
-        let mask: Vec<f32> = hidden.iter().flatten().map(|&h| f32::from(u8::from(h))).collect();
-        let mask = Tensor::from_vec(mask, (GLOBAL_VIEWS * n, self.side * self.side), views[0].device())?;
+        // As bytes: devices take small copies without waiting.
+        let mask: Vec<u8> = hidden.iter().flatten().map(|&h| u8::from(h)).collect();
+        let mask = Tensor::from_vec(mask, (GLOBAL_VIEWS * n, self.side * self.side), views[0].device())?.to_dtype(DType::F32)?;
         let masking = Masking::Replace { mask, token: self.net.predictor.get(&mode).clone() };
         let features = self.net.student.backbone.forward_masked(&joined(large)?, &masking, &mode)?;
         let [mut pooled, patches] = view_tensors(features, n)?;

@@ -196,7 +196,8 @@ fn spread(z: &Tensor) -> Result<(Tensor, Tensor)> {
     let short = relu(&(&variances + EPS)?.sqrt()?.affine(-1.0, 1.0)?)?.mean_all()?;
     let columns = centred.t()?.contiguous()?;
     let covariances = (linear(&columns, &columns, None)? * (1.0 / (n - 1) as f64))?;
-    let between = (covariances.sqr()?.sum_all()? - variances.sqr()?.sum_all()?)?;
+    // By rows first: on a GPU a sum of all numbers at once is one block's.
+    let between = (covariances.sqr()?.sum(1)?.sum_all()? - variances.sqr()?.sum_all()?)?;
     Ok((short, (between * (1.0 / d as f64))?))
 }
 

@@ -63,9 +63,10 @@ impl OnlineProbe {
         if lesson.labels.len() != n || n < 2 {
             return Ok(());
         }
-        let mut targets = vec![0.0f32; n * self.classes];
-        lesson.labels.iter().enumerate().for_each(|(i, &l)| targets[i * self.classes + l as usize] = 1.0);
-        let targets = Tensor::from_vec(targets, (n, self.classes), pooled.device())?;
+        // Ones and zeros are made there: devices take small copies without waiting.
+        let labels = Tensor::new(&lesson.labels[..], pooled.device())?.unsqueeze(1)?;
+        let classes = Tensor::arange(0, self.classes as u32, pooled.device())?.unsqueeze(0)?;
+        let targets = labels.broadcast_eq(&classes)?.to_dtype(DType::F32)?;
         let mode = Mode::train(DrawKey { seed: 0, step: 0, pass: 0 });
         let rows = self.norm.forward(&pooled, &mode)?.detach();
         let loss = cross_entropy_soft(&self.head.forward(&rows, &mode)?, &targets)?;
