@@ -38,6 +38,8 @@ pub(crate) trait Engine {
 /// Numbers on their way to the device.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Upload<'a> {
+    /// Of tests: a program's images go to the device by [`crate::views::DeviceImages`].
+    #[cfg(any(test, feature = "emulation"))]
     U8(&'a [u8]),
     U32(&'a [u32]),
     I64(&'a [i64]),

@@ -45,6 +45,22 @@ pub fn apart(a: &[(u64, f64)], b: &[(u64, f64)], last: u64) -> Result<(f64, usiz
     Ok((differences.iter().map(far).fold(0.0, f64::max), differences.len()))
 }
 
+/// The difference of two curves' means over the steps that both have, as a share of the first's, and how many steps these are: for runs whose
+/// rounding differs much, which go ways of their own after some steps.
+///
+/// # Errors
+/// When they have no step in common.
+pub fn means_apart(a: &[(u64, f64)], b: &[(u64, f64)], last: u64) -> Result<(f64, usize)> {
+    let b: std::collections::BTreeMap<u64, f64> = b.iter().copied().collect();
+    let common = a.iter().filter(|(step, _)| *step <= last).filter_map(|(step, x)| Some((*x, *b.get(step)?)));
+    let (sums, count) = common.fold(([0.0, 0.0], 0), |([p, q], n), (x, y)| ([p + x, q + y], n + 1));
+    if count == 0 {
+        bail!("the two runs have no step in common");
+    }
+    let share = ((sums[0] - sums[1]) / sums[0]).abs();
+    Ok((if share.is_finite() { share } else { f64::INFINITY }, count))
+}
+
 /// The mean of a curve.
 pub fn mean(curve: &[(u64, f64)]) -> Option<f64> {
     (!curve.is_empty()).then(|| curve.iter().map(|(_, v)| v).sum::<f64>() / curve.len() as f64)
@@ -66,6 +82,10 @@ mod tests {
         assert_eq!(apart(&curve, &[(1, 2.0), (2, 9.0)], 1)?, (0.0, 1));
         assert_eq!(apart(&curve, &[(1, f64::NAN)], 1)?.0, f64::INFINITY);
         assert!(apart(&curve, &[(7, 1.0)], 20).is_err());
+        assert_eq!(means_apart(&curve, &[(1, 1.5), (2, 2.0), (3, 9.0)], 20)?, (0.0, 2));
+        assert_eq!(means_apart(&curve, &[(1, 1.0), (2, 1.5)], 1)?, (0.5, 1));
+        assert_eq!(means_apart(&curve, &[(1, f64::NAN)], 1)?.0, f64::INFINITY);
+        assert!(means_apart(&curve, &[(7, 1.0)], 20).is_err());
         Ok(())
     }
 }
