@@ -4,8 +4,14 @@
 //! step. On the processor a buffer is a vector that becomes the tensor; on other devices it is copied when it is wanted.
 
 #[cfg(feature = "cuda")]
-use std::sync::Arc;
+use std::collections::HashMap;
+#[cfg(feature = "cuda")]
+use std::sync::{Arc, Mutex, PoisonError};
 
+#[cfg(feature = "cuda")]
+use candle_core::backend::BackendDevice;
+#[cfg(feature = "cuda")]
+use candle_core::cuda_backend::DeviceId;
 use candle_core::{Device, Result, Shape, Tensor, bail};
 
 #[cfg(feature = "cuda")]
@@ -127,6 +133,35 @@ impl Transfers {
     }
 }
 
+/// A tensor of numbers that the host made for a step: on CUDA by page-locked memory, so that the host does not wait for the device, however
+/// many there are; elsewhere as candle makes one.
+///
+/// # Errors
+/// A shape of another number of elements; when candle or CUDA fails.
+pub fn send(values: Vec<f32>, shape: impl Into<Shape>, device: &Device) -> Result<Tensor> {
+    let shape = shape.into();
+    #[cfg(feature = "cuda")]
+    if let Device::Cuda(cuda) = device
+        && values.len() == shape.elem_count()
+        && !values.is_empty()
+    {
+        let mut ways = WAYS.lock().unwrap_or_else(PoisonError::into_inner);
+        let ways = ways.get_or_insert_default();
+        let transfers = match ways.get(&cuda.id()) {
+            Some(transfers) => transfers.clone(),
+            None => ways.entry(cuda.id()).or_insert(Transfers::new(device)?).clone(),
+        };
+        let mut buffer = transfers.buffer(values.len())?;
+        buffer.as_mut_slice()?.copy_from_slice(&values);
+        return transfers.send(buffer, shape);
+    }
+    Tensor::from_vec(values, shape, device)
+}
+
+/// The ways of [`send`].
+#[cfg(feature = "cuda")]
+static WAYS: Mutex<Option<HashMap<DeviceId, Transfers>>> = Mutex::new(None);
+
 impl HostBuffer {
     /// The values, to be written.
     ///
@@ -171,6 +206,8 @@ mod tests {
         assert!(transfers.send(transfers.buffer(5)?, (2, 3).into()).is_err());
         assert_eq!(transfers.send(transfers.buffer(6)?, (2, 3).into())?.dims(), [2, 3]);
         assert!(transfers.buffer(0)?.is_empty());
+        assert_eq!(send(vec![1.0, 2.0], 2, &Device::Cpu)?.to_vec1::<f32>()?, [1.0, 2.0]);
+        assert!(send(vec![1.0], 2, &Device::Cpu).is_err() && send(Vec::new(), 0, &Device::Cpu)?.elem_count() == 0);
         Ok(())
     }
 }

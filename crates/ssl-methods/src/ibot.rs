@@ -7,7 +7,7 @@ use candle_core::{DType, Tensor};
 use serde::{Deserialize, Serialize};
 use twinsight_augment::{DinoViews, ViewPlan};
 use twinsight_encoders::Masking;
-use twinsight_kernels::cross_entropy_soft;
+use twinsight_kernels::{cross_entropy_soft, pick_rows};
 use twinsight_nn::{Gradients, Init, Mode, Parameter, Role, StateVisitor};
 
 use crate::assign::sinkhorn;
@@ -382,8 +382,7 @@ impl Method for Ibot {
                 weights.push(1.0 / count as f32);
             }
         }
-        let places = Tensor::new(places, logits.device())?;
-        let pick = |t: &Tensor| -> Result<Tensor> { Ok(t.flatten(0, 2)?.contiguous()?.index_select(&places, 0)?) };
+        let pick = |t: &Tensor| -> Result<Tensor> { Ok(pick_rows(&t.flatten(0, 2)?, &places)?) };
         let (_, teacher_patches) = teacher.patches().forward(&pick(&outputs.teacher[1])?, &still)?;
         let patch_targets = self.targets(&teacher_patches, &self.patch_center, temperature)?;
         let (_, patch_logits) = student.patches().forward(&pick(&outputs.student[1])?, &mode)?;

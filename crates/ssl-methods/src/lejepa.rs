@@ -4,6 +4,7 @@
 use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
 use twinsight_augment::{DinoViews, ViewPlan};
+use twinsight_kernels::transfer::send;
 use twinsight_kernels::{epps_pulley, l2_normalize, linear};
 use twinsight_nn::{DrawKey, Mode};
 
@@ -148,7 +149,7 @@ impl Method for LeJepa {
         let z = self.net.branch.head.forward(&rows(&outputs.student[0])?, &at.mode())?.reshape((count, n, ()))?;
         let key = DrawKey { seed: at.seed, step: at.step, pass: 0 };
         let slices = key.normals("slices", c.slices * c.projection_dim);
-        let slices = l2_normalize(&Tensor::from_vec(slices, (c.slices, c.projection_dim), z.device())?, 1e-12)?;
+        let slices = l2_normalize(&send(slices, (c.slices, c.projection_dim), z.device())?, 1e-12)?;
         let spread = sigreg(&z, &slices, c.knots, c.max_frequency)?;
         let agreement = invariance(&z, GLOBAL_VIEWS)?;
         let fixed = z.detach();

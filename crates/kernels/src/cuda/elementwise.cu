@@ -45,3 +45,9 @@ extern "C" __global__ void gelu_f32(const float *x, float *y, i64 n) { unary<Gel
 extern "C" __global__ void gelu_bf16(const bf16 *x, bf16 *y, i64 n) { unary<Gelu>(x, y, n); }
 extern "C" __global__ void gelu_backward_f32(const float *x, const float *g, float *dx, i64 n) { unary_backward<Gelu>(x, g, dx, n); }
 extern "C" __global__ void gelu_backward_bf16(const bf16 *x, const bf16 *g, bf16 *dx, i64 n) { unary_backward<Gelu>(x, g, dx, n); }
+
+// Row i of `g` (rows, d) becomes row places[i] of `out`; n = rows d. Places are distinct.
+extern "C" __global__ void put_rows(const float *g, const u32 *places, float *out, i64 n, i64 d) {
+    i64 i = (i64)blockIdx.x * blockDim.x + threadIdx.x;
+    if (i < n) out[(i64)places[i / d] * d + i % d] = g[i];
+}

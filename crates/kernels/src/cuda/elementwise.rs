@@ -1,8 +1,8 @@
-//! Activation functions.
+//! Activation functions, sums of two tensors, rows put in their places.
 
-#[cfg(feature = "cuda")]
-use candle_core::Tensor;
 use candle_core::{DType, Result};
+#[cfg(feature = "cuda")]
+use candle_core::{Tensor, backend::BackendDevice};
 
 use super::launch::{Arg, Engine, THREADS, View, blocks_for, kernel_of, launch};
 use super::source::ELEMENTWISE;
@@ -58,6 +58,37 @@ pub(crate) fn add<E: Engine>(e: &E, kind: DType, a: View<'_, E::Buffer>, b: View
     unsafe { launch(e, &ELEMENTWISE, &kernel_of("add", kind)?, [blocks_for(n), 1, 1], THREADS, args) }
 }
 
+/// Row i of `g`, (rows, d) of `f32`, becomes row `places`[i] of `out`.
+///
+/// # Safety
+/// Places must be distinct and below the number of rows of `d` elements that `out` has, and there are `rows` of them.
+pub(crate) unsafe fn put_rows<E: Engine>(
+    e: &E,
+    g: View<'_, E::Buffer>,
+    places: View<'_, E::Buffer>,
+    out: View<'_, E::Buffer>,
+    [rows, d]: [usize; 2],
+) -> Result<()> {
+    let n = rows * d;
+    let args = vec![g.arg(), places.arg(), Arg::Changed(out.buffer, out.offset), Arg::Long(n as i64), Arg::Long(d.max(1) as i64)];
+    // SAFETY: the kernel's threads stop at element `n` of `g`; the rest is the caller's word.
+    unsafe { launch(e, &ELEMENTWISE, "put_rows", [blocks_for(n), 1, 1], THREADS, args) }
+}
+
+/// As [`crate::pick_rows`], of a checked tensor on a CUDA device and places that were checked.
+#[cfg(feature = "cuda")]
+pub(crate) fn pick_rows(x: &Tensor, places: &Tensor) -> Result<Tensor> {
+    use super::tensor::{Reading, gpu, tensor};
+    let (rows, d) = (places.dim(0)?, x.dim(1)?);
+    let (picked, all) = (x.detach().index_select(places, 0)?, x.shape().clone());
+    crate::graph::handed2("pick-rows", [x, places], &picked, move |[x, places], grad| {
+        let out = gpu(x)?.0.zeros_impl(&all, DType::F32)?;
+        // SAFETY: `crate::pick_rows` let distinct places within `x` pass alone.
+        unsafe { put_rows(&gpu(x)?, Reading::of(grad)?.view()?, Reading::of(places)?.view()?, View::all(&out), [rows, d])? };
+        Ok([Some(tensor(out, all.clone())), None])
+    })
+}
+
 /// The function of a tensor on a CUDA device.
 #[cfg(feature = "cuda")]
 pub(crate) fn activation(x: &Tensor, f: Activation) -> Result<Tensor> {
@@ -111,6 +142,30 @@ mod tests {
                 let want: Vec<f32> = x.iter().zip(&g).map(|(x, g)| x + g).collect();
                 close(&format!("sum {kind:?}"), &a.read()[2..], &want, tolerance);
             }
+        }
+        Ok(())
+    }
+
+    #[test]
+    #[ignore = "needs a C++ compiler; `cargo xtask check-cuda` runs it"]
+    fn rows_come_to_their_places() -> Result<()> {
+        use super::super::launch::Upload;
+        let host = Host::new();
+        for (all, d, places) in [(7, 33, vec![6u32, 0, 3]), (3, 1, vec![2, 1, 0]), (400, 5, (0..400).rev().step_by(3).collect())]
+        {
+            let rows = places.len();
+            let g = values(rows * d, 1);
+            let given = host.floats(DType::F32, &g, 2);
+            let out = host.floats(DType::F32, &vec![0.0; all * d], 4);
+            let there = host.upload(Upload::U32(&places))?;
+            let (given, to) = (View { buffer: &given, offset: 2 }, View { buffer: &out, offset: 4 });
+            // SAFETY: the places are distinct and below `all`.
+            unsafe { put_rows(&host, given, View::all(&there), to, [rows, d])? };
+            let x = Var::zeros((all, d), DType::F32, &Device::Cpu)?;
+            let weights = Tensor::from_vec(g, (rows, d), &Device::Cpu)?;
+            let grads = (crate::pick_rows(&x, &places)? * weights)?.sum_all()?.backward()?;
+            let want = grads.get(&x).expect("a gradient").flatten_all()?.to_vec1::<f32>()?;
+            close("rows", &out.read()[4..], &want, 0.0);
         }
         Ok(())
     }
