@@ -9,8 +9,6 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 #[cfg(feature = "cuda")]
-use candle_core::backend::BackendDevice;
-#[cfg(feature = "cuda")]
 use candle_core::cuda_backend::DeviceId;
 use candle_core::{Device, Result, Shape, Tensor, bail};
 

@@ -14,7 +14,7 @@ use common::{flat, near, tensor};
 use twinsight_kernels::{
     BatchNormConfig, BlockParts, Conv2dConfig, ConvNorm, Keep, Shortcut, Similarities, attention, batch_norm_eval,
     batch_norm_train, conv_blocks, conv2d, cross_entropy_soft, epps_pulley, gelu, global_avg_pool, l2_normalize, layer_norm,
-    linear, log_softmax, log_sum_exp, max_pool2d, open_cuda, relu, row_max, softmax,
+    linear, log_softmax, log_sum_exp, max_pool2d, open_cuda, pick_rows, relu, row_max, softmax,
 };
 
 /// The first CUDA device, or a line that says why not.
@@ -85,6 +85,7 @@ fn every_operation_gives_what_the_cpu_gives() -> Result<()> {
     all.check(agree(d, "cross-entropy", &[&[9, 35], &[9, 35]], 1e-5, |t| cross_entropy_soft(&t[0], &t[1].abs()?.detach())));
     all.check(agree(d, "log-sum-exp", &[&[9, 35]], 1e-5, |t| log_sum_exp(&t[0], &[[0, 3]; 9])));
     all.check(agree(d, "row maximum", &[&[9, 35]], 1e-6, |t| (&t[0] * 0.0)?.sum(1)? + row_max(&t[0], &[[0, 3]; 9])?));
+    all.check(agree(d, "rows that are picked", &[&[9, 35]], 1e-6, |t| pick_rows(&t[0], &[7, 0, 3, 8])));
     all.check(agree(d, "similarities in parts", &[&[9, 16], &[35, 16]], 1e-4, |t| {
         Similarities::in_parts(&t[0], &t[1], 4)?.log_sum_exp(&[[0, 3]; 9])
     }));

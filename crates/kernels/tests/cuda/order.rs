@@ -64,6 +64,8 @@ fn tensors_pass_between_threads() -> Result<()> {
 fn copies_beside_the_work_bring_every_value() -> Result<()> {
     let Some(device) = device() else { return Ok(()) };
     let transfers = twinsight_kernels::transfer::Transfers::new(&device)?;
+    let sent = twinsight_kernels::transfer::send(vec![1.0, 2.0, 3.0, 4.0], (2, 2), &device)?;
+    ensure!(sent.to_vec2::<f32>()? == [[1.0, 2.0], [3.0, 4.0]], "numbers of a step came as {sent}");
     ensure!(transfers.are_apart(), "copies to a CUDA device run on a stream of their own");
     // Copies come after what the device was told before, so that the host is ahead of all of them from here on.
     let busy = busy(&device)?;
