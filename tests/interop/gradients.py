@@ -11,8 +11,8 @@ magnifies such digits: two correct programs differ by per cents then, as the pri
 batch norm's bias is 8 more in even channels and 8 less in odd ones, so that each ReLU's sign is settled with a wide margin, half of
 them open: what is left of a difference is a program's own.
 
-A file has the features and, of every parameter, ENTRIES entries of its gradient (all of a smaller one) from all over it, and the
-gradient's products with itself and with PROBES tensors of given numbers, over the norms: what is wrong anywhere shows in these.
+A file has the features and, of every parameter, ENTRIES entries of its gradient (all of a smaller one) from all over it, its
+norm, and its products with PROBES tensors of given numbers that repeat after PERIOD: what is wrong elsewhere shows in these.
 Gradients that are nothing but rounding, such as those of a bias that a following batch norm takes away, are left out.
 """
 import json
@@ -25,7 +25,7 @@ import torch
 import torchvision
 from safetensors.torch import save_file
 
-ENTRIES, PROBES, PERIOD, STRIDE, SHIFT, SEED, IMAGES = 64, 4, 8191, 7919, 8.0, 0, 8
+ENTRIES, PROBES, PERIOD, STRIDE, SHIFT, SEED, IMAGES = 64, 4, 8191, 2654435761, 8.0, 0, 8
 CASES = {"resnet18_cifar": ("resnet18", True, 32), "resnet18": ("resnet18", False, 64), "resnet50": ("resnet50", False, 64)}
 
 
@@ -84,7 +84,7 @@ def gradients(case, dtype, shift, images, planes=True):
 
 
 def some(g):
-    """Entries from all over a gradient: STRIDE is a prime that no size here is a multiple of, so that no axis is passed over."""
+    """Entries from all over a gradient: STRIDE is a prime longer than any, the golden ratio's of 2^32."""
     flat = g.flatten()
     return flat if flat.numel() <= ENTRIES else flat[torch.arange(ENTRIES) * STRIDE % flat.numel()]
 

@@ -1,7 +1,7 @@
 //! Encoders against torchvision and timm: output, gradients and running statistics with the same weights. On the processor, or on the
 //! device that `TWINSIGHT_TEST_DEVICE` names.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
 use anyhow::{Context, Result};
@@ -9,7 +9,7 @@ use candle_core::{Device, Tensor};
 use twinsight_encoders::{Encoder, EncoderConfig, Stem, encoder};
 use twinsight_kernels::open_cuda;
 use twinsight_nn::{Builder, DrawKey, Mode, ParamStore};
-use twinsight_test_support::{Golden, assert_close, procedural, relative_error};
+use twinsight_test_support::{Golden, assert_close, procedural, relative_error, test_device};
 
 const TRAIN: Mode = Mode::train(DrawKey { seed: 0, step: 0, pass: 0 });
 /// Evaluation with a graph.
@@ -98,8 +98,9 @@ fn gradients_of_resnets_whose_signs_are_settled_equal_double_precision() -> Resu
 /// are nothing but rounding) entries from all over it, its norm, and its products with given numbers are within 1e-3 of double precision, the
 /// entries of three gradients in four within 1e-4: those of biases nearly cancel, and PyTorch's two layouts differ by up to 5.6e-4 in them.
 fn settled(case: &str) -> Result<()> {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("../../tests/fixtures/gradients/{case}.safetensors"));
-    let golden = Golden::read(&path)?;
+    let folder = std::env::var_os("TWINSIGHT_GRADIENTS").map(PathBuf::from);
+    let folder = folder.unwrap_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/gradients"));
+    let golden = Golden::read(&folder.join(format!("{case}.safetensors")))?;
     let number = |key: &str| Ok::<_, anyhow::Error>(golden.number(key)? as usize);
     let (size, images) = (number("size")?, number("images")?);
     let [entries, stride, probes, period] = [number("entries")?, number("stride")?, number("probes")?, number("period")?];
@@ -209,12 +210,11 @@ fn build(name: &str, config: &EncoderConfig, seed: u32) -> Result<(Box<dyn Encod
 /// The processor, or the CUDA device that `TWINSIGHT_TEST_DEVICE` names (`cuda` or `cuda:N`).
 fn device() -> Result<Device> {
     static OPENED: OnceLock<Device> = OnceLock::new();
-    let name = std::env::var("TWINSIGHT_TEST_DEVICE").unwrap_or_default();
-    let Some(number) = name.strip_prefix("cuda") else { return Ok(Device::Cpu) };
+    let Some(number) = test_device()? else { return Ok(Device::Cpu) };
     if let Some(device) = OPENED.get() {
         return Ok(device.clone());
     }
-    let device = open_cuda(number.trim_start_matches(':').parse().unwrap_or(0))?;
+    let device = open_cuda(number)?;
     Ok(OPENED.get_or_init(|| device).clone())
 }
 

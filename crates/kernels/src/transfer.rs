@@ -131,8 +131,8 @@ impl Transfers {
     }
 }
 
-/// A tensor of numbers that the host made for a step: on CUDA by page-locked memory, so that the host does not wait for the device, however
-/// many there are; elsewhere as candle makes one.
+/// A tensor of numbers that the host made for a step: on CUDA by page-locked memory, so that the host does not wait for the device,
+/// unless several tensors of this size wait for their copies; elsewhere as candle makes one.
 ///
 /// # Errors
 /// A shape of another number of elements; when candle or CUDA fails.
@@ -143,11 +143,13 @@ pub fn send(values: Vec<f32>, shape: impl Into<Shape>, device: &Device) -> Resul
         && values.len() == shape.elem_count()
         && !values.is_empty()
     {
-        let mut ways = WAYS.lock().unwrap_or_else(PoisonError::into_inner);
-        let ways = ways.get_or_insert_default();
-        let transfers = match ways.get(&cuda.id()) {
-            Some(transfers) => transfers.clone(),
-            None => ways.entry(cuda.id()).or_insert(Transfers::new(device)?).clone(),
+        let transfers = {
+            let mut ways = WAYS.lock().unwrap_or_else(PoisonError::into_inner);
+            let ways = ways.get_or_insert_default();
+            match ways.get(&cuda.id()) {
+                Some(transfers) => transfers.clone(),
+                None => ways.entry(cuda.id()).or_insert(Transfers::new(device)?).clone(),
+            }
         };
         let mut buffer = transfers.buffer(values.len())?;
         buffer.as_mut_slice()?.copy_from_slice(&values);
@@ -156,7 +158,7 @@ pub fn send(values: Vec<f32>, shape: impl Into<Shape>, device: &Device) -> Resul
     Tensor::from_vec(values, shape, device)
 }
 
-/// The ways of [`send`].
+/// The ways of [`send`], one for each device, until the program ends.
 #[cfg(feature = "cuda")]
 static WAYS: Mutex<Option<HashMap<DeviceId, Transfers>>> = Mutex::new(None);
 

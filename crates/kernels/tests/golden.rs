@@ -9,19 +9,18 @@ use anyhow::Result;
 use candle_core::{Device, Tensor, Var};
 use common::flat;
 use twinsight_kernels::{BatchNormConfig, Conv2dConfig, batch_norm_train, composed, conv2d, max_pool2d, open_cuda};
-use twinsight_test_support::{Golden, GoldenTensor, assert_close, procedural};
+use twinsight_test_support::{Golden, GoldenTensor, assert_close, procedural, test_device};
 
 const TOLERANCE: f64 = 1e-4;
 
 /// The processor, or the CUDA device that `TWINSIGHT_TEST_DEVICE` names (`cuda` or `cuda:N`).
 fn device() -> Result<Device> {
     static OPENED: OnceLock<Device> = OnceLock::new();
-    let name = std::env::var("TWINSIGHT_TEST_DEVICE").unwrap_or_default();
-    let Some(number) = name.strip_prefix("cuda") else { return Ok(Device::Cpu) };
+    let Some(number) = test_device()? else { return Ok(Device::Cpu) };
     if let Some(device) = OPENED.get() {
         return Ok(device.clone());
     }
-    let device = open_cuda(number.trim_start_matches(':').parse().unwrap_or(0))?;
+    let device = open_cuda(number)?;
     Ok(OPENED.get_or_init(|| device).clone())
 }
 

@@ -76,7 +76,7 @@ fn opened(
 /// Whether `error` says that a device's memory was too small.
 pub(crate) fn is_out_of_memory(error: &Error) -> bool {
     let text = error.to_string();
-    ["OUT_OF_MEMORY", "out of memory", "ALLOC_FAILED"].iter().any(|words| text.contains(words))
+    ["OUT_OF_MEMORY", "out of memory", "ALLOC_FAILED", "ALLOCATION_FAILED"].iter().any(|words| text.contains(words))
 }
 
 /// The words for a device whose memory was too small for `part` images in the encoder at a time, and what to do; `fits`: how many would fit, where

@@ -7,7 +7,7 @@
 //! judged images.
 //!
 //! All of that runs on the device that is named, but for what the features are classified by: the logistic regression and, where the device
-//! can't make them, the views are the processor's. Batches reach a device, and losses come back, as in training ([`crate::trainer`]).
+//! can't make them, the views are the processor's. Batches reach a device, and losses come back, as in training (`trainer`).
 
 use std::path::Path;
 use std::sync::Arc;

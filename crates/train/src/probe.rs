@@ -8,9 +8,9 @@ use twinsight_encoders::Encoder;
 use twinsight_kernels::cross_entropy_soft;
 use twinsight_nn::{BatchNorm, Builder, DrawKey, Gradients, Linear, Mode, ParamStore, StateVisitor};
 
-use crate::Result;
 use crate::evaluate::Features;
 use crate::loader::Batch;
+use crate::{Error, Result};
 
 /// The classifier.
 pub struct OnlineProbe {
@@ -62,6 +62,9 @@ impl OnlineProbe {
         // One image has no statistics.
         if lesson.labels.len() != n || n < 2 {
             return Ok(());
+        }
+        if let Some(label) = lesson.labels.iter().find(|&&label| label as usize >= self.classes) {
+            return Err(Error::Config(format!("an image has the label {label}, and there are {} classes", self.classes)));
         }
         // Ones and zeros are made there: devices take small copies without waiting.
         let labels = Tensor::new(&lesson.labels[..], pooled.device())?.unsqueeze(1)?;

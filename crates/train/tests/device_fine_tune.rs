@@ -24,7 +24,7 @@ fn images() -> Result<Arc<dyn Dataset>> {
 
 #[test]
 fn a_device_learns_what_the_processor_learns() -> Result<()> {
-    let device = match twinsight_kernels::open_cuda(0) {
+    let device = match twinsight_kernels::open_cuda(twinsight_test_support::test_device()?.unwrap_or(0)) {
         Ok(device) => device,
         Err(error) => {
             println!("skipped: no CUDA device opens ({error})");

@@ -152,7 +152,7 @@ fn the_kernels_views_are_the_processors_bit_for_bit() -> Result<()> {
 #[cfg(feature = "cuda")]
 #[test]
 fn a_devices_views_are_the_processors() -> Result<()> {
-    let device = match twinsight_kernels::open_cuda(0) {
+    let device = match twinsight_kernels::open_cuda(twinsight_test_support::test_device()?.unwrap_or(0)) {
         Ok(device) => device,
         Err(error) => {
             println!("skipped: no CUDA device opens ({error})");

@@ -106,6 +106,23 @@ impl Golden {
     }
 }
 
+/// The CUDA device that tests are to use, by `TWINSIGHT_TEST_DEVICE`: `cuda` or `cuda:N`; none where that is `cpu` or not set.
+///
+/// # Errors
+/// Another name.
+pub fn test_device() -> Result<Option<usize>> {
+    let name = std::env::var("TWINSIGHT_TEST_DEVICE").unwrap_or_default();
+    parse_device(&name).with_context(|| format!("TWINSIGHT_TEST_DEVICE is `{name}`; expected cpu, cuda or cuda:N"))
+}
+
+fn parse_device(name: &str) -> Option<Option<usize>> {
+    match name.strip_prefix("cuda") {
+        Some("") => Some(Some(0)),
+        Some(number) => Some(Some(number.strip_prefix(':')?.parse().ok()?)),
+        None => matches!(name, "" | "cpu").then_some(None),
+    }
+}
+
 /// The folder of golden files: `TWINSIGHT_GOLDEN` when set, otherwise `tests/fixtures/golden` of this workspace.
 pub fn golden_dir() -> PathBuf {
     match std::env::var_os("TWINSIGHT_GOLDEN") {
@@ -196,6 +213,13 @@ mod tests {
         let golden = Golden::load("optimizer_sgd")?;
         let start = golden.get("start")?;
         assert_close("w", &procedural("w", &start.shape, golden.seed()?), &start.data, 1e-7)
+    }
+
+    #[test]
+    fn devices_are_named_and_nothing_else() {
+        assert_eq!([parse_device(""), parse_device("cpu")], [Some(None); 2]);
+        assert_eq!([parse_device("cuda"), parse_device("cuda:2")], [Some(Some(0)), Some(Some(2))]);
+        assert_eq!([parse_device("cuda:x"), parse_device("cuda2"), parse_device("metal")], [None; 3]);
     }
 
     #[test]

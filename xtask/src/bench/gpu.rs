@@ -13,7 +13,7 @@ mod training;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use clap::{Args, ValueEnum};
 use serde_json::Value;
 
@@ -145,8 +145,8 @@ fn append(path: &Path, text: &str) -> Result<()> {
 pub fn run(args: &GpuArgs) -> Result<()> {
     let program = args.program.clone().map_or_else(shell::release, Ok)?;
     let program = program.canonicalize().with_context(|| program.display().to_string())?;
-    if args.out.join("figures.jsonl").exists() {
-        bail!("{} holds figures of an earlier start: name another folder by --out", args.out.display());
+    if args.out.join("report.md").exists() {
+        bail!("{} holds the report of an earlier start: name another folder by --out", args.out.display());
     }
     let log = Log::new(&args.out)?;
     let version = shell::output(Command::new(&program).arg("--version"))?;
@@ -223,10 +223,14 @@ fn run_tests(args: &GpuArgs, log: &Log) -> Result<()> {
 /// A test program's result. One that skipped, since no device opened, has not passed.
 fn verdict(output: &str, device: &str) -> Result<String> {
     let result = output.lines().rev().find(|line| line.starts_with("test result")).context("it printed no result")?;
-    match output.lines().find(|line| line.contains("skipped:")) {
-        Some(line) if device != "cpu" => bail!("{}", line.trim()),
-        _ => Ok(result.into()),
+    if device == "cpu" {
+        return Ok(result.into());
     }
+    if let Some(line) = output.lines().find(|line| line.contains("skipped:")) {
+        bail!("{}", line.trim());
+    }
+    ensure!(!result.contains(" 0 passed"), "it has no test: was it built with the features cuda and cudnn?");
+    Ok(result.into())
 }
 
 /// The number of the device in its name.
@@ -261,6 +265,8 @@ mod tests {
         assert!(verdict(&skipped, "cuda").expect_err("it skipped").to_string().contains("no driver"));
         assert!(verdict(&skipped, "cpu").is_ok());
         assert!(verdict("", "cuda").is_err());
+        let empty = "running 0 tests\n\ntest result: ok. 0 passed; 0 failed\n";
+        assert!(verdict(empty, "cuda").expect_err("nothing ran").to_string().contains("features cuda"));
         assert_eq!([index("cuda"), index("cuda:3")], ["0", "3"]);
     }
 }

@@ -95,7 +95,11 @@ pub(crate) mod on_device {
         if flash::takes(qkv.dtype(), d) && without_table() && multiplies_bf16(&device)? {
             let qkv = packs(qkv)?;
             let done = flash::forward(&device, Reading::of(&qkv)?.view()?, flash::Sizes { n, t, heads, d });
-            let [y, logs] = done.map_err(|e| e.context("attention without a table; TWINSIGHT_CUDA_FLASH=0 does without it"))?;
+            // A table would need more memory than what was not there.
+            let [y, logs] = done.map_err(|e| match e.to_string().contains("OUT_OF_MEMORY") {
+                true => e,
+                false => e.context("attention without a table of probabilities; TWINSIGHT_CUDA_FLASH=0 makes one"),
+            })?;
             return Ok((y, Kept::Logs(tensor(logs, (n, heads, t)))));
         }
         with_table(qkv, heads)

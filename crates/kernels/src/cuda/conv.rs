@@ -396,19 +396,19 @@ impl<T: CudaDType + CudnnDataType + DeviceRepr + WithDType> Call<T> {
             shortest = shortest.min(time);
             Ok(time)
         };
-        let found = choose(candidates(pass), |algorithm| {
-            let done = timed(algorithm);
-            if let Err(reason) = &done
-                && std::env::var_os("TWINSIGHT_CUDNN_LOG").is_some()
-            {
-                eprintln!("conv2d: {pass:?}, algorithm {algorithm}, {:?}: {reason:?}", T::DTYPE);
-            }
-            done
-        })?;
-        if found.is_none() {
-            // A device that failed rather than cuDNN says so here.
-            stream.synchronize().map_err(failed)?;
-        }
+        let found = choose(
+            candidates(pass),
+            |algorithm| {
+                let done = timed(algorithm);
+                if let Err(reason) = &done
+                    && std::env::var_os("TWINSIGHT_CUDNN_LOG").is_some()
+                {
+                    eprintln!("conv2d: {pass:?}, algorithm {algorithm}, {:?}: {reason:?}", T::DTYPE);
+                }
+                done
+            },
+            || stream.synchronize().map_err(failed),
+        )?;
         Ok(found.map(|algorithm| (algorithm, rooms.get(&algorithm).copied().unwrap_or_default())))
     }
 }

@@ -25,7 +25,8 @@ impl Attempt {
 
     /// What cuDNN's status means, by its name: a memory that is full, which says nothing about the algorithm, or that the algorithm can't serve
     /// the sizes, types or device. For the latter cuDNN has many words beside `NOT_SUPPORTED`: some combinations of layout and type end as
-    /// `INTERNAL_ERROR` or `EXECUTION_FAILED`. A device that is broken says so when it is waited for, which the caller does.
+    /// `INTERNAL_ERROR` or `EXECUTION_FAILED` (reported of other programs: pytorch#34736, jax#8506). A device that is broken says so when it is
+    /// waited for, which [`choose`] does before it goes on without an algorithm that repeats its bits.
     pub fn of_status(name: &str) -> Self {
         match ["ALLOC_FAILED", "ALLOCATION_FAILED", "OUT_OF_MEMORY"].iter().any(|words| name.contains(words)) {
             true => Self::Failed(Error::Msg(format!("conv2d: cuDNN: {name}"))),
@@ -40,13 +41,18 @@ impl From<Error> for Attempt {
     }
 }
 
-/// The algorithm with the shortest time among the first group of which any runs; none where all are unfit. `time` runs one and times it.
+/// The algorithm with the shortest time among the first group of which any runs; none where all are unfit. `time` runs one and times it;
+/// `settle` waits for the device where none of a group ran, and fails if that is the device's fault.
 ///
 /// One that fails is passed over while others of its group run.
 ///
 /// # Errors
 /// The first failure, where nothing of its group ran: what then is known is not that there is no algorithm.
-pub(super) fn choose(groups: [&[u32]; 2], mut time: impl FnMut(u32) -> std::result::Result<f32, Attempt>) -> Result<Option<u32>> {
+pub(super) fn choose(
+    groups: [&[u32]; 2],
+    mut time: impl FnMut(u32) -> std::result::Result<f32, Attempt>,
+    mut settle: impl FnMut() -> Result<()>,
+) -> Result<Option<u32>> {
     for group in groups {
         let (mut best, mut failure): (Option<(f32, u32)>, Option<Error>) = (None, None);
         for &algorithm in group {
@@ -59,7 +65,7 @@ pub(super) fn choose(groups: [&[u32]; 2], mut time: impl FnMut(u32) -> std::resu
         match (best, failure) {
             (Some((_, algorithm)), _) => return Ok(Some(algorithm)),
             (None, Some(error)) => return Err(error),
-            (None, None) => {}
+            (None, None) => settle()?,
         }
     }
     Ok(None)
@@ -92,23 +98,24 @@ mod tests {
             3 => Ok(2.0),
             _ => Ok(1.0),
         };
-        assert_eq!(choose([&[1, 2, 3], &[4]], times)?, Some(3));
-        assert_eq!(choose([&[1], &[4]], times)?, Some(4));
-        assert_eq!(choose([&[1], &[]], times)?, None);
+        assert_eq!(choose([&[1, 2, 3], &[4]], times, || Ok(()))?, Some(3));
+        assert_eq!(choose([&[1], &[4]], times, || Ok(()))?, Some(4));
+        assert_eq!(choose([&[1], &[]], times, || Ok(()))?, None);
+        let broken = choose([&[1], &[4]], times, || Err(Error::Msg("the device is gone".into())));
+        assert!(broken.expect_err("no algorithm of the second group on a broken device").to_string().contains("gone"));
         Ok(())
     }
 
     #[test]
     fn a_failure_is_not_the_lack_of_an_algorithm() -> Result<()> {
         let first_fails = |a| if a == 1 { Err(full()) } else { Ok(1.0) };
-        assert_eq!(choose([&[1, 2], &[]], first_fails)?, Some(2), "others of the group run");
-        let error = choose([&[1], &[2]], first_fails).expect_err("no other bits because of a full memory");
+        assert_eq!(choose([&[1, 2], &[]], first_fails, || Ok(()))?, Some(2), "others of the group run");
+        let error = choose([&[1], &[2]], first_fails, || Ok(())).expect_err("no other bits because of a full memory");
         assert!(error.to_string().contains("OUT_OF_MEMORY"), "{error}");
         assert!(matches!(Attempt::of_status("CUDNN_STATUS_NOT_SUPPORTED_SHAPE"), Attempt::Unfit(_)));
         assert!(matches!(Attempt::of_status("CUDNN_STATUS_BAD_PARAM"), Attempt::Unfit(_)));
         assert!(matches!(Attempt::of_status("CUDNN_STATUS_ALLOC_FAILED"), Attempt::Failed(_)));
         assert!(matches!(Attempt::of_status("CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED"), Attempt::Failed(_)));
-        // What was seen of layouts and types that are not served.
         assert!(matches!(Attempt::of_status("CUDNN_STATUS_EXECUTION_FAILED_CUDART"), Attempt::Unfit(_)));
         assert!(matches!(Attempt::of_status("CUDNN_STATUS_INTERNAL_ERROR"), Attempt::Unfit(_)));
         Ok(())

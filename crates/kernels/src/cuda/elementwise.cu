@@ -48,6 +48,6 @@ extern "C" __global__ void gelu_backward_bf16(const bf16 *x, const bf16 *g, bf16
 
 // Row i of `g` (rows, d) becomes row places[i] of `out`; n = rows d. Places are distinct.
 extern "C" __global__ void put_rows(const float *g, const u32 *places, float *out, i64 n, i64 d) {
-    i64 i = (i64)blockIdx.x * blockDim.x + threadIdx.x;
-    if (i < n) out[(i64)places[i / d] * d + i % d] = g[i];
+    i64 step = (i64)gridDim.x * blockDim.x;
+    for (i64 i = (i64)blockIdx.x * blockDim.x + threadIdx.x; i < n; i += step) out[(i64)places[i / d] * d + i % d] = g[i];
 }

@@ -61,7 +61,8 @@ pub(crate) fn add<E: Engine>(e: &E, kind: DType, a: View<'_, E::Buffer>, b: View
 /// Row i of `g`, (rows, d) of `f32`, becomes row `places`[i] of `out`.
 ///
 /// # Safety
-/// Places must be distinct and below the number of rows of `d` elements that `out` has, and there are `rows` of them.
+/// Places must be distinct and below the number of rows of `d` elements that `out` has; there are `rows` of them, and as many rows of `d`
+/// elements in `g`.
 pub(crate) unsafe fn put_rows<E: Engine>(
     e: &E,
     g: View<'_, E::Buffer>,
@@ -151,8 +152,10 @@ mod tests {
     fn rows_come_to_their_places() -> Result<()> {
         use super::super::launch::Upload;
         let host = Host::new();
-        for (all, d, places) in [(7, 33, vec![6u32, 0, 3]), (3, 1, vec![2, 1, 0]), (400, 5, (0..400).rev().step_by(3).collect())]
-        {
+        // The last has more elements than the largest grid has threads.
+        let many = (1_200, 1_024, (0..1_200).rev().filter(|i| i % 12 != 5).collect());
+        let cases = [(7, 33, vec![6u32, 0, 3]), (3, 1, vec![2, 1, 0]), (400, 5, (0..400).rev().step_by(3).collect()), many];
+        for (all, d, places) in cases {
             let rows = places.len();
             let g = values(rows * d, 1);
             let given = host.floats(DType::F32, &g, 2);

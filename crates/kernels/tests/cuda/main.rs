@@ -17,9 +17,10 @@ use twinsight_kernels::{
     linear, log_softmax, log_sum_exp, max_pool2d, open_cuda, pick_rows, relu, row_max, softmax,
 };
 
-/// The first CUDA device, or a line that says why not.
+/// The CUDA device that is named, or the first, or a line that says why not.
 fn device() -> Option<Device> {
-    match open_cuda(0) {
+    let number = twinsight_test_support::test_device().expect("a device's name").unwrap_or(0);
+    match open_cuda(number) {
         Ok(device) => Some(device),
         Err(e) => {
             println!("skipped: no CUDA device opens ({})", e.to_string().lines().next().unwrap_or_default());
@@ -86,6 +87,10 @@ fn every_operation_gives_what_the_cpu_gives() -> Result<()> {
     all.check(agree(d, "log-sum-exp", &[&[9, 35]], 1e-5, |t| log_sum_exp(&t[0], &[[0, 3]; 9])));
     all.check(agree(d, "row maximum", &[&[9, 35]], 1e-6, |t| (&t[0] * 0.0)?.sum(1)? + row_max(&t[0], &[[0, 3]; 9])?));
     all.check(agree(d, "rows that are picked", &[&[9, 35]], 1e-6, |t| pick_rows(&t[0], &[7, 0, 3, 8])));
+    // More elements than the largest grid has threads.
+    all.check(agree(d, "many rows that are picked", &[&[1200, 1024]], 1e-6, |t| {
+        pick_rows(&t[0], &(0..1100).rev().collect::<Vec<_>>())
+    }));
     all.check(agree(d, "similarities in parts", &[&[9, 16], &[35, 16]], 1e-4, |t| {
         Similarities::in_parts(&t[0], &t[1], 4)?.log_sum_exp(&[[0, 3]; 9])
     }));
