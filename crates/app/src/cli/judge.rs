@@ -6,6 +6,17 @@ use clap::{Args, ValueEnum};
 
 use super::DeviceArgs;
 
+/// Which vectors of an encoder, and where it runs.
+#[derive(Debug, Args)]
+pub struct VectorArgs {
+    /// Where vectors come from: pooled, patch-mean, class+mean, last-N, last-N+mean or depth-N.
+    #[arg(long, default_value = "pooled")]
+    pub features: String,
+    /// Where the encoder runs.
+    #[command(flatten)]
+    pub on: DeviceArgs,
+}
+
 /// `knn`.
 #[derive(Debug, Args)]
 pub struct KnnArgs {
@@ -32,12 +43,9 @@ pub struct KnnArgs {
     /// Print the share of each class that is recognised.
     #[arg(long)]
     pub per_class: bool,
-    /// Where vectors come from: pooled, patch-mean, class+mean, last-N, last-N+mean or depth-N.
-    #[arg(long, default_value = "pooled")]
-    pub features: String,
-    /// Where the encoder runs.
+    /// Which vectors, and where they are computed.
     #[command(flatten)]
-    pub on: DeviceArgs,
+    pub vectors: VectorArgs,
 }
 
 /// What nearness means.
@@ -69,12 +77,9 @@ pub struct EmbedArgs {
     /// Images a forward pass.
     #[arg(long, default_value_t = 256)]
     pub batch: usize,
-    /// Where vectors come from: pooled, patch-mean, class+mean, last-N, last-N+mean or depth-N.
-    #[arg(long, default_value = "pooled")]
-    pub features: String,
-    /// Where the encoder runs.
+    /// Which vectors, and where they are computed.
     #[command(flatten)]
-    pub on: DeviceArgs,
+    pub vectors: VectorArgs,
 }
 
 /// `eval`.
@@ -113,12 +118,9 @@ pub struct EvalArgs {
     /// Peak learning rate of fine-tuning [default: the best of 0, 0.002, 0.01 and 0.05 on a held-out fifth of the labels].
     #[arg(long)]
     pub lr: Option<f64>,
-    /// Where vectors come from: pooled, patch-mean, class+mean, last-N, last-N+mean or depth-N.
-    #[arg(long, default_value = "pooled")]
-    pub features: String,
-    /// Where the encoder runs.
+    /// Which vectors, and where they are computed.
     #[command(flatten)]
-    pub on: DeviceArgs,
+    pub vectors: VectorArgs,
 }
 
 /// `classify`.
@@ -159,12 +161,9 @@ pub struct ClassifyArgs {
     /// Write image, class, confidence and nearest labelled image as CSV instead of printing them.
     #[arg(long)]
     pub out: Option<PathBuf>,
-    /// Where vectors come from: pooled, patch-mean, class+mean, last-N, last-N+mean or depth-N.
-    #[arg(long, default_value = "pooled")]
-    pub features: String,
-    /// Where the encoder runs.
+    /// Which vectors, and where they are computed.
     #[command(flatten)]
-    pub on: DeviceArgs,
+    pub vectors: VectorArgs,
 }
 
 /// `search`.
@@ -183,12 +182,9 @@ pub struct SearchArgs {
     /// Draw the image and those found, as PNG.
     #[arg(long)]
     pub out: Option<PathBuf>,
-    /// Where vectors come from: pooled, patch-mean, class+mean, last-N, last-N+mean or depth-N.
-    #[arg(long, default_value = "pooled")]
-    pub features: String,
-    /// Where the encoder runs.
+    /// Which vectors, and where they are computed.
     #[command(flatten)]
-    pub on: DeviceArgs,
+    pub vectors: VectorArgs,
 }
 
 /// `duplicates`.
@@ -209,12 +205,9 @@ pub struct DuplicatesArgs {
     /// Write group, image and similarity as CSV instead of printing them.
     #[arg(long)]
     pub out: Option<PathBuf>,
-    /// Where vectors come from: pooled, patch-mean, class+mean, last-N, last-N+mean or depth-N.
-    #[arg(long, default_value = "pooled")]
-    pub features: String,
-    /// Where the encoder runs.
+    /// Which vectors, and where they are computed.
     #[command(flatten)]
-    pub on: DeviceArgs,
+    pub vectors: VectorArgs,
 }
 
 /// `cluster`.
@@ -234,12 +227,9 @@ pub struct ClusterArgs {
     /// Write image, cluster and distance to its centre as CSV.
     #[arg(long)]
     pub out: Option<PathBuf>,
-    /// Where vectors come from: pooled, patch-mean, class+mean, last-N, last-N+mean or depth-N.
-    #[arg(long, default_value = "pooled")]
-    pub features: String,
-    /// Where the encoder runs.
+    /// Which vectors, and where they are computed.
     #[command(flatten)]
-    pub on: DeviceArgs,
+    pub vectors: VectorArgs,
 }
 
 /// `report`.

@@ -27,7 +27,7 @@ const WANTED: f64 = 0.9;
 /// Labels that name no image or one class only, nothing to classify, more neighbours than labelled images.
 pub fn run(args: &ClassifyArgs, output: &Output) -> Result<ExitCode> {
     let abstain = abstain(&args.abstain)?;
-    let trained = trained(&args.run, &args.on)?.with_features(args.features.parse()?)?;
+    let trained = trained(&args.run, &args.vectors.on)?.with_features(args.vectors.features.parse()?)?;
     let source = labelled(args, &trained)?;
     let queries = queries(args, &trained)?;
     let mut draws = Vec::new();

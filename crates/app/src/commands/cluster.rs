@@ -27,7 +27,7 @@ const MEASURED: usize = 10_000;
 /// # Errors
 /// Fewer images than clusters, a table that can't be written.
 pub fn run(args: &ClusterArgs, output: &Output) -> Result<ExitCode> {
-    let trained = trained(&args.run, &args.on)?.with_features(args.features.parse()?)?;
+    let trained = trained(&args.run, &args.vectors.on)?.with_features(args.vectors.features.parse()?)?;
     let (data, opened) = open_for(&trained, args.data.as_deref(), false, |_| None)?;
     let mut skipped = Output::skipped(&opened.report.bad_files);
     let dataset = opened.train;

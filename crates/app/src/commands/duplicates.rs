@@ -22,7 +22,7 @@ pub fn run(args: &DuplicatesArgs, output: &Output) -> Result<ExitCode> {
     if !(args.similarity > -1.0 && args.similarity <= 1.0) {
         bail!("--similarity {}: expected a cosine above -1, up to 1", args.similarity);
     }
-    let trained = trained(&args.run, &args.on)?.with_features(args.features.parse()?)?;
+    let trained = trained(&args.run, &args.vectors.on)?.with_features(args.vectors.features.parse()?)?;
     let (data, opened) = open_for(&trained, args.data.as_deref(), false, |_| None)?;
     let mut skipped = Output::skipped(&opened.report.bad_files);
     let dataset = opened.train;

@@ -22,7 +22,7 @@ pub fn run(args: &EmbedArgs, output: &Output) -> Result<ExitCode> {
     if ending == "parquet" && cfg!(not(feature = "parquet")) {
         bail!("--out {}: this program was built without the feature `parquet`", args.out.display());
     }
-    let trained = trained(&args.run, &args.on)?.with_features(args.features.parse()?)?;
+    let trained = trained(&args.run, &args.vectors.on)?.with_features(args.vectors.features.parse()?)?;
     let (data, opened) = open_for(&trained, args.data.as_deref(), args.strict, |_| None)?;
     let named = Output::skipped(&opened.report.bad_files);
     let dataset = match (args.test, opened.test) {

@@ -129,7 +129,7 @@ struct OfRun {
 }
 
 fn of_run(args: &EvalArgs, run: &Path, protocols: &[&ProtocolSpec], depth: Option<Depth>, output: &Output) -> Result<OfRun> {
-    let trained = trained(run, &args.on)?.with_features(args.features.parse()?)?;
+    let trained = trained(run, &args.vectors.on)?.with_features(args.vectors.features.parse()?)?;
     let found = labelled_evaluation(&trained, args.data.as_deref(), args.limit)?;
     let LabelledImages { evaluation, whole, classes, mut skipped, .. } = found;
     // Said before the first figure, so that a refusal stands alone.

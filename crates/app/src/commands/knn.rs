@@ -20,7 +20,7 @@ pub fn run(args: &KnnArgs, output: &Output) -> Result<ExitCode> {
     if args.k.contains(&0) || args.temperature.iter().any(|&t| !(t > 0.0 && t.is_finite())) {
         bail!("--k and --temperature take numbers above 0");
     }
-    let trained = trained(&args.run, &args.on)?.with_features(args.features.parse()?)?;
+    let trained = trained(&args.run, &args.vectors.on)?.with_features(args.vectors.features.parse()?)?;
     let mut found = labelled_evaluation(&trained, args.data.as_deref(), args.limit)?;
     let (ks, temperatures) = (args.k.clone(), args.temperature.clone());
     let eval = &mut found.evaluation.config;

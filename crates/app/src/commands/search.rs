@@ -21,7 +21,7 @@ pub fn run(args: &SearchArgs, output: &Output) -> Result<ExitCode> {
     if !args.image.is_file() {
         bail!("{}: no such image", args.image.display());
     }
-    let trained = trained(&args.run, &args.on)?.with_features(args.features.parse()?)?;
+    let trained = trained(&args.run, &args.vectors.on)?.with_features(args.vectors.features.parse()?)?;
     let query = SingleImage::open(&args.image, trained.levels)?;
     let (data, opened) = open_for(&trained, args.data.as_deref(), false, |_| None)?;
     let mut skipped = Output::skipped(&opened.report.bad_files);
