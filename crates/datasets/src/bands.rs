@@ -207,9 +207,6 @@ impl Dataset for BandImages {
     fn classes(&self) -> Option<&[String]> {
         self.labels.as_ref().map(|_| self.classes.as_slice())
     }
-    fn id(&self, index: usize) -> String {
-        format!("#{index}")
-    }
     fn channels(&self) -> usize {
         self.shape.2
     }

@@ -92,19 +92,28 @@ pub trait Dataset: Send + Sync {
     }
 
     /// The label of image number `index`, without decoding it.
-    fn label(&self, index: usize) -> Option<u32>;
+    fn label(&self, index: usize) -> Option<u32> {
+        let _ = index;
+        None
+    }
 
     /// The names of the classes; `None` where there are no labels.
-    fn classes(&self) -> Option<&[String]>;
+    fn classes(&self) -> Option<&[String]> {
+        None
+    }
 
     /// What image number `index` is called: its path below the data set, or `#index`.
-    fn id(&self, index: usize) -> String;
+    fn id(&self, index: usize) -> String {
+        format!("#{index}")
+    }
 
     /// What a view should have: 1 when every image is gray, 3 when they are other pictures, else as many as [`Dataset::bands`] has.
     fn channels(&self) -> usize;
 
     /// Width and height where all images are known to share them.
-    fn side(&self) -> Option<(u32, u32)>;
+    fn side(&self) -> Option<(u32, u32)> {
+        None
+    }
 }
 
 /// Decodes every image, in parallel, and names those that can't be: (id, reason).

@@ -235,20 +235,8 @@ mod tests {
         fn is_kept(&self) -> bool {
             true
         }
-        fn label(&self, _: usize) -> Option<u32> {
-            None
-        }
-        fn classes(&self) -> Option<&[String]> {
-            None
-        }
-        fn id(&self, index: usize) -> String {
-            format!("#{index}")
-        }
         fn channels(&self) -> usize {
             1
-        }
-        fn side(&self) -> Option<(u32, u32)> {
-            None
         }
     }
 

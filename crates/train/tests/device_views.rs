@@ -30,20 +30,8 @@ impl Dataset for Pictures {
     fn is_kept(&self) -> bool {
         true
     }
-    fn label(&self, _: usize) -> Option<u32> {
-        None
-    }
-    fn classes(&self) -> Option<&[String]> {
-        None
-    }
-    fn id(&self, index: usize) -> String {
-        format!("#{index}")
-    }
     fn channels(&self) -> usize {
         self.1
-    }
-    fn side(&self) -> Option<(u32, u32)> {
-        None
     }
 }
 

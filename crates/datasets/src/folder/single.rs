@@ -75,12 +75,6 @@ impl Dataset for SingleImage {
     fn file(&self, index: usize) -> Option<PathBuf> {
         (index == 0).then(|| self.path.clone())
     }
-    fn label(&self, _: usize) -> Option<u32> {
-        None
-    }
-    fn classes(&self) -> Option<&[String]> {
-        None
-    }
     fn id(&self, _: usize) -> String {
         self.name.clone()
     }

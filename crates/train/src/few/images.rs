@@ -129,9 +129,6 @@ impl Dataset for ImageFiles {
     fn channels(&self) -> usize {
         self.channels
     }
-    fn side(&self) -> Option<(u32, u32)> {
-        None
-    }
 }
 
 #[cfg(test)]

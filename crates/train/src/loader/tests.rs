@@ -27,15 +27,6 @@ impl Dataset for Images {
         let image = GrayImage::from_fn(9, 8, |x, y| Luma([(x * 20 + y * 7 + index as u32 * 11) as u8]));
         Ok(Sample { image: DynamicImage::ImageLuma8(image), label: None })
     }
-    fn label(&self, _: usize) -> Option<u32> {
-        None
-    }
-    fn classes(&self) -> Option<&[String]> {
-        None
-    }
-    fn id(&self, index: usize) -> String {
-        format!("#{index}")
-    }
     fn channels(&self) -> usize {
         1
     }
@@ -145,23 +136,11 @@ impl Dataset for Sizes {
     fn get(&self, index: usize) -> twinsight_datasets::Result<Sample> {
         Ok(Sample { image: self.0[index].clone().into(), label: None })
     }
-    fn label(&self, _: usize) -> Option<u32> {
-        None
-    }
-    fn classes(&self) -> Option<&[String]> {
-        None
-    }
-    fn id(&self, index: usize) -> String {
-        format!("#{index}")
-    }
     fn channels(&self) -> usize {
         3
     }
     fn is_kept(&self) -> bool {
         true
-    }
-    fn side(&self) -> Option<(u32, u32)> {
-        None
     }
 }
 
@@ -187,15 +166,6 @@ impl Dataset for Meeting {
             drop(self.came.wait_timeout_while(threads, Duration::from_secs(1), |t| t.len() < 4).unwrap());
         }
         Ok(Sample { image: DynamicImage::new_luma8(4, 4), label: None })
-    }
-    fn label(&self, _: usize) -> Option<u32> {
-        None
-    }
-    fn classes(&self) -> Option<&[String]> {
-        None
-    }
-    fn id(&self, index: usize) -> String {
-        format!("#{index}")
     }
     fn channels(&self) -> usize {
         1
