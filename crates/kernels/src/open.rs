@@ -8,6 +8,7 @@ use candle_core::{Device, Result};
 ///   that of another).
 /// - Tensors record no events of their uses, since one stream orders them. Copies by [`crate::transfer`] are ordered by their own. Streams
 ///   that others make of the device's context are not ordered with its tensors.
+/// - Products of bfloat16 numbers are added up in `f32` throughout: as it is at first, cuBLAS may add parts of long sums up as bfloat16.
 /// - Memory that tensors free is kept for the next ones; [`crate::device_memory`] gives back what none uses before it asks.
 ///
 /// # Errors
@@ -20,8 +21,20 @@ pub fn open_cuda(number: usize) -> Result<Device> {
         // that of `cuda/copies.rs`, which orders its copies by events of its own.
         unsafe { cuda.disable_event_tracking() };
         pool::keep(cuda)?;
+        add_up_in_f32(cuda)?;
     }
     Ok(device)
+}
+
+/// Forbids cuBLAS to add up in the type of the result.
+#[cfg(feature = "cuda")]
+fn add_up_in_f32(device: &candle_core::CudaDevice) -> Result<()> {
+    use candle_core::cuda_backend::cudarc::cublas::sys::{cublasMath_t, cublasSetMathMode};
+    let blas = device.cublas_handle();
+    // SAFETY: the handle is live as long as `blas`, and nothing else uses the device yet.
+    let set =
+        unsafe { cublasSetMathMode(*blas.handle(), cublasMath_t::CUBLAS_MATH_DISALLOW_REDUCED_PRECISION_REDUCTION) }.result();
+    set.map_err(|e| candle_core::Error::Cuda(Box::new(e)))
 }
 
 /// The driver's pool, of which tensors' memory is.

@@ -7,9 +7,14 @@ use twinsight_kernels::relu;
 use crate::common::flat;
 use crate::device;
 
+/// Rows and columns of the matrices of [`busy`]; fewer by `TWINSIGHT_TEST_BUSY`, where a device is slow.
+fn side() -> usize {
+    std::env::var("TWINSIGHT_TEST_BUSY").ok().and_then(|side| side.parse().ok()).unwrap_or(4096)
+}
+
 /// Work that keeps the device from what follows for a while.
 fn busy(device: &Device) -> Result<Tensor> {
-    let x = Tensor::full(1e-4f32, (4096, 4096), device)?;
+    let x = Tensor::full(1e-4f32, (side(), side()), device)?;
     let mut y = x.clone();
     for _ in 0..200 {
         y = y.matmul(&x)?;
@@ -54,7 +59,7 @@ fn tensors_pass_between_threads() -> Result<()> {
         // Another thread's work comes after this one's.
         let there = std::thread::scope(|scope| scope.spawn(|| relu(&slow).and_then(|y| y.sum_all())).join());
         let sum = there.map_err(|_| anyhow::anyhow!("a thread panicked"))??.to_scalar::<f32>()?;
-        let want = i as f32 * 4096.0 * 4096.0;
+        let want = i as f32 * (side() * side()) as f32;
         ensure!((sum - want).abs() <= 1e-3 * want, "{sum} for {want}");
     }
     Ok(())
