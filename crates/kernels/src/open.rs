@@ -1,4 +1,4 @@
-//! CUDA devices, opened the way the kernels use them.
+//! Devices, opened the way the kernels use them.
 
 use candle_core::{Device, Result};
 
@@ -22,6 +22,21 @@ pub fn open_cuda(number: usize) -> Result<Device> {
         pool::keep(cuda)?;
     }
     Ok(device)
+}
+
+/// Opens the Metal device with this number, from 0.
+///
+/// # Errors
+/// A build without the feature `metal`, a machine without such a device: candle itself would panic.
+pub fn open_metal(number: usize) -> Result<Device> {
+    #[cfg(feature = "metal")]
+    {
+        let there = <<candle_core::MetalDevice as std::ops::Deref>::Target>::all().len();
+        if number >= there {
+            candle_core::bail!("there is no Metal device {number}; there are {there}");
+        }
+    }
+    Device::new_metal(number)
 }
 
 /// The driver's pool, of which tensors' memory is.
@@ -80,6 +95,9 @@ mod tests {
     fn a_build_for_the_processor_opens_none() {
         if !candle_core::utils::cuda_is_available() {
             assert!(open_cuda(0).is_err());
+        }
+        if !candle_core::utils::metal_is_available() {
+            assert!(open_metal(0).is_err());
         }
     }
 }
