@@ -146,10 +146,12 @@ fn make(folder: &Path) -> Result<()> {
     ]);
     shell::run(pip.arg(&wheels).args(WHEELS).stdin(Stdio::null())).context("NVIDIA's wheels could not be fetched by pip")?;
     ensure!(has_compiler(&made), "{}: NVIDIA's wheels hold no bin/nvcc; name a toolkit by --toolkit", made.display());
-    let lib64 = made.join("lib64");
     #[cfg(unix)]
-    if !lib64.exists() {
-        std::os::unix::fs::symlink("lib", &lib64).with_context(|| lib64.display().to_string())?;
+    {
+        let lib64 = made.join("lib64");
+        if !lib64.exists() {
+            std::os::unix::fs::symlink("lib", &lib64).with_context(|| lib64.display().to_string())?;
+        }
     }
     std::fs::rename(&made, folder).with_context(|| folder.display().to_string())?;
     std::fs::remove_dir_all(&wheels).with_context(|| wheels.display().to_string())

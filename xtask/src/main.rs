@@ -5,6 +5,7 @@ mod bench;
 mod browser_test;
 mod check_cuda;
 mod check_features;
+mod check_targets;
 mod ci;
 mod data;
 mod docs;
@@ -54,6 +55,8 @@ enum Command {
     CheckCuda(check_cuda::CheckCudaArgs),
     /// Lint and test the features that are off by default: hub, object-store, approximate. Not part of `ci`, since it builds long.
     CheckFeatures,
+    /// Compile and lint for other systems, without linking: Macs with Metal, 64-bit Arm, Windows. Not part of `ci`, since it builds long.
+    CheckTargets(check_targets::CheckTargetsArgs),
     /// Train with a recipe.
     Train(train::TrainArgs),
     /// Compare weights and features with PyTorch's homes, both ways.
@@ -75,6 +78,7 @@ fn main() -> ExitCode {
         Command::BrowserTest(args) => browser_test::run(&args),
         Command::CheckCuda(args) => check_cuda::run(&args),
         Command::CheckFeatures => check_features::run(),
+        Command::CheckTargets(args) => check_targets::run(&args),
         Command::Train(args) => train::run(&args),
         Command::Interop(args) => interop::run(&args),
         Command::Bench { command } => bench::run(&command),

@@ -58,12 +58,14 @@ fn plans() -> Vec<(&'static str, ViewPlan)> {
 }
 
 /// FNV-1a over the values' bits.
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 fn checksum(values: &[f32], sum: u64) -> u64 {
     let bytes = values.iter().flat_map(|v| v.to_bits().to_le_bytes());
     bytes.fold(sum, |sum, b| (sum ^ u64::from(b)).wrapping_mul(0x100_0000_01b3))
 }
 
 /// What all views of a plan make of three pictures in twenty epochs.
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 fn sum_of(plan: &ViewPlan) -> Result<u64> {
     plan.check()?;
     let mut sum = 0xcbf2_9ce4_8422_2325;

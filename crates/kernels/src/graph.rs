@@ -5,7 +5,7 @@ use std::sync::{Mutex, PoisonError};
 #[cfg(any(feature = "cuda", feature = "emulation", test))]
 use candle_core::CustomOp3;
 use candle_core::backend::BackendStorage;
-use candle_core::{CpuStorage, CudaStorage, CustomOp2, Layout, Result, Shape, Storage, Tensor, bail};
+use candle_core::{CpuStorage, CudaStorage, CustomOp2, Layout, MetalStorage, Result, Shape, Storage, Tensor, bail};
 
 /// A result on its way into the graph, and its backward pass.
 struct Handed<F> {
@@ -55,6 +55,14 @@ impl<F> Handed<F> {
             _ => bail!("{}: the result is not on the device of its input", self.name),
         })
     }
+
+    /// Without a copy: candle's clone of Metal's memory is another handle of it, and nothing writes into a result.
+    fn metal(&self) -> Result<(MetalStorage, Shape)> {
+        self.take(|storage, layout| match storage {
+            Storage::Metal(storage) => storage.try_clone(layout),
+            _ => bail!("{}: the result is not on the device of its input", self.name),
+        })
+    }
 }
 
 impl<F> CustomOp2 for Handed<F>
@@ -71,6 +79,10 @@ where
 
     fn cuda_fwd(&self, _: &CudaStorage, _: &Layout, _: &CudaStorage, _: &Layout) -> Result<(CudaStorage, Shape)> {
         self.cuda()
+    }
+
+    fn metal_fwd(&self, _: &MetalStorage, _: &Layout, _: &MetalStorage, _: &Layout) -> Result<(MetalStorage, Shape)> {
+        self.metal()
     }
 
     fn bwd(&self, a: &Tensor, b: &Tensor, _: &Tensor, grad: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {

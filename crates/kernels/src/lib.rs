@@ -56,7 +56,7 @@ pub use epps_pulley::epps_pulley;
 pub use layer_norm::layer_norm;
 pub use linear::linear;
 pub use loss::cross_entropy_soft;
-pub use open::open_cuda;
+pub use open::{open_cuda, open_metal};
 pub use pick::pick_rows;
 pub use pool::{global_avg_pool, max_pool2d};
 pub use precision::{allow_tf32, takes_bf16, tf32_allowed};

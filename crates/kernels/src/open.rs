@@ -1,4 +1,4 @@
-//! CUDA devices, opened the way the kernels use them.
+//! Devices, opened the way the kernels use them.
 
 use candle_core::{Device, Result};
 
@@ -35,6 +35,21 @@ fn add_up_in_f32(device: &candle_core::CudaDevice) -> Result<()> {
     let set =
         unsafe { cublasSetMathMode(*blas.handle(), cublasMath_t::CUBLAS_MATH_DISALLOW_REDUCED_PRECISION_REDUCTION) }.result();
     set.map_err(|e| candle_core::Error::Cuda(Box::new(e)))
+}
+
+/// Opens the Metal device with this number, from 0.
+///
+/// # Errors
+/// A build without the feature `metal`, a machine without such a device: candle itself would panic.
+pub fn open_metal(number: usize) -> Result<Device> {
+    #[cfg(feature = "metal")]
+    {
+        let there = <<candle_core::MetalDevice as std::ops::Deref>::Target>::all().len();
+        if number >= there {
+            candle_core::bail!("there is no Metal device {number}; there are {there}");
+        }
+    }
+    Device::new_metal(number)
 }
 
 /// The driver's pool, of which tensors' memory is.
@@ -93,6 +108,9 @@ mod tests {
     fn a_build_for_the_processor_opens_none() {
         if !candle_core::utils::cuda_is_available() {
             assert!(open_cuda(0).is_err());
+        }
+        if !candle_core::utils::metal_is_available() {
+            assert!(open_metal(0).is_err());
         }
     }
 }

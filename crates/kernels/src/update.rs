@@ -180,7 +180,8 @@ pub fn adamw(tensors: &[AdamwTensor<'_>], config: AdamwConfig) -> Result<()> {
     composed::update::adamw(tensors, config)
 }
 
-/// The sum of squares of every tensor, in `f64`: what gradient clipping and LARS need of many tensors at once.
+/// The sum of squares of every tensor, in `f64`: what gradient clipping and LARS need of many tensors at once. On Metal, which has no `f64`,
+/// rows are added up in `f32` first.
 ///
 /// # Errors
 /// When a tensor is not `f32`.

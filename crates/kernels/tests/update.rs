@@ -90,6 +90,19 @@ fn large_tensors_give_the_same_for_any_threads_and_as_composed() -> Result<()> {
 }
 
 #[test]
+fn squares_are_added_up_by_rows_where_there_is_no_f64() -> Result<()> {
+    let scalar = Tensor::new(3f32, &Device::Cpu)?;
+    let (large, line) = (tensor(&[300, 37, 3, 3], 1)?, tensor(&[501], 2)?);
+    let (turned, empty) = (tensor(&[40, 30], 3)?.t()?, tensor(&[1, 2], 3)?.narrow(0, 0, 0)?);
+    let all = [&scalar, &empty, &large, &line, &turned];
+    for (whole, rows) in composed::update::square_sums(&all)?.iter().zip(composed::update::square_sums_by_rows(&all)?) {
+        assert!((whole - rows).abs() <= 1e-6 * whole, "{whole} and {rows}");
+    }
+    assert!(composed::update::square_sums_by_rows(&[])?.is_empty());
+    Ok(())
+}
+
+#[test]
 fn ema_moves_the_teacher_in_place() -> Result<()> {
     let (teacher, student) = (var(&[70_000], 1)?, tensor(&[70_000], 2)?);
     let alias = teacher.as_detached_tensor();

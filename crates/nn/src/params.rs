@@ -144,7 +144,8 @@ impl ParamStore {
     /// # Errors
     /// When candle fails to copy.
     pub fn snapshot(&self) -> Result<BTreeMap<String, Tensor>> {
-        self.params.iter().map(|p| Ok((p.name.to_string(), p.plain.copy()?))).collect()
+        // Not `copy`, whose result shares its memory on Metal.
+        self.params.iter().map(|p| Ok((p.name.to_string(), p.plain.force_contiguous()?))).collect()
     }
 
     /// Overwrites every value from `tensors`, strictly. All names and shapes are checked before the first value changes.

@@ -4,7 +4,9 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use candle_core::backend::BackendStorage;
-use candle_core::{CpuStorage, CudaStorage, CustomOp2, DType, Layout, Result as CandleResult, Shape, Storage, Tensor, Var, bail};
+use candle_core::{
+    CpuStorage, CudaStorage, CustomOp2, DType, Layout, MetalStorage, Result as CandleResult, Shape, Storage, Tensor, Var, bail,
+};
 
 use crate::{Mode, Parameter, Result};
 
@@ -43,27 +45,41 @@ struct Recomputed {
     result: Mutex<Option<Tensor>>,
 }
 
+impl Recomputed {
+    /// The result, which is there once.
+    fn take(&self) -> CandleResult<Tensor> {
+        match self.result.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            Some(y) => Ok(y),
+            None => bail!("{}: the forward pass runs once", self.name()),
+        }
+    }
+}
+
 impl CustomOp2 for Recomputed {
     fn name(&self) -> &'static str {
         "twinsight-recomputed"
     }
 
     fn cpu_fwd(&self, _: &CpuStorage, _: &Layout, _: &CpuStorage, _: &Layout) -> CandleResult<(CpuStorage, Shape)> {
-        match self.result.lock().unwrap_or_else(PoisonError::into_inner).take() {
-            Some(y) => Ok((CpuStorage::F32(y.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?), y.shape().clone())),
-            None => bail!("{}: the forward pass runs once", self.name()),
-        }
+        let y = self.take()?;
+        Ok((CpuStorage::F32(y.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?), y.shape().clone()))
     }
 
     fn cuda_fwd(&self, _: &CudaStorage, _: &Layout, _: &CudaStorage, _: &Layout) -> CandleResult<(CudaStorage, Shape)> {
-        let Some(y) = self.result.lock().unwrap_or_else(PoisonError::into_inner).take() else {
-            bail!("{}: the forward pass runs once", self.name())
-        };
         // A copy of its own, so that the storage holds nothing else.
-        let y = y.force_contiguous()?;
+        let y = self.take()?.force_contiguous()?;
         let (storage, layout) = y.storage_and_layout();
         match &*storage {
             Storage::Cuda(storage) => Ok((storage.try_clone(layout)?, y.shape().clone())),
+            _ => bail!("{}: the result is not on the device of its input", self.name()),
+        }
+    }
+
+    fn metal_fwd(&self, _: &MetalStorage, _: &Layout, _: &MetalStorage, _: &Layout) -> CandleResult<(MetalStorage, Shape)> {
+        let y = self.take()?.force_contiguous()?;
+        let (storage, layout) = y.storage_and_layout();
+        match &*storage {
+            Storage::Metal(storage) => Ok((storage.try_clone(layout)?, y.shape().clone())),
             _ => bail!("{}: the result is not on the device of its input", self.name()),
         }
     }

@@ -62,7 +62,8 @@ impl StateSaver {
 
 impl StateVisitor for StateSaver {
     fn tensor(&mut self, name: &str, var: &Var) -> Result<()> {
-        self.put(name, var.as_detached_tensor().copy()?)
+        // Not `copy`, whose result shares its memory on Metal.
+        self.put(name, var.as_detached_tensor().force_contiguous()?)
     }
 
     fn counter(&mut self, name: &str, value: &mut u64) -> Result<()> {

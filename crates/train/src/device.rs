@@ -2,6 +2,7 @@
 //! always there.
 
 use candle_core::Device;
+use twinsight_kernels::{open_cuda, open_metal};
 
 use crate::{Error, Result};
 
@@ -36,7 +37,7 @@ pub fn check(name: &str) -> Result<()> {
     Name::parse(name).map(|_| ())
 }
 
-/// The device of this name. On CUDA all threads share one stream ([`twinsight_kernels::open_cuda`]).
+/// The device of this name. On CUDA all threads share one stream ([`open_cuda`]).
 ///
 /// # Errors
 /// A word that names none; a device that the program was not built for, or that the machine lacks.
@@ -45,11 +46,11 @@ pub fn open(name: &str) -> Result<Device> {
         Name::Cpu => Ok(Device::Cpu),
         Name::Cuda(number) => {
             let built = candle_core::utils::cuda_is_available();
-            opened(name, built, "cuda", "an NVIDIA GPU with its driver", || twinsight_kernels::open_cuda(number))
+            opened(name, built, "cuda", "an NVIDIA GPU with its driver", || open_cuda(number))
         }
         Name::Metal(number) => {
             let built = candle_core::utils::metal_is_available();
-            opened(name, built, "metal", "a Mac with Metal", || Device::new_metal(number))
+            opened(name, built, "metal", "a Mac with Metal", || open_metal(number))
         }
     }
 }
@@ -73,10 +74,25 @@ fn opened(
     })
 }
 
+/// Whether the host may prepare step after step without a number from the device: on CUDA. On Metal candle gives memory that was sent to the
+/// device free only where something is read back, so that batches would pile up.
+pub(crate) fn runs_ahead(device: &Device) -> bool {
+    device.is_cuda()
+}
+
 /// Whether `error` says that a device's memory was too small.
 pub(crate) fn is_out_of_memory(error: &Error) -> bool {
+    // The last two are Metal's.
+    const WORDS: [&str; 6] = [
+        "OUT_OF_MEMORY",
+        "out of memory",
+        "ALLOC_FAILED",
+        "ALLOCATION_FAILED",
+        "CallbackErrorOutOfMemory",
+        "Failed to create metal resource: Buffer",
+    ];
     let text = error.to_string();
-    ["OUT_OF_MEMORY", "out of memory", "ALLOC_FAILED", "ALLOCATION_FAILED"].iter().any(|words| text.contains(words))
+    WORDS.iter().any(|words| text.contains(words))
 }
 
 /// The words for a device whose memory was too small for `part` images in the encoder at a time, and what to do; `fits`: how many would fit, where
@@ -118,12 +134,19 @@ mod tests {
             let error = open("cuda:1").expect_err("not built in").to_string();
             assert!(error.contains("--features cuda"), "{error}");
         }
+        if !candle_core::utils::metal_is_available() {
+            let error = open("metal").expect_err("not built in").to_string();
+            assert!(error.contains("--features metal"), "{error}");
+        }
+        assert!(!runs_ahead(&Device::Cpu));
     }
 
     #[test]
     fn too_little_memory_names_the_part_that_may_fit() {
         let full = |text: &str| is_out_of_memory(&Error::Config(text.into()));
         assert!(full("DriverError(CUDA_ERROR_OUT_OF_MEMORY, \"out of memory\")") && full("CUDNN_STATUS_ALLOC_FAILED"));
+        assert!(full("Insufficient Memory (00000008:kIOGPUCommandBufferCallbackErrorOutOfMemory)"));
+        assert!(full("Failed to create metal resource: Buffer") && !full("Failed to create metal resource: CommandQueue"));
         assert!(!full("a full disk"));
         let words = |part, fits| out_of_memory("cuda", part, fits).to_string();
         assert!(words(256, None).contains("256 images") && words(256, None).contains("--micro-batch 128"));

@@ -21,6 +21,7 @@ use twinsight_knn::linear::Logistic;
 use twinsight_knn::{Predictions, top1};
 use twinsight_nn::{Builder, DrawKey, Gradients, Linear, Mode, Optimizer, OptimizerConfig, ParamStore, Schedule, Shape};
 
+use crate::device::runs_ahead;
 use crate::evaluate::encode;
 use crate::linear::{fit_chosen, widened};
 use crate::loader::steps_per_epoch;
@@ -192,7 +193,7 @@ impl Network {
         let frozen: Vec<String> = names.iter().filter(|n| !trained.iter().any(|t| t == *n)).map(ToString::to_string).collect();
         let flags = (!trained.is_empty(), frozen.is_empty());
         let of = |encoder, body| {
-            Ok(Self { encoder, body, head: None, trained: flags, device: device.clone(), defers: !device.is_cpu() })
+            Ok(Self { encoder, body, head: None, trained: flags, device: device.clone(), defers: runs_ahead(device) })
         };
         if frozen.is_empty() && device.is_cpu() {
             return of(loaded.encoder, loaded.params);

@@ -1,6 +1,6 @@
 //! Updates of variables, each tensor by a chain of operations and one copy.
 
-use candle_core::{DType, Result, Tensor, Var};
+use candle_core::{D, DType, Result, Tensor, Var};
 
 use crate::update::{AdamwConfig, AdamwTensor, Clip, SgdConfig, SgdTensor};
 
@@ -62,6 +62,9 @@ pub fn adamw(tensors: &[AdamwTensor<'_>], config: AdamwConfig) -> Result<()> {
 /// # Errors
 /// When a candle operation fails.
 pub fn square_sums(tensors: &[&Tensor]) -> Result<Vec<f64>> {
+    if tensors.iter().any(|t| t.device().is_metal()) {
+        return square_sums_by_rows(tensors);
+    }
     tensors
         .iter()
         .map(|t| match t.elem_count() {
@@ -69,6 +72,25 @@ pub fn square_sums(tensors: &[&Tensor]) -> Result<Vec<f64>> {
             _ => t.detach().to_dtype(DType::F64)?.sqr()?.sum_all()?.to_scalar::<f64>(),
         })
         .collect()
+}
+
+/// The same for devices without `f64`, which Metal is: what belongs to one index of the first axis is added up in `f32` there, those sums in
+/// `f64` here, and all of them are read at once.
+///
+/// # Errors
+/// When a candle operation fails.
+pub fn square_sums_by_rows(tensors: &[&Tensor]) -> Result<Vec<f64>> {
+    let rows = |t: &Tensor| match (t.elem_count(), t.dims()) {
+        (0, _) => 0,
+        (_, [first, _, ..]) => *first,
+        _ => 1,
+    };
+    let filled = tensors.iter().filter(|t| t.elem_count() > 0);
+    let sums =
+        filled.map(|t| t.detach().contiguous()?.reshape((rows(t), ()))?.sqr()?.sum(D::Minus1)).collect::<Result<Vec<_>>>()?;
+    let read = if sums.is_empty() { Vec::new() } else { Tensor::cat(&sums, 0)?.to_vec1::<f32>()? };
+    let mut read = read.into_iter().map(f64::from);
+    Ok(tensors.iter().map(|t| read.by_ref().take(rows(t)).sum()).collect())
 }
 
 /// See [`crate::update::clip`]. Sums and factors are `f32` here and stay on the device.

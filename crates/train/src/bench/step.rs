@@ -132,9 +132,9 @@ pub fn bench_step(bench: &BenchStep, tick: &mut dyn FnMut(usize)) -> Result<Benc
         .collect::<Result<Vec<_>>>()?;
     let mut times = Vec::with_capacity(bench.steps);
     let mut traced = Vec::new();
-    // As in training: on the CPU each loss is looked at, other devices are not waited for within a step.
+    // As in training: each loss is looked at, but CUDA is not waited for within a step.
     let on_cpu = device.is_cpu();
-    let go = if on_cpu { backward } else { backward_unseen };
+    let go = if crate::device::runs_ahead(&device) { backward_unseen } else { backward };
     let not_finite = || Error::Config("the loss is not finite".into());
     let mut last = None;
     for i in 0..=bench.steps + usize::from(on_cpu) {

@@ -54,7 +54,7 @@ impl Lessons {
     }
 }
 
-/// Losses of steps, read at once on the processor, on devices an epoch later at the latest: the host need not wait for each.
+/// Losses of steps, read at once, on CUDA an epoch later at the latest: the host need not wait for each.
 pub(super) struct Losses {
     defers: bool,
     unread: Vec<(u64, Tensor)>,

@@ -12,6 +12,7 @@ use twinsight_ssl_methods::{Method, MethodContext, method};
 use super::{FORMAT, LoopState, Trainer};
 use crate::config::RunConfig;
 use crate::data::{RunData, fingerprint, normalize};
+use crate::device::runs_ahead;
 use crate::folder::{Checkpoint, RunFolder};
 use crate::loader::steps_per_epoch;
 use crate::probe::OnlineProbe;
@@ -146,7 +147,7 @@ impl Parts {
     fn assemble(self, folder: RunFolder, lock: File) -> Result<Trainer> {
         let Self { started, config, data, method, optimizer, per_epoch, device } = self;
         Ok(Trainer {
-            defers: !device.is_cpu(),
+            defers: runs_ahead(&device),
             images: fingerprint(&*data.train),
             probe: build_probe(&config, &data, &*method, &device)?,
             config,

@@ -1,6 +1,6 @@
 //! The steps of a run: loss, gradients, update, and what is looked at on the way.
 //!
-//! On the processor every step's loss and gradients are looked at before the update. A device works on while the host prepares the
+//! On the processor and on Metal every step's loss and gradients are looked at before the update. CUDA works on while the host prepares the
 //! next step, unless the host asks for a number: there losses wait to be read until a line is logged or a checkpoint is due. A step that
 //! is looked at is as on the processor: its gradients, and all losses up to it, are finite before its update is made, so that no
 //! checkpoint holds anything else. A loss that is not finite in between is found then, under its own step; that the weights in memory have
