@@ -1,5 +1,5 @@
 // A stand-in for cuDNN 9 on the processor: convolutions of two dimensions, forward, to the input and to the filter, in f32, f64, f16 and
-// bfloat16, by gathered patches and the product of blas.cpp.
+// bfloat16, by gathered patches and the product of product.h.
 //
 // As in the real library: sizes that do not fit together are a bad parameter; an algorithm takes some layouts, types, strides and filters
 // only (the tables of NVIDIA's API reference, simplified), and wants a workspace; work is queued on the stream with its descriptors
@@ -11,8 +11,7 @@
 // bytes; the workspace must be live memory of the device, and is filled with 0xFF before and after; where beta is 0 the result holds NaN
 // before it is written.
 
-#define PRODUCT_ONLY
-#include "blas.cpp"
+#include "product.h"
 
 #include <cstring>
 

@@ -39,10 +39,11 @@ bool late() {
 
 struct Allocation {
     size_t bytes;
-    bool pooled;
+    bool pooled, freed = false;
 };
 std::map<u64, Allocation> device_memory, host_memory;
-size_t in_use, pooled_in_use, pool_reserved, most_in_use;
+// What is freed in the order of a stream is not in use from then on, whenever that stream comes to it.
+size_t in_use, pooled_in_use, pool_reserved, pool_most, most_in_use;
 const size_t TOTAL = setting("CUDA_ON_CPU_MEMORY", 8ull << 30);
 // Between allocations, so that nobody's end is another's beginning.
 const size_t GAP = 256;
@@ -182,26 +183,30 @@ CUresult allocate(CUdeviceptr *to, size_t bytes, bool pooled) {
         return CUDA_ERROR_INVALID_VALUE;
     }
     auto room = [&] { return std::max(taken(), in_use + bytes) <= TOTAL && (in_use - pooled_in_use) + std::max(pool_reserved, pooled_in_use + (pooled ? bytes : 0)) + (pooled ? 0 : bytes) <= TOTAL; };
-    if (!room()) everything();
-    if (!room()) pool_reserved = pooled_in_use;
+        if (!room()) pool_reserved = pooled_in_use;
     if (!room()) return CUDA_ERROR_OUT_OF_MEMORY;
     void *at = nullptr;
     if (posix_memalign(&at, 256, (bytes + GAP + 255) / 256 * 256) != 0) return CUDA_ERROR_OUT_OF_MEMORY;
     memset(at, 0xff, bytes);
-    device_memory[(u64)at] = {bytes, pooled};
+    device_memory[(u64)at] = {bytes, pooled, false};
     in_use += bytes;
-    if (pooled) pooled_in_use += bytes, pool_reserved = std::max(pool_reserved, pooled_in_use);
+    if (pooled) pooled_in_use += bytes, pool_reserved = std::max(pool_reserved, pooled_in_use), pool_most = std::max(pool_most, pooled_in_use);
     most_in_use = std::max(most_in_use, in_use);
     *to = (CUdeviceptr)at;
     return CUDA_SUCCESS;
 }
 
-void release(u64 at) {
+void no_longer_in_use(u64 at) {
     auto found = device_memory.find(at);
-    if (found == device_memory.end()) fail("memory is freed that is not allocated, or in another way than by its beginning");
-    memset((void *)at, 0xff, found->second.bytes);
+    if (found == device_memory.end() || found->second.freed) fail("memory is freed that is not allocated, or in another way than by its beginning");
+    found->second.freed = true;
     in_use -= found->second.bytes;
     if (found->second.pooled) pooled_in_use -= found->second.bytes;
+}
+
+void release(u64 at) {
+    auto found = device_memory.find(at);
+    memset((void *)at, 0xff, found->second.bytes);
     device_memory.erase(found);
     free((void *)at);
 }
@@ -327,24 +332,31 @@ CUresult cuMemFree(CUdeviceptr at) {
     READY_OR_FAIL;
     if (!at) return CUDA_SUCCESS;
     everything();
+    no_longer_in_use(at);
     return release(at), CUDA_SUCCESS;
 }
 CUresult cuMemFreeAsync(CUdeviceptr at, CUstream s) {
     READY_OR_FAIL;
     if (!at) return CUDA_ERROR_INVALID_VALUE;
+    if (!stream_of(s)) return CUDA_ERROR_INVALID_HANDLE;
+    no_longer_in_use(at);
     return tell(s, [=] { release(at); });
 }
 CUresult cuDeviceGetDefaultMemPool(CUmemoryPool *p, CUdevice) { return *p = &the_pool, CUDA_SUCCESS; }
 CUresult cuDeviceGetMemPool(CUmemoryPool *p, CUdevice) { return *p = &the_pool, CUDA_SUCCESS; }
 CUresult cuMemPoolSetAttribute(CUmemoryPool p, CUmemPool_attribute a, void *v) {
-    if (p != &the_pool || a != CU_MEMPOOL_ATTR_RELEASE_THRESHOLD) return CUDA_ERROR_INVALID_VALUE;
-    return p->threshold = *(u64 *)v, CUDA_SUCCESS;
+    Lock lock(one_at_a_time);
+    if (p != &the_pool) return CUDA_ERROR_INVALID_VALUE;
+    if (a == CU_MEMPOOL_ATTR_RELEASE_THRESHOLD) return p->threshold = *(u64 *)v, CUDA_SUCCESS;
+    if (a != CU_MEMPOOL_ATTR_USED_MEM_HIGH || *(u64 *)v != 0) return CUDA_ERROR_INVALID_VALUE;
+    return pool_most = pooled_in_use, CUDA_SUCCESS;
 }
 CUresult cuMemPoolGetAttribute(CUmemoryPool p, CUmemPool_attribute a, void *v) {
     Lock lock(one_at_a_time);
     if (p != &the_pool) return CUDA_ERROR_INVALID_VALUE;
     if (a == CU_MEMPOOL_ATTR_RELEASE_THRESHOLD) *(u64 *)v = p->threshold;
     else if (a == CU_MEMPOOL_ATTR_RESERVED_MEM_CURRENT) *(u64 *)v = pool_reserved;
+    else if (a == CU_MEMPOOL_ATTR_USED_MEM_HIGH) *(u64 *)v = pool_most;
     else if (a == CU_MEMPOOL_ATTR_USED_MEM_CURRENT) *(u64 *)v = pooled_in_use;
     else return CUDA_ERROR_INVALID_VALUE;
     return CUDA_SUCCESS;
@@ -358,7 +370,7 @@ CUresult cuMemHostAlloc(void **to, size_t bytes, unsigned) {
     READY_OR_FAIL;
     if (bytes == 0 || posix_memalign(to, 4096, bytes) != 0) return CUDA_ERROR_INVALID_VALUE;
     memset(*to, 0xff, bytes);
-    host_memory[(u64)*to] = {bytes, false};
+    host_memory[(u64)*to] = {bytes, false, false};
     return CUDA_SUCCESS;
 }
 CUresult cuMemFreeHost(void *at) {

@@ -1,6 +1,9 @@
 //! `check-cuda`: the GPU features compiled and linted where there is no GPU, the sources of the CUDA kernels compiled by NVRTC, and the
-//! kernels run on the processor against the crate's own operations. A CUDA toolkit is taken where the machine has one, or put together
-//! from NVIDIA's wheels: compilers and headers alone, since nothing is linked.
+//! kernels run on the processor against the crate's own operations; with `--run` the whole device's side with stand-ins for NVIDIA's driver
+//! and libraries. A CUDA toolkit is taken where the machine has one, or put together from NVIDIA's wheels: compilers, headers and the
+//! libraries that come with them.
+
+mod stand_in;
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -19,6 +22,10 @@ pub struct CheckCudaArgs {
     /// The compute capability that kernels are compiled for.
     #[arg(long, default_value = "90")]
     capability: String,
+    /// Also build for CUDA as for a device and run the device's tests on the processor, by stand-ins for NVIDIA's driver and libraries: takes a
+    /// C++ compiler, and half an hour at first.
+    #[arg(long)]
+    run: bool,
 }
 
 /// NVIDIA's wheels that hold compilers and headers, of one toolkit.
@@ -69,7 +76,11 @@ pub fn run(args: &CheckCudaArgs) -> Result<()> {
     println!("the workspace with the features cuda and cudnn");
     let features = ["--features", "twinsight/cuda,twinsight/cudnn"];
     let words = [&["clippy", "--locked", "--workspace", "--all-targets"], &features[..], &["--", "-D", "warnings"]].concat();
-    shell::run(&mut cargo(&words))
+    shell::run(&mut cargo(&words))?;
+    if args.run {
+        stand_in::run(&toolkit, &nvrtc, &target, cargo)?;
+    }
+    Ok(())
 }
 
 /// The toolkit's run-time compiler.
@@ -88,7 +99,7 @@ fn nvrtc(toolkit: &Path) -> Result<PathBuf> {
 /// Whether it is NVRTC itself, not the part that it loads or another build of it.
 fn is_nvrtc(path: &Path) -> bool {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
-    let linux = name.strip_prefix("libnvrtc.so").is_some_and(|rest| rest.bytes().all(|b| b == b'.' || b.is_ascii_digit()));
+    let linux = stand_in::is_version_of(path, "libnvrtc.so");
     let windows = name.starts_with("nvrtc64_") && name.ends_with("_0.dll");
     linux || windows
 }

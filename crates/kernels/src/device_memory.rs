@@ -25,6 +25,25 @@ pub fn device_memory(device: &Device) -> Option<DeviceMemory> {
     None
 }
 
+/// The most memory of a CUDA device that was in use at a time while `work` ran, in bytes, by all processes and for whatever; `None` as
+/// [`device_memory`], where the driver does not count it, and where the work fails.
+pub fn peak_memory<T>(device: &Device, work: impl FnOnce() -> Option<T>) -> Option<u64> {
+    #[cfg(feature = "cuda")]
+    if let Device::Cuda(cuda) = device {
+        device.synchronize().ok()?;
+        if !crate::open::pool::count_peak(cuda).ok()? {
+            return None;
+        }
+        let made = work()?;
+        let DeviceMemory { free, total } = device_memory(device)?;
+        let (most, kept) = crate::open::pool::peak(cuda).ok()??;
+        drop(made);
+        return Some((total - free).saturating_sub(kept) + most);
+    }
+    let _ = (device, work);
+    None
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -32,5 +51,6 @@ mod tests {
     #[test]
     fn the_processor_s_memory_is_not_asked_for() {
         assert_eq!(device_memory(&Device::Cpu), None);
+        assert_eq!(peak_memory(&Device::Cpu, || Some(())), None);
     }
 }

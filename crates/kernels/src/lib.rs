@@ -51,7 +51,7 @@ pub use block::{BlockParts, ConvBlockOutput, ConvNorm, Keep, NormStatistics, Sho
 pub use contrast::{log_sum_exp, row_max};
 pub use conv::{Conv2dConfig, conv2d};
 pub use cpu::simd::instruction_set;
-pub use device_memory::{DeviceMemory, device_memory};
+pub use device_memory::{DeviceMemory, device_memory, peak_memory};
 pub use epps_pulley::epps_pulley;
 pub use layer_norm::layer_norm;
 pub use linear::linear;

@@ -84,6 +84,34 @@ pub(crate) mod pool {
         unsafe { mem_pool::trim_to(pool, 0) }.map_err(failed)
     }
 
+    /// Counts the most memory that tensors use at a time from here on; false where no pool counts it.
+    pub(crate) fn count_peak(device: &CudaDevice) -> Result<bool> {
+        let Some(pool) = of(device)? else { return Ok(false) };
+        let mut zero = 0_u64;
+        // SAFETY: as in `keep`; this attribute is set to zero alone.
+        let set = unsafe {
+            mem_pool::set_attribute(
+                pool,
+                CUmemPool_attribute::CU_MEMPOOL_ATTR_USED_MEM_HIGH,
+                std::ptr::from_mut(&mut zero).cast(),
+            )
+        };
+        set.map(|()| true).map_err(failed)
+    }
+
+    /// The most memory that tensors used at a time since it was counted, and what the pool has of the driver now.
+    pub(crate) fn peak(device: &CudaDevice) -> Result<Option<(u64, u64)>> {
+        let Some(pool) = of(device)? else { return Ok(None) };
+        let read = |attribute| {
+            let mut value = 0_u64;
+            // SAFETY: the pool is the driver's own, and these attributes are unsigned 64-bit numbers.
+            unsafe { mem_pool::get_attribute(pool, attribute, std::ptr::from_mut(&mut value).cast()) }.map_err(failed)?;
+            Ok::<u64, Error>(value)
+        };
+        let used = read(CUmemPool_attribute::CU_MEMPOOL_ATTR_USED_MEM_HIGH)?;
+        Ok(Some((used, read(CUmemPool_attribute::CU_MEMPOOL_ATTR_RESERVED_MEM_CURRENT)?)))
+    }
+
     /// The pool; `None` where tensors' memory comes from none.
     fn of(device: &CudaDevice) -> Result<Option<CUmemoryPool>> {
         let context = Arc::clone(device.cuda_stream().context());

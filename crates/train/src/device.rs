@@ -96,10 +96,10 @@ pub(crate) fn is_out_of_memory(error: &Error) -> bool {
 }
 
 /// The words for a device whose memory was too small for `part` images in the encoder at a time, and what to do; `fits`: how many would fit, where
-/// forward passes were measured.
+/// steps were measured.
 pub(crate) fn out_of_memory(device: &str, part: usize, fits: Option<usize>) -> Error {
     let (size, known) = match fits {
-        Some(fits) => (fits, format!("the largest batch that would fit is about {fits} (estimated from forward passes); ")),
+        Some(fits) => (fits, format!("the largest batch that would fit is about {fits} (measured with smaller ones); ")),
         None => (part / 2, String::new()),
     };
     let advice = match size {
@@ -150,7 +150,7 @@ mod tests {
         assert!(!full("a full disk"));
         let words = |part, fits| out_of_memory("cuda", part, fits).to_string();
         assert!(words(256, None).contains("256 images") && words(256, None).contains("--micro-batch 128"));
-        assert!(words(256, Some(96)).contains("about 96 (estimated") && words(256, Some(96)).contains("--micro-batch 96"));
+        assert!(words(256, Some(96)).contains("about 96 (measured") && words(256, Some(96)).contains("--micro-batch 96"));
         assert!(words(2, None).contains("smaller encoder") && words(64, Some(1)).contains("smaller encoder"));
     }
 }

@@ -135,11 +135,6 @@ impl Trainer {
         let result = self.run_inner(observer, stop);
         observer.event(&Event::End);
         result.map_err(|error| {
-            let RunConfig { batch, micro_batch, .. } = self.config;
-            if !crate::device::is_out_of_memory(&error) {
-                return error;
-            }
-            let part = if micro_batch == 0 { batch } else { micro_batch.min(batch) };
             let step = self.state.step;
             let at = At {
                 step,
@@ -149,8 +144,8 @@ impl Trainer {
                 seed: self.config.seed,
                 precision: self.config.network.precision,
             };
-            let fits = crate::memory::measure(&mut *self.method, &self.device, &at, part);
-            crate::device::out_of_memory(&self.config.device, part, fits)
+            let part = crate::memory::part(self.config.batch, self.config.micro_batch);
+            crate::memory::explained(error, &mut *self.method, (&self.device, &self.config.device), &at, part)
         })
     }
 

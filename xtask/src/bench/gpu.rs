@@ -84,9 +84,9 @@ pub struct GpuArgs {
     /// Of `agree` and `resume`: most that two losses of one step may differ by, as a share.
     #[arg(long, default_value_t = 0.01)]
     tolerance: f64,
-    /// Of `agree`: most that the mean losses with bf16 and with f32 may differ by, as a share.
+    /// Of `agree` and `resume`: most that mean losses may differ by, as a share: with bf16 and with f32, and to the end after a resume.
     #[arg(long, default_value_t = 0.02)]
-    bf16_tolerance: f64,
+    mean_tolerance: f64,
     /// Where runs, figures and the report go: a folder, made where it is missing.
     #[arg(long, default_value = "target/gpu")]
     out: PathBuf,

@@ -231,6 +231,7 @@ mod on_device {
     use super::super::batch_norm::{Parts, Wanted, apply, backward, statistics};
     use super::super::conv::{Pass, any_layout};
     use super::super::elementwise;
+    use super::super::filter::on_device::{from_channels_last, to_channels_last};
     use super::super::tensor::{Reading, gpu, tensor};
     use super::super::tiles::Sizes;
     use super::{Norm, NormGradients, Normed, Primitives, Settings};
@@ -246,7 +247,7 @@ mod on_device {
 
     impl Primitives for OnDevice {
         fn filter(&self, weight: &Tensor, kind: DType) -> Result<Tensor> {
-            weight.to_dtype(kind)?.permute((0, 2, 3, 1))?.contiguous()
+            to_channels_last(weight, kind)
         }
 
         fn conv(&self, geometry: Geometry, x: &Tensor, filter: &Tensor) -> Result<Tensor> {
@@ -262,7 +263,7 @@ mod on_device {
         fn conv_weight(&self, geometry: Geometry, x: &Tensor, g: &Tensor) -> Result<Tensor> {
             let Geometry { o, kh, kw, c, config, .. } = geometry;
             let dw = tensor(any_layout(geometry, Pass::Weight, [x, g])?, (o, kh, kw, c / config.groups));
-            dw.permute((0, 3, 1, 2))?.contiguous()?.to_dtype(DType::F32)
+            from_channels_last(&dw, DType::F32)
         }
 
         fn norm(

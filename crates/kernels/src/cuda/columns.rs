@@ -49,9 +49,15 @@ pub(crate) use on_device::linear;
 
 #[cfg(feature = "cuda")]
 pub(crate) mod on_device {
-    use candle_core::{CudaStorage, DType, Result, Tensor};
+    use candle_core::cuda_backend::cudarc::cublas::result::gemm_ex;
+    use candle_core::cuda_backend::cudarc::cublas::sys::{
+        cublasComputeType_t, cublasGemmAlgo_t, cublasOperation_t, cudaDataType_t,
+    };
+    use candle_core::cuda_backend::cudarc::driver::DevicePtrMut;
+    use candle_core::{CudaStorage, DType, Error, Result, Tensor};
 
-    use super::super::launch::View;
+    use super::super::device::pointer;
+    use super::super::launch::{View, int};
     use super::super::tensor::{Reading, gpu, product, recorded3, tensor};
     use super::{add_row, sums};
 
@@ -92,9 +98,57 @@ pub(crate) mod on_device {
         Ok(tensor(product(grad, weight)?, (grad.dim(0)?, weight.dim(1)?)))
     }
 
-    /// The gradient to the weight, (outputs, inputs) of `f32`.
+    /// The gradient to the weight, (outputs, inputs) of `f32`: of bfloat16 numbers too, as they were added up.
     pub(crate) fn to_weight(x: &Tensor, grad: &Tensor) -> Result<Tensor> {
+        if grad.dtype() == DType::BF16 && x.dtype() == DType::BF16 && x.elem_count() * grad.elem_count() > 0 {
+            return widened_product(&grad.contiguous()?, &x.contiguous()?);
+        }
         tensor(product(&grad.t()?, x)?, (grad.dim(1)?, x.dim(1)?)).to_dtype(DType::F32)
+    }
+
+    /// aᵀ · b, (m, n) of `f32`, of contiguous `a` (k, m) and `b` (k, n) of bfloat16, none of them empty.
+    fn widened_product(a: &Tensor, b: &Tensor) -> Result<Tensor> {
+        let ((k, m), n) = (a.dims2()?, b.dim(1)?);
+        let device = gpu(a)?.0;
+        // SAFETY: the product writes every element.
+        let mut out = unsafe { device.alloc::<f32>(m * n)? };
+        let (blas, stream) = (device.cublas_handle(), device.cuda_stream());
+        let (ra, rb) = (Reading::of(a)?, Reading::of(b)?);
+        {
+            let (va, vb) = (ra.view()?, rb.view()?);
+            let (left, _held_left) = pointer(va.buffer, va.offset, &stream)?;
+            let (right, _held_right) = pointer(vb.buffer, vb.offset, &stream)?;
+            let (to, _held) = out.device_ptr_mut(&stream);
+            let [one, zero] = [1f32, 0f32];
+            // What is row by row here is column by column, transposed, to cuBLAS: outᵀ (n, m) = bᵀ (n, k) · a (k, m).
+            // SAFETY: the handle is of the device's stream, on which all three live; they have k · m, k · n and m · n elements, rows one behind the
+            // other; the scalars are read before the call returns.
+            unsafe {
+                gemm_ex(
+                    *blas.handle(),
+                    cublasOperation_t::CUBLAS_OP_N,
+                    cublasOperation_t::CUBLAS_OP_T,
+                    int("a product", n)?,
+                    int("a product", m)?,
+                    int("a product", k)?,
+                    (&raw const one).cast(),
+                    right as *const _,
+                    cudaDataType_t::CUDA_R_16BF,
+                    int("a product", n)?,
+                    left as *const _,
+                    cudaDataType_t::CUDA_R_16BF,
+                    int("a product", m)?,
+                    (&raw const zero).cast(),
+                    to as *mut _,
+                    cudaDataType_t::CUDA_R_32F,
+                    int("a product", n)?,
+                    cublasComputeType_t::CUBLAS_COMPUTE_32F,
+                    cublasGemmAlgo_t::CUBLAS_GEMM_DEFAULT_TENSOR_OP,
+                )
+            }
+            .map_err(|e| Error::Cuda(Box::new(e)))?;
+        }
+        Ok(tensor(CudaStorage::wrap_cuda_slice(out, device.clone()), (m, n)))
     }
 
     /// The gradient to the bias, (outputs) of `f32`.

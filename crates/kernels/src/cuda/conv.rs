@@ -21,6 +21,7 @@ use candle_core::{CudaDevice, CudaStorage, DType, Error, Result, Shape, Storage,
 use half::bf16;
 
 use super::cudnn::{Attempt, aligned, choose};
+use super::filter::on_device::{from_channels_last, to_channels_last};
 use super::launch::{View, int};
 use super::tensor::{Reading, gpu, recorded2, tensor};
 use crate::conv::Geometry;
@@ -43,8 +44,7 @@ pub(crate) fn conv2d(x: &Tensor, weight: &Tensor, geometry: Geometry) -> Result<
         let zeros = gpu(&x)?.0.zeros_impl(&Shape::from((n * oh * ow * o).max(1)), kind)?;
         return Ok(tensor(zeros, shape));
     }
-    // (O, C / groups, kh, kw) as PyTorch keeps it; cuDNN's channels-last order is (O, kh, kw, C / groups).
-    let filter = weight.detach().to_dtype(kind)?.permute((0, 2, 3, 1))?.contiguous()?;
+    let filter = to_channels_last(&weight.detach(), kind)?;
     let y = any_layout(geometry, Pass::Forward, [&x.detach(), &filter])?;
     recorded2("conv2d", [&x, weight], y, shape, move |[x, weight], _, grad| {
         let dx = match x.track_op() {
@@ -54,7 +54,7 @@ pub(crate) fn conv2d(x: &Tensor, weight: &Tensor, geometry: Geometry) -> Result<
         let dw = match weight.track_op() {
             true => {
                 let dw = tensor(any_layout(geometry, Pass::Weight, [&x.detach(), grad])?, filter.shape().clone());
-                Some(dw.permute((0, 3, 1, 2))?.contiguous()?.to_dtype(weight.dtype())?)
+                Some(from_channels_last(&dw, weight.dtype())?)
             }
             false => None,
         };

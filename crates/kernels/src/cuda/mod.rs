@@ -25,6 +25,8 @@ pub(crate) mod elementwise;
 #[cfg(any(test, feature = "emulation"))]
 pub(crate) mod emulated;
 pub(crate) mod epps_pulley;
+#[cfg(any(feature = "cudnn", feature = "emulation", test))]
+pub(crate) mod filter;
 pub(crate) mod flash;
 mod graph;
 pub(crate) mod launch;

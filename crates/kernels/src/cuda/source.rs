@@ -32,6 +32,7 @@ sources! {
     COLUMNS "columns";
     ELEMENTWISE "elementwise";
     EPPS_PULLEY "epps_pulley";
+    FILTER "filter";
     FLASH "flash" after "mma.cuh";
     LAYER_NORM "layer_norm";
     POOL "pool";

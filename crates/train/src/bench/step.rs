@@ -137,21 +137,35 @@ pub fn bench_step(bench: &BenchStep, tick: &mut dyn FnMut(usize)) -> Result<Benc
     let go = if crate::device::runs_ahead(&device) { backward_unseen } else { backward };
     let not_finite = || Error::Config("the loss is not finite".into());
     let mut last = None;
+    // Past the epochs in which DINO's last layer is frozen, so that a step does all its work.
+    let at = |i: usize| At {
+        step: 1000 + i as u64,
+        epoch: 10,
+        steps_per_epoch: 100,
+        epochs: 100,
+        seed: 0,
+        precision: bench.precision,
+    };
     for i in 0..=bench.steps + usize::from(on_cpu) {
         if i > bench.steps {
             trace::start();
         }
         let start = Instant::now();
-        // Past the epochs in which DINO's last layer is frozen, so that a step does all its work.
-        let at = At { step: 1000 + i as u64, epoch: 10, steps_per_epoch: 100, epochs: 100, seed: 0, precision: bench.precision };
-        let made = go(&mut *method, &views, &at, bench.micro_batch)?;
-        let mut gradients = made.gradients.ok_or_else(not_finite)?;
-        last = Some(made.output.loss);
-        method.adjust_gradients(&mut gradients, &at)?;
-        optimizer.step(&gradients, 0.01, weight_decay)?;
-        method.after_step(&at)?;
-        // Devices work behind the program's back: the step has ended when they have.
-        device.synchronize()?;
+        let mut step = || -> Result<()> {
+            let at = at(i);
+            let made = go(&mut *method, &views, &at, bench.micro_batch)?;
+            let mut gradients = made.gradients.ok_or_else(not_finite)?;
+            last = Some(made.output.loss);
+            method.adjust_gradients(&mut gradients, &at)?;
+            optimizer.step(&gradients, 0.01, weight_decay)?;
+            method.after_step(&at)?;
+            // Devices work behind the program's back: the step has ended when they have.
+            Ok(device.synchronize()?)
+        };
+        if let Err(error) = step() {
+            let part = crate::memory::part(bench.batch, bench.micro_batch);
+            return Err(crate::memory::explained(error, &mut *method, (&device, &bench.device), &at(i), part));
+        }
         let seconds = start.elapsed().as_secs_f64();
         if i > bench.steps {
             traced = profile(&trace::stop(), seconds);

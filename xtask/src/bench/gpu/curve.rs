@@ -1,5 +1,6 @@
 //! Losses of runs, read from their metrics, and how far two runs' are apart.
 
+use std::ops::RangeInclusive;
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
@@ -29,13 +30,13 @@ fn read(metrics: &str, key: &str) -> Curve {
     all.collect::<std::collections::BTreeMap<_, _>>().into_iter().collect()
 }
 
-/// The largest difference of two curves at the same step, as a share of the first, and how many steps both have.
+/// The largest difference of two curves at the same of these steps, as a share of the first, and how many of them both have.
 ///
 /// # Errors
 /// When they have no step in common.
-pub fn apart(a: &[(u64, f64)], b: &[(u64, f64)], last: u64) -> Result<(f64, usize)> {
+pub fn apart(a: &[(u64, f64)], b: &[(u64, f64)], steps: RangeInclusive<u64>) -> Result<(f64, usize)> {
     let b: std::collections::BTreeMap<u64, f64> = b.iter().copied().collect();
-    let common = a.iter().filter(|(step, _)| *step <= last).filter_map(|(step, x)| Some((x, b.get(step)?)));
+    let common = a.iter().filter(|(step, _)| steps.contains(step)).filter_map(|(step, x)| Some((x, b.get(step)?)));
     let differences: Vec<f64> = common.map(|(x, y)| ((x - y) / x).abs()).collect();
     if differences.is_empty() {
         bail!("the two runs have no step in common");
@@ -45,14 +46,14 @@ pub fn apart(a: &[(u64, f64)], b: &[(u64, f64)], last: u64) -> Result<(f64, usiz
     Ok((differences.iter().map(far).fold(0.0, f64::max), differences.len()))
 }
 
-/// The difference of two curves' means over the steps that both have, as a share of the first's, and how many steps these are: for runs whose
-/// rounding differs much, which go ways of their own after some steps.
+/// The difference of two curves' means over those of these steps that both have, as a share of the first's, and how many there are: for runs
+/// whose rounding differs, which go ways of their own after some steps.
 ///
 /// # Errors
 /// When they have no step in common.
-pub fn means_apart(a: &[(u64, f64)], b: &[(u64, f64)], last: u64) -> Result<(f64, usize)> {
+pub fn means_apart(a: &[(u64, f64)], b: &[(u64, f64)], steps: RangeInclusive<u64>) -> Result<(f64, usize)> {
     let b: std::collections::BTreeMap<u64, f64> = b.iter().copied().collect();
-    let common = a.iter().filter(|(step, _)| *step <= last).filter_map(|(step, x)| Some((*x, *b.get(step)?)));
+    let common = a.iter().filter(|(step, _)| steps.contains(step)).filter_map(|(step, x)| Some((*x, *b.get(step)?)));
     let (sums, count) = common.fold(([0.0, 0.0], 0), |([p, q], n), (x, y)| ([p + x, q + y], n + 1));
     if count == 0 {
         bail!("the two runs have no step in common");
@@ -78,14 +79,15 @@ mod tests {
         assert_eq!(curve, [(1, 2.0), (2, 1.5)]);
         assert_eq!(mean(&curve), Some(1.75));
         assert_eq!(mean(&[]), None);
-        assert_eq!(apart(&curve, &[(2, 1.2), (1, 2.0), (3, 9.0)], 20)?, ((1.5 - 1.2) / 1.5, 2));
-        assert_eq!(apart(&curve, &[(1, 2.0), (2, 9.0)], 1)?, (0.0, 1));
-        assert_eq!(apart(&curve, &[(1, f64::NAN)], 1)?.0, f64::INFINITY);
-        assert!(apart(&curve, &[(7, 1.0)], 20).is_err());
-        assert_eq!(means_apart(&curve, &[(1, 1.5), (2, 2.0), (3, 9.0)], 20)?, (0.0, 2));
-        assert_eq!(means_apart(&curve, &[(1, 1.0), (2, 1.5)], 1)?, (0.5, 1));
-        assert_eq!(means_apart(&curve, &[(1, f64::NAN)], 1)?.0, f64::INFINITY);
-        assert!(means_apart(&curve, &[(7, 1.0)], 20).is_err());
+        assert_eq!(apart(&curve, &[(2, 1.2), (1, 2.0), (3, 9.0)], 1..=20)?, ((1.5 - 1.2) / 1.5, 2));
+        assert_eq!(apart(&curve, &[(1, 2.0), (2, 9.0)], 1..=1)?, (0.0, 1));
+        assert_eq!(apart(&curve, &[(1, f64::NAN)], 1..=1)?.0, f64::INFINITY);
+        assert!(apart(&curve, &[(7, 1.0)], 1..=20).is_err());
+        assert_eq!(apart(&curve, &[(1, 9.0), (2, 1.5)], 2..=20)?, (0.0, 1), "steps before the first do not count");
+        assert_eq!(means_apart(&curve, &[(1, 1.5), (2, 2.0), (3, 9.0)], 1..=20)?, (0.0, 2));
+        assert_eq!(means_apart(&curve, &[(1, 1.0), (2, 1.5)], 1..=1)?, (0.5, 1));
+        assert_eq!(means_apart(&curve, &[(1, f64::NAN)], 1..=1)?.0, f64::INFINITY);
+        assert!(means_apart(&curve, &[(7, 1.0)], 1..=20).is_err());
         Ok(())
     }
 }
