@@ -59,3 +59,24 @@ extern "C" __global__ void add_row_f32_v1(float *x, const float *row, int c, i64
 extern "C" __global__ void add_row_f32_v4(float *x, const float *row, int c, i64 rows, i64 chunk, int lanes) { add_row<float, 4>(x, row, c, rows, chunk, lanes); }
 extern "C" __global__ void add_row_bf16_v1(bf16 *x, const float *row, int c, i64 rows, i64 chunk, int lanes) { add_row<bf16, 1>(x, row, c, rows, chunk, lanes); }
 extern "C" __global__ void add_row_bf16_v4(bf16 *x, const float *row, int c, i64 rows, i64 chunk, int lanes) { add_row<bf16, 4>(x, row, c, rows, chunk, lanes); }
+
+// y = to + (x + row): a branch's last product with its bias, added to what it branched off.
+template <class T, int V>
+__device__ inline void add_branch(const float *to, const T *x, const float *row, float *y, int c, i64 rows, i64 chunk, int lanes) {
+    Tile t = tile<V>(c, rows, chunk, lanes);
+    if (t.c >= c) return;
+    float add[V];
+    for (int v = 0; v < V; v++) add[v] = row[t.c + v];
+    for (i64 i = t.first + t.sub; i < t.last; i += t.subs) {
+        float at[V], stem[V];
+        load(x + i * c + t.c, at);
+        load(to + i * c + t.c, stem);
+        for (int v = 0; v < V; v++) at[v] = stem[v] + (at[v] + add[v]);
+        store(at, y + i * c + t.c);
+    }
+}
+
+extern "C" __global__ void add_branch_f32_v1(const float *to, const float *x, const float *row, float *y, int c, i64 rows, i64 chunk, int lanes) { add_branch<float, 1>(to, x, row, y, c, rows, chunk, lanes); }
+extern "C" __global__ void add_branch_f32_v4(const float *to, const float *x, const float *row, float *y, int c, i64 rows, i64 chunk, int lanes) { add_branch<float, 4>(to, x, row, y, c, rows, chunk, lanes); }
+extern "C" __global__ void add_branch_bf16_v1(const float *to, const bf16 *x, const float *row, float *y, int c, i64 rows, i64 chunk, int lanes) { add_branch<bf16, 1>(to, x, row, y, c, rows, chunk, lanes); }
+extern "C" __global__ void add_branch_bf16_v4(const float *to, const bf16 *x, const float *row, float *y, int c, i64 rows, i64 chunk, int lanes) { add_branch<bf16, 4>(to, x, row, y, c, rows, chunk, lanes); }

@@ -44,6 +44,24 @@ pub(crate) fn add_row<E: Engine>(
     unsafe { launch(e, &COLUMNS, &t.kernel("add_row", kind)?, t.grid(sizes), THREADS, args) }
 }
 
+/// `to` + (`x` + `row`), (rows, c) of `f32`: `to` of `f32` and `x` of type `kind` are (rows, c), `row` (c) of `f32`.
+pub(crate) fn add_branch<E: Engine>(
+    e: &E,
+    kind: DType,
+    [to, x, row]: [View<'_, E::Buffer>; 3],
+    rows: usize,
+    c: usize,
+) -> Result<E::Buffer> {
+    let sizes = Sizes { c, rows, groups: 1 };
+    let t = sizes.tiling(x.aligned(4) && to.aligned(4));
+    let mut y = e.alloc(DType::F32, rows * c)?;
+    let mut args = vec![to.arg(), x.arg(), row.arg(), Arg::Out(&mut y)];
+    args.extend(t.args(sizes)?);
+    // SAFETY: threads take columns below `c` and rows below `rows`.
+    unsafe { launch(e, &COLUMNS, &t.kernel("add_branch", kind)?, t.grid(sizes), THREADS, args)? };
+    Ok(y)
+}
+
 #[cfg(feature = "cuda")]
 pub(crate) use on_device::linear;
 
@@ -180,6 +198,14 @@ mod tests {
                 add_row(&host, kind, view, View::all(&host.floats(DType::F32, &row, 0)), rows, c)?;
                 let want: Vec<f32> = given.iter().enumerate().map(|(i, x)| x + row[i % c]).collect();
                 close(&format!("row added to {rows} x {c} {kind:?}"), &x.read()[2..], &want, tolerance);
+                let stem = host.floats(DType::F32, &values(rows * c, 3), 4);
+                // What the row was added to is the branch here.
+                let branch = x.read()[2..].to_vec();
+                let want: Vec<f32> =
+                    stem.read()[4..].iter().zip(&branch).enumerate().map(|(i, (s, b))| s + b + row[i % c]).collect();
+                let row = host.floats(DType::F32, &row, 0);
+                let y = add_branch(&host, kind, [View { buffer: &stem, offset: 4 }, view, View::all(&row)], rows, c)?;
+                close(&format!("branch added to {rows} x {c} {kind:?}"), &y.read(), &want, 1e-6);
             }
         }
         Ok(())

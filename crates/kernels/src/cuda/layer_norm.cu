@@ -23,9 +23,9 @@ __device__ inline void layer_norm(const float *x, const float *w, const float *b
 extern "C" __global__ void layer_norm_f32(const float *x, const float *w, const float *b, float *y, float *mean, float *scale, int c, i64 rows, float eps) { layer_norm(x, w, b, y, mean, scale, c, rows, eps); }
 extern "C" __global__ void layer_norm_bf16(const float *x, const float *w, const float *b, bf16 *y, float *mean, float *scale, int c, i64 rows, float eps) { layer_norm(x, w, b, y, mean, scale, c, rows, eps); }
 
-// The gradient to x.
+// The gradient to x, added to `add` unless that is null.
 template <class T>
-__device__ inline void layer_norm_input(const float *x, const float *w, const T *g, const float *mean, const float *scale, float *dx, int c, i64 rows) {
+__device__ inline void layer_norm_input(const float *x, const float *w, const T *g, const float *mean, const float *scale, const float *add, float *dx, int c, i64 rows) {
     i64 row = (i64)blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32;
     int lane = threadIdx.x % 32;
     if (row >= rows) return;
@@ -40,12 +40,13 @@ __device__ inline void layer_norm_input(const float *x, const float *w, const T 
     level = warp_sum(level) / c;
     along = warp_sum(along) / c;
     for (int i = lane; i < c; i += 32) {
-        dx[row * c + i] = s * ((widened(g[i]) * w[i] - level) - (x[i] - centre) * s * along);
+        float own = s * ((widened(g[i]) * w[i] - level) - (x[i] - centre) * s * along);
+        dx[row * c + i] = add ? add[row * c + i] + own : own;
     }
 }
 
-extern "C" __global__ void layer_norm_input_f32(const float *x, const float *w, const float *g, const float *mean, const float *scale, float *dx, int c, i64 rows) { layer_norm_input(x, w, g, mean, scale, dx, c, rows); }
-extern "C" __global__ void layer_norm_input_bf16(const float *x, const float *w, const bf16 *g, const float *mean, const float *scale, float *dx, int c, i64 rows) { layer_norm_input(x, w, g, mean, scale, dx, c, rows); }
+extern "C" __global__ void layer_norm_input_f32(const float *x, const float *w, const float *g, const float *mean, const float *scale, const float *add, float *dx, int c, i64 rows) { layer_norm_input(x, w, g, mean, scale, add, dx, c, rows); }
+extern "C" __global__ void layer_norm_input_bf16(const float *x, const float *w, const bf16 *g, const float *mean, const float *scale, const float *add, float *dx, int c, i64 rows) { layer_norm_input(x, w, g, mean, scale, add, dx, c, rows); }
 
 // Sums over a chunk of rows of g (x - mean) scale and of g, (chunks, 2 c): the gradients to weight and bias.
 template <class T, int V>

@@ -43,18 +43,20 @@ pub(crate) fn forward<E: Engine>(
     Ok(out)
 }
 
-/// The gradient to the input; `g`, of type `kind`, is that to the result.
+/// The gradient to the input; `g`, of type `kind`, is that to the result. It is added to `add`, (rows, c) of `f32`, where there is one.
 pub(crate) fn to_input<E: Engine>(
     e: &E,
     kind: DType,
     [x, g, weight]: [View<'_, E::Buffer>; 3],
     [mean, scale]: [View<'_, E::Buffer>; 2],
+    add: Option<View<'_, E::Buffer>>,
     (rows, c): (usize, usize),
 ) -> Result<E::Buffer> {
     let mut dx = e.alloc(DType::F32, rows * c)?;
     let c = int("the number of features", c)?;
-    let args =
-        vec![x.arg(), weight.arg(), g.arg(), mean.arg(), scale.arg(), Arg::Out(&mut dx), Arg::Int(c), Arg::Long(rows as i64)];
+    let add = add.map_or(Arg::Null, View::arg);
+    let stored = [mean.arg(), scale.arg(), add, Arg::Out(&mut dx), Arg::Int(c), Arg::Long(rows as i64)];
+    let args = [x.arg(), weight.arg(), g.arg()].into_iter().chain(stored).collect();
     let grid = [rows.div_ceil(ROWS) as u32, 1, 1];
     // SAFETY: warps take rows below `rows` and their lanes columns below `c`.
     unsafe { launch(e, &LAYER_NORM, &kernel_of("layer_norm_input", kind)?, grid, THREADS, args)? };
@@ -107,7 +109,7 @@ mod on_device {
             let (rx, rg, rw) = (Reading::of(&inside)?, Reading::of(grad)?, Reading::of(&w)?);
             let rows = [View::all(&mean), View::all(&scale)];
             let dx = match x.track_op() {
-                true => Some(to_input(&device, kind, [rx.view()?, rg.view()?, rw.view()?], rows, sizes)?),
+                true => Some(to_input(&device, kind, [rx.view()?, rg.view()?, rw.view()?], rows, None, sizes)?),
                 false => None,
             };
             let affine = match weight.track_op() || bias.track_op() {
@@ -147,7 +149,12 @@ mod tests {
                 let what = format!("{rows} x {c} {kind:?}");
                 close(&what, &out.y.read(), &want.flatten_all()?.to_vec1()?, tolerance);
                 let stored = [View::all(&out.mean), View::all(&out.scale)];
-                let dx = to_input(&host, kind, [vx, vg, View::all(&bw)], stored, (rows, c))?;
+                let dx = to_input(&host, kind, [vx, vg, View::all(&bw)], stored, None, (rows, c))?;
+                let add = host.floats(DType::F32, &values(rows * c, 5), 3);
+                let both =
+                    to_input(&host, kind, [vx, vg, View::all(&bw)], stored, Some(View { buffer: &add, offset: 3 }), (rows, c))?;
+                let sum: Vec<f32> = dx.read().iter().zip(&add.read()[3..]).map(|(a, b)| a + b).collect();
+                close(&format!("{what}, added"), &both.read(), &sum, 1e-6);
                 let affine = to_affine(&host, kind, [vx, vg], stored, (rows, c))?.read();
                 if rows == 0 {
                     assert_eq!(affine, vec![0.0; 2 * c], "nothing to sum");

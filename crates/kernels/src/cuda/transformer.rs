@@ -14,10 +14,20 @@ use crate::transformer::{Affine, TransformerParameters};
 pub(crate) trait Primitives: Send + Sync + 'static {
     /// Layer norm of `x` in `f32`, with a result of type `kind`.
     fn norm(&self, x: &Tensor, layer: [&Tensor; 2], eps: f64, kind: DType) -> Result<Normed>;
-    /// The gradients to the input in `f32`, to weight and bias.
-    fn norm_backward(&self, x: &Tensor, weight: &Tensor, normed: &Normed, g: &Tensor, eps: f64) -> Result<[Tensor; 3]>;
+    /// The gradient to the input plus what comes from beside the norm, in `f32`; the gradients to weight and bias. Of the gradient to the result and
+    /// what comes from beside.
+    fn norm_backward(
+        &self,
+        x: &Tensor,
+        weight: &Tensor,
+        normed: &Normed,
+        g_and_beside: [&Tensor; 2],
+        eps: f64,
+    ) -> Result<[Tensor; 3]>;
     /// x · weightᵀ + bias, with x and weight of one type.
     fn linear(&self, x: &Tensor, weight: &Tensor, bias: &Tensor) -> Result<Tensor>;
+    /// The same added to `to`, in `f32`.
+    fn linear_added(&self, to: &Tensor, x: &Tensor, weight: &Tensor, bias: &Tensor) -> Result<Tensor>;
     /// The gradients to the input in its own type, to weight and bias in `f32`.
     fn linear_backward(&self, x: &Tensor, weight: &Tensor, g: &Tensor) -> Result<[Tensor; 3]>;
     /// GELU.
@@ -142,10 +152,10 @@ fn forward<P: Primitives>(
     let qkv = linear(&norm1.y, &w.qkv)?.reshape((n, t, 3 * c))?;
     let (attended, kept) = p.attention(&qkv, heads)?;
     let attended = attended.reshape((n * t, c))?;
-    let middle = (x + linear(&attended, &w.proj)?.to_dtype(x.dtype())?)?;
+    let middle = p.linear_added(x, &attended, &w.proj[0], &w.proj[1])?;
     let norm2 = norm(&middle, &w.norm2)?;
     let inside = linear(&norm2.y, &w.fc1)?;
-    let y = (&middle + linear(&p.gelu(&inside)?, &w.fc2)?.to_dtype(x.dtype())?)?;
+    let y = p.linear_added(&middle, &p.gelu(&inside)?, &w.fc2[0], &w.fc2[1])?;
     Ok((y, Block { weights: w, x: x.clone(), norm1, qkv, attended, kept, middle, norm2, inside }))
 }
 
@@ -165,16 +175,15 @@ fn backward<P: Primitives>(
     let d = p.gelu_backward(&inside, &d)?;
     drop(inside);
     let [d, fc1, fc1_bias] = p.linear_backward(&norm2.y, &w.fc1[0], &d)?;
-    let [d, norm2, norm2_bias] = p.norm_backward(&middle, &w.norm2[0], &norm2, &d, eps)?;
+    let [g, norm2, norm2_bias] = p.norm_backward(&middle, &w.norm2[0], &norm2, [&d, g], eps)?;
     drop(middle);
-    let g = (g + d)?;
     let [d, proj, proj_bias] = p.linear_backward(&attended, &w.proj[0], &g.to_dtype(kind)?)?;
     let d = p.attention_backward(&qkv, &attended.reshape((n, t, c))?, &kept, &d.reshape((n, t, c))?, heads)?;
     drop((qkv, attended, kept));
     let [d, qkv, qkv_bias] = p.linear_backward(&norm1.y, &w.qkv[0], &d.reshape((n * t, 3 * c))?)?;
-    let [d, norm1, norm1_bias] = p.norm_backward(&x, &w.norm1[0], &norm1, &d, eps)?;
+    let [g, norm1, norm1_bias] = p.norm_backward(&x, &w.norm1[0], &norm1, [&d, &g], eps)?;
     let gradients = vec![norm1, norm1_bias, qkv, qkv_bias, proj, proj_bias, norm2, norm2_bias, fc1, fc1_bias, fc2, fc2_bias];
-    Ok(((g + d)?, gradients))
+    Ok((g, gradients))
 }
 
 #[cfg(feature = "cuda")]
@@ -185,6 +194,7 @@ mod on_device {
     use candle_core::{DType, Result, Tensor};
 
     use super::super::elementwise::{self, Activation};
+    use super::super::launch::View;
     use super::super::tensor::{Reading, gpu, tensor};
     use super::super::{attention, columns, layer_norm};
     use super::{Kept, Normed, Primitives};
@@ -200,18 +210,35 @@ mod on_device {
             Ok(Normed { y: tensor(out.y, (rows, c)), mean: tensor(out.mean, rows), scale: tensor(out.scale, rows) })
         }
 
-        fn norm_backward(&self, x: &Tensor, weight: &Tensor, normed: &Normed, g: &Tensor, _: f64) -> Result<[Tensor; 3]> {
+        fn norm_backward(
+            &self,
+            x: &Tensor,
+            weight: &Tensor,
+            normed: &Normed,
+            [g, beside]: [&Tensor; 2],
+            _: f64,
+        ) -> Result<[Tensor; 3]> {
             let (sizes, kind, device) = (x.dims2()?, g.dtype(), gpu(x)?);
-            let (rx, rw, rg) = (Reading::of(x)?, Reading::of(weight)?, Reading::of(g)?);
+            let beside = beside.contiguous()?;
+            let (rx, rw, rg, rb) = (Reading::of(x)?, Reading::of(weight)?, Reading::of(g)?, Reading::of(&beside)?);
             let (mean, scale) = (Reading::of(&normed.mean)?, Reading::of(&normed.scale)?);
             let rows = [mean.view()?, scale.view()?];
-            let dx = layer_norm::to_input(&device, kind, [rx.view()?, rg.view()?, rw.view()?], rows, sizes)?;
+            let dx = layer_norm::to_input(&device, kind, [rx.view()?, rg.view()?, rw.view()?], rows, Some(rb.view()?), sizes)?;
             let both = tensor(layer_norm::to_affine(&device, kind, [rx.view()?, rg.view()?], rows, sizes)?, (2, sizes.1));
             Ok([tensor(dx, x.shape().clone()), both.get(0)?, both.get(1)?])
         }
 
         fn linear(&self, x: &Tensor, weight: &Tensor, bias: &Tensor) -> Result<Tensor> {
             Ok(tensor(columns::on_device::forward(x, weight, Some(bias))?, (x.dim(0)?, weight.dim(0)?)))
+        }
+
+        fn linear_added(&self, to: &Tensor, x: &Tensor, weight: &Tensor, bias: &Tensor) -> Result<Tensor> {
+            let (rows, c) = (x.dim(0)?, weight.dim(0)?);
+            let branch = columns::on_device::forward(x, weight, None)?;
+            let (to, bias) = (to.contiguous()?, bias.contiguous()?);
+            let (rt, rb) = (Reading::of(&to)?, Reading::of(&bias)?);
+            let y = columns::add_branch(&gpu(x)?, x.dtype(), [rt.view()?, View::all(&branch), rb.view()?], rows, c)?;
+            Ok(tensor(y, (rows, c)))
         }
 
         fn linear_backward(&self, x: &Tensor, weight: &Tensor, g: &Tensor) -> Result<[Tensor; 3]> {
@@ -269,12 +296,24 @@ mod tests {
             Ok(Normed { y: layer_norm(x, w, b, eps)?, mean: x.clone(), scale: x.clone() })
         }
 
-        fn norm_backward(&self, x: &Tensor, weight: &Tensor, _: &Normed, g: &Tensor, eps: f64) -> Result<[Tensor; 3]> {
-            gradients([x, weight, &weight.zeros_like()?], g, |v| layer_norm(&v[0], &v[1], &v[2], eps))
+        fn norm_backward(
+            &self,
+            x: &Tensor,
+            weight: &Tensor,
+            _: &Normed,
+            [g, beside]: [&Tensor; 2],
+            eps: f64,
+        ) -> Result<[Tensor; 3]> {
+            let [dx, dw, db] = gradients([x, weight, &weight.zeros_like()?], g, |v| layer_norm(&v[0], &v[1], &v[2], eps))?;
+            Ok([(beside + dx)?, dw, db])
         }
 
         fn linear(&self, x: &Tensor, weight: &Tensor, bias: &Tensor) -> Result<Tensor> {
             linear(x, weight, Some(bias))
+        }
+
+        fn linear_added(&self, to: &Tensor, x: &Tensor, weight: &Tensor, bias: &Tensor) -> Result<Tensor> {
+            to + linear(x, weight, Some(bias))?
         }
 
         fn linear_backward(&self, x: &Tensor, weight: &Tensor, g: &Tensor) -> Result<[Tensor; 3]> {
