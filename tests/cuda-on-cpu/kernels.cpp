@@ -24,6 +24,16 @@ static string text_of(const string &path) {
     return all.str();
 }
 
+// What the processor can do: libraries made for another one don't run here.
+static const string &processor() {
+    static const string flags = [] {
+        const string all = text_of("/proc/cpuinfo");
+        size_t at = all.find("flags");
+        return at == string::npos ? string() : all.substr(at, all.find('\n', at) - at);
+    }();
+    return flags;
+}
+
 void compile(Kernel &kernel) {
     if (kernel.entry) return;
     Translated code = kernel.module->translated(*kernel.function);
@@ -34,15 +44,15 @@ void compile(Kernel &kernel) {
     const char *named = getenv("CUDA_ON_CPU_CACHE"), *compiler = getenv("CXX");
     const string folder = named ? named : "/tmp/cuda-on-cpu";
     mkdir(folder.c_str(), 0700);
+    const string flags = " -std=c++17 -O1 -march=native -ffp-contract=off -fno-strict-aliasing -w -shared -fPIC -I '" + sources + "'";
     char key[32];
-    snprintf(key, sizeof key, "%016zx", std::hash<string>{}(code.text + header));
+    snprintf(key, sizeof key, "%016zx", std::hash<string>{}(code.text + header + (compiler ? compiler : "") + flags + processor()));
     const string stem = folder + "/" + kernel.function->name.substr(0, 100) + "-" + key, library = stem + ".so";
     if (access(library.c_str(), R_OK) != 0) {
         // Of this process until it is whole.
         const string own = stem + "-" + std::to_string(getpid());
         std::ofstream(own + ".cpp") << code.text;
-        const string command = string(compiler ? compiler : "c++") + " -std=c++17 -O1 -march=native -ffp-contract=off -fno-strict-aliasing -w -shared -fPIC -I '" +
-                               sources + "' -o '" + own + ".so' '" + own + ".cpp' 2> '" + own + ".log'";
+        const string command = (compiler ? compiler : "c++") + flags + " -o '" + own + ".so' '" + own + ".cpp' 2> '" + own + ".log'";
         if (system(command.c_str()) != 0)
             throw std::runtime_error(kernel.function->name + " does not compile, see " + own + ".cpp: " + text_of(own + ".log").substr(0, 2000));
         rename((own + ".so").c_str(), library.c_str());
@@ -51,6 +61,7 @@ void compile(Kernel &kernel) {
     }
     void *loaded = dlopen(library.c_str(), RTLD_NOW | RTLD_LOCAL);
     if (!loaded) throw std::runtime_error(string("a kernel's library is not loaded: ") + dlerror());
+    ((void (*)(void (*)(u64, u64)))dlsym(loaded, "cuda_on_cpu_variables"))(variable_there);
     kernel.entry = (Entry)dlsym(loaded, "cuda_on_cpu_entry");
 }
 
@@ -97,7 +108,8 @@ void fibre() {
 void prepare(Thread &t) {
     if (!t.stack) {
         void *room = mmap(nullptr, STACK, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-        if (room == MAP_FAILED) abort();
+        // The page below is nobody's, so that a stack that is too small shows.
+        if (room == MAP_FAILED || mprotect(room, 4096, PROT_NONE) != 0) abort();
         t.stack = (u8 *)room;
     }
     // As the switch leaves it: six registers, and where to return to. A function begins 8 bytes off a multiple of 16.

@@ -23,6 +23,9 @@ void compile(Kernel &kernel);
 // Runs all blocks, in ascending order of blocks, warps and threads, or in descending order.
 void run(Kernel &kernel, Dim grid, Dim block, unsigned dynamic_shared, const u8 *params, bool descending);
 
+// A module's variable, which is memory of the device from then on.
+void variable_there(u64 address, u64 bytes);
+
 // The live allocation of the device's memory that holds the address.
 bool allocation_of(u64 address, u64 &first, u64 &end);
 std::string nearest_allocation(u64 address);

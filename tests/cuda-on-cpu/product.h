@@ -163,7 +163,8 @@ template <class T> void tile(Index depth, const T *a, const T *b, T *sums, Index
 // a (m, k) times b (k, n). Calls store(row, column, sum) for every element of the result.
 template <class T, class Store> void product(Index m, Index n, Index k, const Matrix &a, const Matrix &b, Store store) {
     constexpr Index width = 2 * VECTOR / sizeof(T), high = 1024 / sizeof(T), wide = COLUMNS * 20, deep = 256;
-    static thread_local std::vector<T> memory[3];
+    // Never freed: work may run while its thread ends.
+    static thread_local std::vector<T> *memory = new std::vector<T>[3];
     T *pa = room(memory[0], high * deep), *pb = room(memory[1], wide * deep), *sums = room(memory[2], high * wide);
     Matrix across{b.data, b.kind, b.column, b.row, b.factor};
     auto whole = [](Index count, Index each) { return (count + each - 1) / each * each; };

@@ -17,6 +17,9 @@ struct Variable {
     unsigned long long bytes = 0;
 };
 
+// Of a declaration, after its space: ".align 8 .b8 name[16]".
+Variable variable(const std::string &space, const std::string &declared);
+
 struct Function {
     std::string name;
     bool entry = false;

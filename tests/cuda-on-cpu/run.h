@@ -1,6 +1,7 @@
 // What kernels need that were translated from PTX to C++: numbers, memory with a look at its bounds, and what threads do together.
 // driver.cpp runs them.
 #pragma once
+#include <cfenv>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -190,15 +191,45 @@ template <class T> static inline T abs_(T a) {
     else return a < 0 ? neg_(a) : a;
 }
 template <class T> static inline T min_(T a, T b) {
-    if constexpr (IsFloat<T>::value) return a != a ? b : b != b ? a : b < a ? b : a;
+    // Of zeros the negative one is less.
+    if constexpr (IsFloat<T>::value) return a != a ? b : b != b ? a : b < a || (b == a && std::signbit((double)b)) ? b : a;
     else return b < a ? b : a;
 }
 template <class T> static inline T max_(T a, T b) {
-    if constexpr (IsFloat<T>::value) return a != a ? b : b != b ? a : a < b ? b : a;
+    if constexpr (IsFloat<T>::value) return a != a ? b : b != b ? a : a < b || (b == a && std::signbit((double)a)) ? b : a;
     else return a < b ? b : a;
 }
 template <class T> static inline T min_nan(T a, T b) { return a != a ? a : b != b ? b : min_(a, b); }
 template <class T> static inline T max_nan(T a, T b) { return a != a ? a : b != b ? b : max_(a, b); }
+// Rounded toward zero, down or up; what is volatile is not moved out of the mode.
+#define ROUNDED __attribute__((noinline, optimize("rounding-math")))
+template <class F> ROUNDED static auto in_mode(int mode, F f) {
+    int before = std::fegetround();
+    std::fesetround(mode);
+    auto y = f();
+    std::fesetround(before);
+    return y;
+}
+template <class T> ROUNDED static T add_to(int mode, T a, T b) {
+    volatile T x = a, y = b;
+    return in_mode(mode, [&]() ROUNDED { volatile T z = x + y; return (T)z; });
+}
+template <class T> ROUNDED static T sub_to(int mode, T a, T b) {
+    volatile T x = a, y = b;
+    return in_mode(mode, [&]() ROUNDED { volatile T z = x - y; return (T)z; });
+}
+template <class T> ROUNDED static T mul_to(int mode, T a, T b) {
+    volatile T x = a, y = b;
+    return in_mode(mode, [&]() ROUNDED { volatile T z = x * y; return (T)z; });
+}
+template <class T> ROUNDED static T div_to(int mode, T a, T b) {
+    volatile T x = a, y = b;
+    return in_mode(mode, [&]() ROUNDED { volatile T z = x / y; return (T)z; });
+}
+template <class T> ROUNDED static T fma_to(int mode, T a, T b, T c) {
+    volatile T x = a, y = b, w = c;
+    return in_mode(mode, [&]() ROUNDED { volatile T z = std::fma((T)x, (T)y, (T)w); return (T)z; });
+}
 template <class T> static inline T clamp01(T a) { return a != a ? T(0.0f) : a < 0 ? T(0.0f) : a > 1 ? T(1.0f) : a; }
 #define PAIRS1(name) template <class E> static inline Two<E> name(Two<E> a) { return {name(a.lo), name(a.hi)}; }
 #define PAIRS2(name) template <class E> static inline Two<E> name(Two<E> a, Two<E> b) { return {name(a.lo, b.lo), name(a.hi, b.hi)}; }
@@ -281,7 +312,7 @@ template <class T> static inline T sub_carry(Thread &t, T a, T b, bool in, bool 
 
 // Numbers to whole numbers: beyond the range the nearest, NaN as 0.
 template <class T> static inline T whole(double x) {
-    if (x != x) return 0;
+    if (x != x) return sizeof(T) == 8 ? (T)((u64)1 << 63) : 0;
     const bool is_signed = T(-1) < T(0);
     const double high = is_signed ? std::ldexp(1.0, 8 * sizeof(T) - 1) : std::ldexp(1.0, 8 * sizeof(T));
     if (x >= high) return is_signed ? (T)~((u64)1 << (8 * sizeof(T) - 1)) : (T)~(u64)0;
@@ -306,9 +337,11 @@ static inline u32 tf32_of(float x) {
 // Of the warp.
 
 static inline Thread &lane_of(Thread &t, u32 lane) { return t.block->threads[t.index - t.lane + lane]; }
+// Lanes of the mask that are there: none beyond the block's end, and none that has left.
 static inline u32 members(Thread &t, u32 mask) {
-    u32 left = t.block->count - (t.index - t.lane);
-    return left < 32 ? mask & ((1u << left) - 1) : mask;
+    u32 first = t.index - t.lane, left = t.block->count - first, there = 0;
+    for (u32 i = 0; i < 32 && i < left; i++) there |= (u32)(t.block->threads[first + i].wait != DONE) << i;
+    return mask & there;
 }
 enum Shuffle { UP, DOWN, BUTTERFLY, INDEX };
 static inline u32 shuffle(Thread &t, Shuffle kind, u32 a, u32 b, u32 c, u32 mask, bool &there) {

@@ -125,6 +125,13 @@ static void instructions() {
     instruction("cvt.rn.bf16.f32 %h1, %f4; cvt.u32.u16 %r9, %h1;", {0x3f818000}, 0x3f82);
     instruction("cvt.rn.bf16x2.f32 %r9, %f4, %f5;", {word(1), word(2)}, 0x3f804000);
     instruction("cvt.rn.f16.f32 %h1, %f4; cvt.u32.u16 %r9, %h1;", {word(1)}, 0x3c00);
+    instruction("add.rz.f32 %f9, %f4, %f5;", {0x3effffff, word(0.5f)}, 0x3f7fffff);
+    instruction("add.rp.f32 %f9, %f4, %f5;", {word(1), 1}, 0x3f800001);
+    instruction("fma.rm.f32 %f9, %f4, %f5, %f6;", {word(1), word(1), 0x80000001}, 0x3f7fffff);
+    instruction("min.f32 %f9, %f4, %f5;", {0, 0x80000000}, 0x80000000);
+    instruction("cvt.rzi.s64.f32 %rd4, %f4; shr.u64 %rd4, %rd4, 32; cvt.u32.u64 %r9, %rd4;", {nan}, 0x80000000);
+    instruction("mov.u32 %r9, %r4; sub.u32 %r9, %r5, %r9; add.u32 %r9, %r9, %r9;", {3, 10}, 14);
+    instruction("{ .local .align 8 .b8 own[8]; .reg .b64 %at; mov.u64 %at, own; cvta.local.u64 %at, %at; st.u32 [%at+4], %r4; ld.u32 %r9, [%at+4]; }", {9}, 9);
     instruction("cvt.s32.s8 %r9, %r4;", {0x80}, 0xffffff80);
     instruction("cvt.sat.u8.s32 %r9, %r4;", {300}, 255);
     instruction("cvt.f64.f32 %fd1, %f4; cvt.rz.f32.f64 %f9, %fd1;", {word(1.5f)}, word(1.5f));
@@ -149,6 +156,14 @@ static void together() {
     need(got[40] == 0x55555555, "vote.ballot");
     got = run(at + "redux.sync.add.s32 %r5, %r4, -1; st.global.u32 [%rd7], %r5;", in, 64, 64);
     need(got[33] == 32 * 132 + 496, "redux.add");
+    // Half of the warp has left.
+    got = run(at + "setp.gt.u32 %p1, %r2, 15; @%p1 ret; setp.eq.u32 %p2, %r2, 99; vote.sync.ballot.b32 %r5, %p2, -1; redux.sync.add.s32 %r6, 1, -1; add.u32 %r5, %r5, %r6; st.global.u32 [%rd7], %r5;", in, 64, 32);
+    need(got[3] == 16, "lanes that have left take no part");
+    got = run("atom.global.dec.u32 %r5, [%rd2], 7;", {1}, 1, 2);
+    need(got[0] == 6, "atom.dec");
+    got = run("mov.u64 %rd5, table; mul.wide.u32 %rd6, %r2, 4; add.u64 %rd5, %rd5, %rd6; ld.global.u32 %r5, [%rd5]; add.u64 %rd7, %rd2, %rd6; st.global.u32 [%rd7], %r5;",
+              {1}, 3, 3, ".global .align 4 .u32 table[3] = {7, 8, 9};\n");
+    need(got[0] == 7 && got[2] == 9, "a module's table");
     got = run("atom.global.add.u32 %r5, [%rd2], 1;", {1}, 1, 64);
     need(got[0] == 0xffffffffu + 64, "atom.add; memory is filled with ones at first");
 }
@@ -183,6 +198,7 @@ static void mistakes() {
     seen("no multiple of its 8 bytes", [&] { run("ld.global.u64 %rd6, [%rd1+4];", {1, 2, 3, 4}, 1); });
     seen("beyond its end", [&] { run("mov.u32 %r9, room; st.shared.u32 [%r9+16], %r1;", {1}, 1, 1, ".shared .align 4 .b8 room[16];\n"); });
     seen("others have passed by", [&] { run("setp.lt.u32 %p1, %r2, 5; @%p1 bra $L; bar.sync 0;\n$L:", {1}, 1, 64); });
+    seen("no multiple of its bytes", [&] { run("ld.u32 %r9, [%rd1+2];", {1, 2}, 1); });
     seen("a copy to the device", [] {
         CUdeviceptr x;
         DO(cuMemAlloc(&x, 8));
@@ -234,6 +250,15 @@ static void order() {
     DO(cuMemcpyDtoDAsync(y, x, 4, two));
     DO(cuMemcpyDtoHAsync(&got, y, 4, two));
     need(got == 9, "an event orders streams");
+    // Memory is there when its stream comes to it: what another stream wrote before is lost.
+    CUdeviceptr z;
+    DO(cuStreamSynchronize(one));
+    DO(cuMemAllocAsync(&z, 4, one));
+    DO(cuMemcpyHtoDAsync(z, &plain, 4, two));
+    DO(cuStreamSynchronize(two));
+    DO(cuMemcpyDtoHAsync(&got, z, 4, one));
+    need(got == (late ? 0xffffffffu : 9u), "allocations are ordered by their stream");
+    DO(cuMemFreeAsync(z, one));
     DO(cuMemFreeAsync(x, one));
     DO(cuMemFreeAsync(y, two));
     DO(cuCtxSynchronize());

@@ -6,7 +6,7 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use clap::Args;
 
 use crate::ci::{duration, step};
@@ -28,6 +28,7 @@ pub struct CheckTargetsArgs {
 /// # Errors
 /// A target that can't be added, code that does not compile, a lint.
 pub fn run(args: &CheckTargetsArgs) -> Result<()> {
+    ensure!(cfg!(unix), "check-targets needs a Unix system: what takes the C compiler's place is a shell script");
     let start = std::time::Instant::now();
     // A folder of its own: objects that a stand-in left empty must not be taken by a build that links.
     let folder = Path::new(shell::metadata()?.target_directory.as_str()).join("check-targets");

@@ -4,6 +4,7 @@
 use candle_core::Device;
 use twinsight_kernels::{open_cuda, open_metal};
 
+use crate::memory::Fits;
 use crate::{Error, Result};
 
 /// A device as it is named: `cpu`, `cuda`, `cuda:1`, `metal`, `metal:1`.
@@ -95,20 +96,18 @@ pub(crate) fn is_out_of_memory(error: &Error) -> bool {
     WORDS.iter().any(|words| text.contains(words))
 }
 
-/// The words for a device whose memory was too small for `part` images in the encoder at a time, and what to do; `fits`: how many would fit, where
-/// steps were measured.
-pub(crate) fn out_of_memory(device: &str, part: usize, fits: Option<usize>) -> Error {
-    let (size, known) = match fits {
-        Some(fits) => (fits, format!("the largest batch that would fit is about {fits} (measured with smaller ones); ")),
-        None => (part / 2, String::new()),
-    };
+/// The words for a device whose memory was too small for `part` images in the encoder at a time, and what to do.
+pub(crate) fn out_of_memory(device: &str, part: usize, fits: Fits) -> Error {
+    let known = fits.batch.map(|most| format!("the largest batch that would fit is about {most} (measured with smaller ones); "));
+    let size = fits.part.or(fits.batch).unwrap_or(part / 2);
     let advice = match size {
         0 | 1 => "a smaller encoder or smaller views are needed".to_string(),
         size => format!(
-            "{known}try --micro-batch {size}, which gives the gradients of the same batch from parts of it, or a smaller --batch"
+            "try --micro-batch {size}, which gives the gradients of the same batch from parts of it, or a smaller --batch"
         ),
     };
-    Error::Config(format!("{device} has not enough memory for {part} images in the encoder at a time: {advice}"))
+    let known = known.unwrap_or_default();
+    Error::Config(format!("{device} has not enough memory for {part} images in the encoder at a time: {known}{advice}"))
 }
 
 #[cfg(test)]
@@ -149,8 +148,12 @@ mod tests {
         assert!(full("Failed to create metal resource: Buffer") && !full("Failed to create metal resource: CommandQueue"));
         assert!(!full("a full disk"));
         let words = |part, fits| out_of_memory("cuda", part, fits).to_string();
-        assert!(words(256, None).contains("256 images") && words(256, None).contains("--micro-batch 128"));
-        assert!(words(256, Some(96)).contains("about 96 (measured") && words(256, Some(96)).contains("--micro-batch 96"));
-        assert!(words(2, None).contains("smaller encoder") && words(64, Some(1)).contains("smaller encoder"));
+        let nothing = Fits::default();
+        assert!(words(256, nothing).contains("256 images") && words(256, nothing).contains("--micro-batch 128"));
+        let both = words(256, Fits { batch: Some(96), part: Some(120) });
+        assert!(both.contains("about 96 (measured") && both.contains("--micro-batch 120"), "{both}");
+        assert!(words(256, Fits { batch: Some(96), part: None }).contains("--micro-batch 96"));
+        assert!(words(2, nothing).contains("smaller encoder"));
+        assert!(words(64, Fits { batch: None, part: Some(1) }).contains("smaller encoder"));
     }
 }

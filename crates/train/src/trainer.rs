@@ -145,7 +145,8 @@ impl Trainer {
                 precision: self.config.network.precision,
             };
             let part = crate::memory::part(self.config.batch, self.config.micro_batch);
-            crate::memory::explained(error, &mut *self.method, (&self.device, &self.config.device), &at, part)
+            let sizes = (self.config.batch, part);
+            crate::memory::explained(error, &mut *self.method, (&self.device, &self.config.device), &at, sizes)
         })
     }
 

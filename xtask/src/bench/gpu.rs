@@ -85,7 +85,7 @@ pub struct GpuArgs {
     #[arg(long, default_value_t = 0.01)]
     tolerance: f64,
     /// Of `agree` and `resume`: most that mean losses may differ by, as a share: with bf16 and with f32, and to the end after a resume.
-    #[arg(long, default_value_t = 0.02)]
+    #[arg(long, default_value_t = 0.005)]
     mean_tolerance: f64,
     /// Where runs, figures and the report go: a folder, made where it is missing.
     #[arg(long, default_value = "target/gpu")]

@@ -8,6 +8,10 @@ use anyhow::{Context, Result, ensure};
 
 use crate::shell;
 
+/// The driver's sources.
+const DRIVER: &[&str] =
+    &["driver.cpp", "memory.cpp", "streams.cpp", "kernels.cpp", "translate.cpp", "instructions.cpp", "ptx.cpp"];
+
 /// A stand-in: its name, the name that programs load it by, and its sources.
 struct Library {
     name: &'static str,
@@ -16,14 +20,14 @@ struct Library {
 }
 
 const LIBRARIES: [Library; 4] = [
-    Library { name: "cuda", loaded: "libcuda.so.1", sources: &["driver.cpp", "kernels.cpp", "ptx.cpp"] },
+    Library { name: "cuda", loaded: "libcuda.so.1", sources: DRIVER },
     Library { name: "cublas", loaded: "libcublas.so.13", sources: &["blas.cpp"] },
     Library { name: "cudnn", loaded: "libcudnn.so.9", sources: &["dnn.cpp"] },
     Library { name: "curand", loaded: "libcurand.so.10", sources: &["rand.cpp"] },
 ];
 
 /// Tests that use a device where one opens.
-const TESTS: [&str; 5] = ["cuda", "golden", "device_views", "device_fine_tune", "device_runs"];
+const TESTS: [&str; 6] = ["cuda", "golden", "device_views", "device_fine_tune", "device_runs", "device_memory"];
 
 /// In which order what is not ordered is done.
 const ORDERS: [&str; 2] = ["late", "early"];
@@ -46,6 +50,8 @@ pub fn run(toolkit: &Path, nvrtc: &Path, target: &Path, cargo: impl Fn(&[&str]) 
     let (linked, loaded) = (paths("LIBRARY_PATH")?, paths("LD_LIBRARY_PATH")?);
     let with = |command: &mut Command, order: &str| {
         command.env("LD_LIBRARY_PATH", &loaded).env("CUDA_ON_CPU_ORDER", order).env("CUDA_ON_CPU_CACHE", folder.join("kernels"));
+        // Filled by a test.
+        command.env("CUDA_ON_CPU_MEMORY", (2_u64 << 30).to_string());
         // Smaller products to keep the device busy with: what is late waits without.
         command.env("TWINSIGHT_TEST_DEVICE", "cuda").env("TWINSIGHT_TEST_BUSY", "256");
     };

@@ -164,7 +164,7 @@ pub fn bench_step(bench: &BenchStep, tick: &mut dyn FnMut(usize)) -> Result<Benc
         };
         if let Err(error) = step() {
             let part = crate::memory::part(bench.batch, bench.micro_batch);
-            return Err(crate::memory::explained(error, &mut *method, (&device, &bench.device), &at(i), part));
+            return Err(crate::memory::explained(error, &mut *method, (&device, &bench.device), &at(i), (bench.batch, part)));
         }
         let seconds = start.elapsed().as_secs_f64();
         if i > bench.steps {
