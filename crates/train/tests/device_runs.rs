@@ -159,7 +159,8 @@ fn every_method_begins_as_on_the_processor() -> Result<()> {
         near(&format!("{method} with {encoder}"), &got.losses, &want.losses, 1e-3)?;
         let (off, half_off) = (astray(&got, &want, &start)?, astray(&half, &want, &start)?);
         println!("{method} with {encoder}: weights {off:.1e} of their way apart, with bfloat16 {half_off:.1e}");
-        ensure!(off <= 5e-2, "{method} with {encoder}: weights went {off:e} of their way astray");
+        // AdamW's first steps go by the sign of gradients that are nothing but rounding, such as those to the bias of keys.
+        ensure!(off <= 0.1, "{method} with {encoder}: weights went {off:e} of their way astray");
         // PyTorch's gradients of a ResNet-18 with autocast to bfloat16 are 0.32 of their norm from those with f32; updates by their sign, and by a
         // neighbour that is another, go further. Without any update it would be 1.
         ensure!(half_off <= 0.75, "{method} with {encoder}, bfloat16: weights went {half_off:e} of their way astray");
