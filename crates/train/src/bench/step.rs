@@ -237,3 +237,31 @@ fn peak_rss_mb() -> Option<u64> {
     let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:"))?;
     line.trim().trim_end_matches("kB").trim().parse::<u64>().ok().map(|kb| kb / 1024)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_report_has_the_keys_of_the_peers() -> Result<()> {
+        let bench = BenchStep {
+            method: "simclr".into(),
+            encoder: "resnet_mini".into(),
+            batch: 2,
+            size: 8,
+            local_size: 8,
+            micro_batch: 0,
+            precision: Precision::F32,
+            steps: 1,
+            device: "cpu".into(),
+        };
+        let report = serde_json::to_value(bench_step(&bench, &mut |_| {})?).expect("is JSON");
+        let keys =
+            ["peer", "method", "encoder", "batch", "size", "dtype", "compile", "device", "images_per_s", "step_s", "best_step_s"];
+        for key in keys {
+            assert!(report.get(key).is_some_and(|value| !value.is_null()), "{key}: {report}");
+        }
+        assert!(report.get("peak_rss_mb").is_some() && report["dtype"] == "f32" && report["compile"] == false);
+        Ok(())
+    }
+}
