@@ -41,9 +41,13 @@ void compile(Kernel &kernel) {
     kernel.together = code.together;
     const string sources = CUDA_ON_CPU_SOURCES;
     static const string header = text_of(sources + "/run.h");
-    const char *named = getenv("CUDA_ON_CPU_CACHE"), *compiler = getenv("CXX");
-    const string folder = named ? named : "/tmp/cuda-on-cpu";
+    const char *named = getenv("CUDA_ON_CPU_CACHE"), *temporary = getenv("TMPDIR"), *compiler = getenv("CXX");
+    const string folder = named ? named : string(temporary ? temporary : "/tmp") + "/cuda-on-cpu-" + std::to_string(getuid());
     mkdir(folder.c_str(), 0700);
+    // What lies there is loaded.
+    struct stat there;
+    if (stat(folder.c_str(), &there) != 0 || !S_ISDIR(there.st_mode) || there.st_uid != getuid() || (there.st_mode & 022))
+        throw std::runtime_error(folder + " is no folder that only its owner, this user, writes to; name another by CUDA_ON_CPU_CACHE");
     const string flags = " -std=c++17 -O1 -march=native -ffp-contract=off -fno-strict-aliasing -w -shared -fPIC -I '" + sources + "'";
     char key[32];
     snprintf(key, sizeof key, "%016zx", std::hash<string>{}(code.text + header + (compiler ? compiler : "") + flags + processor()));

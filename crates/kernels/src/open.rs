@@ -46,7 +46,7 @@ pub fn open_metal(number: usize) -> Result<Device> {
     {
         let there = <<candle_core::MetalDevice as std::ops::Deref>::Target>::all().len();
         if number >= there {
-            candle_core::bail!("there is no Metal device {number}; there are {there}");
+            candle_core::bail!("there is no Metal device {number}, of {there}: take one from 0 on below that");
         }
     }
     Device::new_metal(number)
@@ -88,7 +88,7 @@ pub(crate) mod pool {
     pub(crate) fn count_peak(device: &CudaDevice) -> Result<bool> {
         let Some(pool) = of(device)? else { return Ok(false) };
         let mut zero = 0_u64;
-        // SAFETY: as in `keep`; this attribute is set to zero alone.
+        // SAFETY: as in `keep`; this attribute may be set to zero only.
         let set = unsafe {
             mem_pool::set_attribute(
                 pool,

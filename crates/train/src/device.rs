@@ -99,12 +99,16 @@ pub(crate) fn is_out_of_memory(error: &Error) -> bool {
 /// The words for a device whose memory was too small for `part` images in the encoder at a time, and what to do.
 pub(crate) fn out_of_memory(device: &str, part: usize, fits: Fits) -> Error {
     let known = fits.batch.map(|most| format!("the largest batch that would fit is about {most} (measured with smaller ones); "));
-    let size = fits.part.or(fits.batch).unwrap_or(part / 2);
-    let advice = match size {
-        0 | 1 => "a smaller encoder or smaller views are needed".to_string(),
-        size => format!(
-            "try --micro-batch {size}, which gives the gradients of the same batch from parts of it, or a smaller --batch"
-        ),
+    // Half, where nothing was measured.
+    let part_that_fits = if fits == Fits::default() { Some(part / 2) } else { fits.part };
+    let advice = match (part_that_fits.filter(|&n| n > 1), fits.batch.filter(|&n| n > 1)) {
+        (Some(n), _) => {
+            format!("try --micro-batch {n}, which gives the gradients of the same batch from parts of it, or a smaller --batch")
+        }
+        (None, Some(n)) => {
+            format!("try --batch {n}; with the views of the whole batch there, no smaller --micro-batch would fit")
+        }
+        (None, None) => "a smaller encoder or smaller views are needed".to_string(),
     };
     let known = known.unwrap_or_default();
     Error::Config(format!("{device} has not enough memory for {part} images in the encoder at a time: {known}{advice}"))
@@ -152,7 +156,8 @@ mod tests {
         assert!(words(256, nothing).contains("256 images") && words(256, nothing).contains("--micro-batch 128"));
         let both = words(256, Fits { batch: Some(96), part: Some(120) });
         assert!(both.contains("about 96 (measured") && both.contains("--micro-batch 120"), "{both}");
-        assert!(words(256, Fits { batch: Some(96), part: None }).contains("--micro-batch 96"));
+        assert!(words(256, Fits { batch: Some(96), part: None }).contains("try --batch 96"));
+        assert!(words(256, Fits { batch: Some(96), part: Some(1) }).contains("try --batch 96"));
         assert!(words(2, nothing).contains("smaller encoder"));
         assert!(words(64, Fits { batch: None, part: Some(1) }).contains("smaller encoder"));
     }

@@ -39,6 +39,17 @@ pub(crate) fn explained(
     crate::device::out_of_memory(name, part, Fits { batch: whole, part: parts })
 }
 
+/// An error of evaluating `batch` images at a time; where it says that the device has not enough memory, with what to do.
+pub(crate) fn explained_judging(error: Error, device: &str, batch: usize) -> Error {
+    if !crate::device::is_out_of_memory(&error) {
+        return error;
+    }
+    Error::Config(format!(
+        "{device} has not enough memory to evaluate {batch} images at a time: try fewer, --set eval.batch={}",
+        (batch / 4).max(1)
+    ))
+}
+
 /// How many images would fit, where that could be measured.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Fits {
@@ -109,6 +120,17 @@ mod tests {
         assert!(needs(most) <= 80.0 * GIB as f64, "what it names fits");
         assert_eq!(largest_part(3 * GIB, held(2), held(4)), Some(14), "small numbers are not rounded");
         assert_eq!(largest_part(2 * GIB, held(2), held(4)), None, "the weights alone fill it");
+    }
+
+    #[test]
+    fn evaluation_that_does_not_fit_says_so() {
+        let full = Error::Config("CUDA_ERROR_OUT_OF_MEMORY".into());
+        let words = explained_judging(full, "cuda", 256).to_string();
+        assert!(words.contains("to evaluate 256 images") && words.contains("eval.batch=64"), "{words}");
+        assert_eq!(
+            explained_judging(Error::Config("another".into()), "cuda", 256).to_string(),
+            Error::Config("another".into()).to_string()
+        );
     }
 
     #[test]

@@ -134,27 +134,33 @@ impl Trainer {
     pub fn run(&mut self, observer: &mut dyn Observer, stop: &AtomicBool) -> Result<Outcome> {
         let result = self.run_inner(observer, stop);
         observer.event(&Event::End);
-        result.map_err(|error| {
-            let step = self.state.step;
-            let at = At {
-                step,
-                epoch: step / self.per_epoch,
-                steps_per_epoch: self.per_epoch,
-                epochs: self.config.epochs,
-                seed: self.config.seed,
-                precision: self.config.network.precision,
-            };
-            let part = crate::memory::part(self.config.batch, self.config.micro_batch);
-            let sizes = (self.config.batch, part);
-            crate::memory::explained(error, &mut *self.method, (&self.device, &self.config.device), &at, sizes)
-        })
+        result
+    }
+
+    /// Where the next step stands.
+    fn at(&self) -> At {
+        let step = self.state.step;
+        At {
+            step,
+            epoch: step / self.per_epoch,
+            steps_per_epoch: self.per_epoch,
+            epochs: self.config.epochs,
+            seed: self.config.seed,
+            precision: self.config.network.precision,
+        }
+    }
+
+    /// An error of what is measured with the encoder, with what to do where the device's memory was too small.
+    fn judged<T>(&self, result: Result<T>) -> Result<T> {
+        result.map_err(|error| crate::memory::explained_judging(error, &self.config.device, self.config.eval.batch))
     }
 
     fn run_inner(&mut self, observer: &mut dyn Observer, stop: &AtomicBool) -> Result<Outcome> {
         let mut metrics = MetricsFile::open(&self.folder, self.state.metrics_bytes)?;
         let mut events = EventFile::create(&self.folder, self.state.step)?;
         if self.state.step == 0 {
-            self.begin(observer, &mut metrics, &mut events)?;
+            let begun = self.begin(observer, &mut metrics, &mut events);
+            self.judged(begun)?;
         }
         let total = self.total_steps();
         if self.state.step < total {
@@ -166,8 +172,8 @@ impl Trainer {
                 return Ok(Outcome::Interrupted { step: self.state.step, total });
             }
         }
-        let result = self.finish(observer, &mut metrics, &mut events)?;
-        Ok(Outcome::Finished(Box::new(result)))
+        let result = self.finish(observer, &mut metrics, &mut events);
+        Ok(Outcome::Finished(Box::new(self.judged(result)?)))
     }
 
     /// What is done once, before the first step: the picture of the views and the baselines.

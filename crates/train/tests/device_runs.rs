@@ -59,6 +59,8 @@ struct Run<'a> {
     precision: &'a str,
     epochs: u32,
     rate: f64,
+    /// Every how many steps a loss is looked at; in between the host runs ahead of the device.
+    every: u32,
 }
 
 /// What a run gave: the losses of all steps, and the encoder's parameters at the end.
@@ -75,9 +77,9 @@ impl Run<'_> {
         }
         let text = format!(
             "method = '{}'\nencoder = '{}'\ndevice = '{}'\nbatch = 8\nepochs = {}\nseed = 3\n[network]\nprecision = '{}'\n\
-             [log]\nevery = 1\non_collapse = 'warn'\n[schedule]\nlr = {}\n[eval]\nbaselines = false\nevery = 1000\n\
+             [log]\nevery = {}\non_collapse = 'warn'\n[schedule]\nlr = {}\n[eval]\nbaselines = false\nevery = 1000\n\
              [data]\nlabels = 'none'\nimage_size = 16\nheld_out = 0.0\nmean = [0.5, 0.5, 0.5]\nstd = [0.25, 0.25, 0.25]\n",
-            self.method, self.encoder, self.device, self.epochs, self.precision, self.rate
+            self.method, self.encoder, self.device, self.epochs, self.precision, self.every, self.rate
         );
         let mut table: Table = text.parse()?;
         table["data"].as_table_mut().context("data")?.insert("path".into(), Value::from(images.display().to_string()));
@@ -151,7 +153,7 @@ fn every_method_begins_as_on_the_processor() -> Result<()> {
     for spec in METHODS {
         let (method, encoder) = (spec.name, encoder(spec));
         let run = |device: &str, precision: &str, rate: f64| {
-            let run = Run { place: place.path(), method, encoder, device, precision, epochs: 1, rate };
+            let run = Run { place: place.path(), method, encoder, device, precision, epochs: 1, rate, every: 1 };
             run.done(&format!("{method}-{}-{precision}-{rate:e}", device.replace(':', "-")))
         };
         let start = run("cpu", "f32", NOTHING)?;
@@ -190,7 +192,8 @@ fn twenty_steps_agree_and_a_run_goes_on_after_a_stop() -> Result<()> {
     let Some(device) = device()? else { return Ok(()) };
     let place = tempfile::tempdir()?;
     for (method, encoder) in [("simclr", "resnet_mini"), ("dino", "vit_mini")] {
-        let run = |device, rate| Run { place: place.path(), method, encoder, device, precision: "f32", epochs: 5, rate };
+        let run =
+            |device, rate| Run { place: place.path(), method, encoder, device, precision: "f32", epochs: 5, rate, every: 1 };
         let start = run("cpu", NOTHING).done(&format!("{method}-start"))?;
         let want = run("cpu", RATE).done(&format!("{method}-cpu"))?;
         ensure!(want.losses.len() == 20, "{} steps", want.losses.len());
@@ -203,6 +206,9 @@ fn twenty_steps_agree_and_a_run_goes_on_after_a_stop() -> Result<()> {
             Ok::<(), anyhow::Error>(())
         };
         check(&what, &run(&device, RATE).done(&format!("{method}-device"))?)?;
+        let seldom = Run { every: 10, ..run(&device, RATE) }.done(&format!("{method}-seldom"))?;
+        let off = astray(&seldom, &want, &start)?;
+        ensure!(off <= 0.1, "{what}, looked at in every tenth step: weights went {off:e} of their way astray");
         let (name, stop) = (format!("{method}-stopped"), AtomicBool::new(false));
         let outcome = run(&device, RATE).trainer(&name)?.run(&mut Stopper(7, &stop), &stop)?;
         ensure!(matches!(outcome, Outcome::Interrupted { step: 7, .. }), "{outcome:?}");

@@ -45,3 +45,43 @@ pub(crate) fn parameters(all: &[&Tensor], given: &Given) -> Result<Tensor> {
     }
     Ok(token.unwrap_or(nothing))
 }
+
+#[cfg(test)]
+mod tests {
+    use candle_core::{Device, Var};
+
+    use super::*;
+
+    #[test]
+    fn every_parameter_gets_its_own_gradient() -> Result<()> {
+        let number = |v: f32| Tensor::new(&[v], &Device::Cpu);
+        for count in 1..=9_usize {
+            // The second of every three, or of the first group all, are not trained.
+            for untracked in [None, Some([1, 4, 7]), Some([0, 1, 2])] {
+                let vars = (0..count).map(|i| Var::from_tensor(&number(i as f32)?)).collect::<Result<Vec<_>>>()?;
+                let frozen = |i: usize| untracked.is_some_and(|places| places.contains(&i));
+                let tensors: Vec<Tensor> = vars
+                    .iter()
+                    .enumerate()
+                    .map(|(i, v)| if frozen(i) { v.as_detached_tensor() } else { v.as_tensor().clone() })
+                    .collect();
+                let given = Given::default();
+                let token = parameters(&tensors.iter().collect::<Vec<_>>(), &given)?;
+                let x = Var::from_tensor(&number(1.0)?)?;
+                let gradients = (0..count).map(|i| number(10.0 + i as f32)).collect::<Result<Vec<_>>>()?;
+                let y = handed2("block", [&x, &token], &number(5.0)?, move |[_, token], grad| {
+                    *given.lock().unwrap_or_else(PoisonError::into_inner) = gradients.iter().cloned().map(Some).collect();
+                    Ok([Some(grad.clone()), token.track_op().then(|| token.zeros_like()).transpose()?])
+                })?;
+                let grads = y.sum_all()?.backward()?;
+                assert!(grads.get(&x).is_some());
+                for (i, var) in vars.iter().enumerate() {
+                    let found = grads.get(var).map(Tensor::to_vec1::<f32>).transpose()?;
+                    let want = (!frozen(i)).then(|| vec![10.0 + i as f32]);
+                    assert_eq!(found, want, "parameter {i} of {count}, untracked {untracked:?}");
+                }
+            }
+        }
+        Ok(())
+    }
+}

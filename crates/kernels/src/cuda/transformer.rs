@@ -14,8 +14,8 @@ use crate::transformer::{Affine, TransformerParameters};
 pub(crate) trait Primitives: Send + Sync + 'static {
     /// Layer norm of `x` in `f32`, with a result of type `kind`.
     fn norm(&self, x: &Tensor, layer: [&Tensor; 2], eps: f64, kind: DType) -> Result<Normed>;
-    /// The gradient to the input plus what comes from beside the norm, in `f32`; the gradients to weight and bias. Of the gradient to the result and
-    /// what comes from beside.
+    /// The gradient to the input plus what comes from beside the norm, in `f32`, and the gradients to weight and bias; given are the gradient to
+    /// the result and what comes from beside.
     fn norm_backward(
         &self,
         x: &Tensor,

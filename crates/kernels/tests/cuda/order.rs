@@ -9,7 +9,7 @@ use crate::device;
 
 /// Rows and columns of the matrices of [`busy`]; fewer by `TWINSIGHT_TEST_BUSY`, where a device is slow.
 fn side() -> usize {
-    std::env::var("TWINSIGHT_TEST_BUSY").ok().and_then(|side| side.parse().ok()).unwrap_or(4096)
+    std::env::var("TWINSIGHT_TEST_BUSY").map_or(4096, |side| side.parse().expect("TWINSIGHT_TEST_BUSY is a number"))
 }
 
 /// Work that keeps the device from what follows for a while.

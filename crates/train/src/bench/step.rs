@@ -163,6 +163,7 @@ pub fn bench_step(bench: &BenchStep, tick: &mut dyn FnMut(usize)) -> Result<Benc
             Ok(device.synchronize()?)
         };
         if let Err(error) = step() {
+            drop(views);
             let part = crate::memory::part(bench.batch, bench.micro_batch);
             return Err(crate::memory::explained(error, &mut *method, (&device, &bench.device), &at(i), (bench.batch, part)));
         }

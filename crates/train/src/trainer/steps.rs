@@ -11,7 +11,7 @@ use std::time::Instant;
 
 use candle_core::{DType, Tensor};
 use serde_json::json;
-use twinsight_ssl_methods::{At, Backward, backward, backward_unseen};
+use twinsight_ssl_methods::{Backward, backward, backward_unseen};
 
 use super::Trainer;
 use crate::folder::MetricsFile;
@@ -53,7 +53,12 @@ impl Trainer {
         let mut loader = Loader::start_with(config, self.state.step, &self.device, renderer)?;
         let trained = self.steps(&mut loader, observer, stop, metrics, events);
         self.bad.extend(loader.bad_images());
-        trained
+        trained.map_err(|error| {
+            // While the loader lives, whose images and batches lie in the device's memory too.
+            let (at, part) = (self.at(), crate::memory::part(self.config.batch, self.config.micro_batch));
+            let sizes = (self.config.batch, part);
+            crate::memory::explained(error, &mut *self.method, (&self.device, &self.config.device), &at, sizes)
+        })
     }
 
     fn steps(
@@ -72,14 +77,7 @@ impl Trainer {
         while self.state.step < total {
             let begun = Instant::now();
             let step = self.state.step;
-            let at = At {
-                step,
-                epoch: step / self.per_epoch,
-                steps_per_epoch: self.per_epoch,
-                epochs: self.config.epochs,
-                seed: self.config.seed,
-                precision: self.config.network.precision,
-            };
+            let at = self.at();
             let rate = lr.at(if self.config.schedule.by_epoch { step - step % self.per_epoch } else { step });
             let epoch_done = (step + 1).is_multiple_of(self.per_epoch);
             let logged = (step + 1).is_multiple_of(self.config.log.every) || epoch_done || step + 1 == total;
@@ -154,7 +152,7 @@ impl Trainer {
             let every = self.config.eval.every;
             let due = epoch_done && every > 0 && epoch.is_multiple_of(every) && self.state.step < total;
             let evaluated = if due { self.evaluate(epoch, observer, metrics, events) } else { Ok(()) };
-            if let Err(error) = evaluated {
+            if let Err(error) = self.judged(evaluated) {
                 if !matches!(error, Error::Vector { .. }) {
                     return Err(error);
                 }
